@@ -1,0 +1,1 @@
+"""The jobs a person runs, and the command line over them."""

@@ -1,0 +1,31 @@
+"""VoCoCache: videos become VoCo KV caches in Zarr; questions are answered from the caches.
+
+The method is VoCo-LLaMA (arXiv 2406.12275). Importing this package loads neither torch nor Ray: the names
+below are resolved when first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vococache.model import load_model as load_model
+    from vococache.pipeline.ask import ask as ask
+    from vococache.pipeline.ingest import ingest as ingest
+    from vococache.storage import open_store as open_store
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "ask": "vococache.pipeline.ask",
+    "ingest": "vococache.pipeline.ingest",
+    "load_model": "vococache.model",
+    "open_store": "vococache.storage",
+}
+
+__all__ = ["__version__", "ask", "ingest", "load_model", "open_store"]  # noqa: F822 (resolved lazily)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'vococache' has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""The stages that do the work, as plain classes; `actors` makes them Ray actors."""
