@@ -1,0 +1,94 @@
+"""VoCo caches in memory.
+
+Letters: S segments, Y layers, G key-value heads, K tokens of a segment, D head dimension, P = S * K.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vococache.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class VoCoCache:
+    """Keys and values of VoCo tokens in the canonical layout; keys are position-free.
+
+    `data`: [segments, layers, 2 (key, value), kv_heads, tokens, head_dim]. Segments are in time order.
+    """
+
+    data: Tensor
+
+    def __post_init__(self) -> None:
+        if self.data.dim() != 6 or self.data.shape[2] != 2:
+            raise InputError(
+                "a VoCo cache has the axes [segments, layers, 2, kv_heads, tokens, head_dim],"
+                f" found the shape {tuple(self.data.shape)}"
+            )
+
+    @property
+    def segments(self) -> int:
+        return self.data.shape[0]
+
+    @property
+    def tokens(self) -> int:
+        """K: VoCo tokens of each segment."""
+        return self.data.shape[4]
+
+    @property
+    def positions(self) -> int:
+        """Positions that the cache takes in front of a text: segments x tokens."""
+        return self.segments * self.tokens
+
+    def first_tokens(self, k: int) -> "VoCoCache":
+        """Only the first `k` tokens of each segment: exactly the k-token cache of the same weights."""
+        if not 1 <= k <= self.tokens:
+            raise InputError(f"expected 1 to {self.tokens} tokens of a segment, found {k}")
+        return VoCoCache(self.data[:, :, :, :, :k])
+
+    def slice(self, start: int, stop: int) -> "VoCoCache":
+        """Segments `start` to `stop` (exclusive)."""
+        return VoCoCache(self.data[start:stop])
+
+    @staticmethod
+    def join(caches: Sequence["VoCoCache"]) -> "VoCoCache":
+        """The segments of `caches`, one after the other."""
+        return VoCoCache(torch.cat([cache.data for cache in caches]))
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "VoCoCache":
+        """The cache on another device, optionally in another dtype."""
+        return VoCoCache(self.data.to(device=device, dtype=dtype))
+
+
+class PlacedCache:
+    """A cache rotated to its positions 0..P-1, with room behind it for the text's own keys and values.
+
+    Placed once, read by any number of questions: each starts again behind the P cached entries.
+    `buffer`: [layers, 2, kv_heads, capacity, head_dim].
+    """
+
+    def __init__(self, prefix: Tensor) -> None:
+        self.buffer = prefix
+        self.prefix = prefix.shape[3]
+        self.length = self.prefix
+
+    def rewind(self, room: int) -> None:
+        """Forget all text and make room for `room` entries of it."""
+        self.length = self.prefix
+        missing = self.prefix + room - self.buffer.shape[3]
+        if missing > 0:
+            shape = list(self.buffer.shape)
+            shape[3] = missing
+            self.buffer = torch.cat((self.buffer, self.buffer.new_empty(shape)), dim=3)
+
+    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store a layer's text entries [1, G, N, D] behind `length`; all entries up to there [1, G, length + N, D].
+
+        The caller advances `length` after the last layer.
+        """
+        end = self.length + key.shape[2]
+        self.buffer[layer, 0, :, self.length : end] = key[0]
+        self.buffer[layer, 1, :, self.length : end] = value[0]
+        return self.buffer[layer, 0, None, :, :end], self.buffer[layer, 1, None, :, :end]
