@@ -19,7 +19,14 @@ from torch import Tensor
 from vococache.errors import ModelError
 from vococache.model import foreign
 from vococache.model.config import MODEL_TYPE, VoCoConfig
-from vococache.model.fingerprint import compressor_fingerprint
+from vococache.model.fingerprint import (
+    compressor_fingerprint,
+    current_weights_digest,
+    dtype_name,
+    is_stage1,
+    tensor_digest,
+    weights_digest,
+)
 from vococache.model.voco import VoCoModel
 
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -118,8 +125,9 @@ def save_pretrained(model: VoCoModel, folder: str | Path, *, note: str | None = 
     save_torch_state_dict(state, folder)
     if model.tokenizer is not None:
         model.tokenizer.save_pretrained(folder)
+    model.weights_digest = current_weights_digest(model)
     config = model.config.to_dict() | {
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": dtype_name(model.dtype),
         "fingerprint": compressor_fingerprint(model),
     }
     if note is not None:
@@ -162,6 +170,7 @@ def _fill(model: VoCoModel, layout: Layout, folder: Path, dtype: torch.dtype | N
         del wanted["lm_head.weight"]
     layers = re.compile(r"vision_tower\.encoder\.layers\.(\d+)\.")
     state: dict[str, Tensor] = {}
+    digests: dict[str, bytes] = {}
     for source, rename in layout.sources:
         for stored, tensor in _tensors(source):
             name = rename(stored)
@@ -180,6 +189,8 @@ def _fill(model: VoCoModel, layout: Layout, folder: Path, dtype: torch.dtype | N
                 )
             if not torch.isfinite(tensor).all():
                 raise ModelError(f"{folder}: weight {stored!r} holds NaN or infinite values")
+            if is_stage1(name, model.config):
+                digests[name] = tensor_digest(name, tensor, model.config)
             state[name] = tensor.to(device=device, dtype=dtype)
     if missing := sorted(wanted.keys() - state.keys()):
         raise ModelError(f"{folder}: {len(missing)} weights are missing, {missing[0]!r} first")
@@ -192,6 +203,7 @@ def _fill(model: VoCoModel, layout: Layout, folder: Path, dtype: torch.dtype | N
     if model.config.text.tie_word_embeddings:
         model.lm_head.weight = model.language_model.embed_tokens.weight
     _restore_buffers(model, device)
+    model.weights_digest = weights_digest(digests.items())
 
 
 def _unused(name: str, layers: re.Pattern[str], config: VoCoConfig) -> bool:

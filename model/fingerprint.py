@@ -1,41 +1,65 @@
-"""The compressor fingerprint: a hash over everything that changes a cache's numbers."""
+"""The compressor fingerprint: a hash over everything that changes a cache's numbers.
+
+Weights are hashed by value in float32, so the fingerprint does not depend on the dtype that a checkpoint is
+stored in; the dtype that the compressor computes in is part of it, because that changes the numbers.
+"""
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
+from vococache.model.config import VoCoConfig
 from vococache.model.voco import VoCoModel
 
+EMBEDDING = "language_model.embed_tokens.weight"
 # What the last layer computes behind its keys and values never reaches a cache.
 _BEHIND_LAST_KEYS = ("self_attn.q_proj", "self_attn.q_norm", "self_attn.o_proj", "post_attention_layernorm", "mlp")
 
 
-def stage1_weights(model: VoCoModel) -> Iterator[tuple[str, Tensor]]:
-    """The weights that stage 1 uses, by name, in a fixed order."""
-    last = f"language_model.layers.{model.config.layers - 1}."
-    for name, tensor in sorted(model.state_dict().items()):
-        if name.startswith(("lm_head.", "language_model.norm.", "language_model.embed_tokens.")):
-            continue
-        if name.startswith(last) and name.removeprefix(last).startswith(_BEHIND_LAST_KEYS):
-            continue
-        yield name, tensor
-    config = model.config
-    ids = [config.prompt.bos_id] if config.prompt.bos_id is not None else []
-    ids += [*config.prompt.newline_ids, config.voco_token_id]
-    yield "language_model.embed_tokens.rows", model.language_model.embed_tokens.weight[ids]
+def is_stage1(name: str, config: VoCoConfig) -> bool:
+    """Does stage 1 use the weight of that name?"""
+    if name.startswith(("lm_head.", "language_model.norm.")):
+        return False
+    last = f"language_model.layers.{config.layers - 1}."
+    return not (name.startswith(last) and name.removeprefix(last).startswith(_BEHIND_LAST_KEYS))
 
 
-def compressor_fingerprint(model: VoCoModel) -> str:
+def tensor_digest(name: str, tensor: Tensor, config: VoCoConfig) -> bytes:
+    """sha256 of a weight's values; of the embedding, only the rows that stage 1 looks up."""
+    if name == EMBEDDING:
+        bos = [] if config.prompt.bos_id is None else [config.prompt.bos_id]
+        tensor = tensor[[*bos, *config.prompt.newline_ids, config.voco_token_id]]
+    values = tensor.detach().float().cpu().contiguous()
+    digest = hashlib.sha256(f"{name} {tuple(values.shape)}".encode())
+    digest.update(values.flatten().view(torch.uint8).numpy())
+    return digest.digest()
+
+
+def weights_digest(digests: Iterable[tuple[str, bytes]]) -> str:
+    """One hex sha256 of all (name, `tensor_digest`), whatever their order."""
+    return hashlib.sha256(b"".join(digest for _, digest in sorted(digests))).hexdigest()
+
+
+def current_weights_digest(model: VoCoModel) -> str:
+    """The digest of the weights as the model holds them now (training changes them)."""
+    used = [(name, tensor) for name, tensor in model.state_dict().items() if is_stage1(name, model.config)]
+    return weights_digest((name, tensor_digest(name, tensor, model.config)) for name, tensor in used)
+
+
+def compressor_fingerprint(
+    model: VoCoModel, *, config: VoCoConfig | None = None, dtype: str | None = None
+) -> str:
     """sha256, hex, over weights, architecture, prompt pieces, preprocessing, K, frames and compute dtype.
 
-    What only the reader uses (the question's template, stop ids, the output projection) is left out: a new
-    reader may read old caches.
+    `config`, `dtype`: as if the model compressed with those (by default its own). What only the reader uses (the
+    question's template, stop ids, the output projection) is left out: a new reader may read old caches.
     """
-    config = model.config
+    config = config or model.config
     settings = {
+        "weights": model.weights_digest or current_weights_digest(model),
         "text": _numeric(config.text.to_dict()),
         "vision": _numeric(config.vision.to_dict()),
         "projector": config.projector,
@@ -47,13 +71,14 @@ def compressor_fingerprint(model: VoCoModel) -> str:
         "geometry": config.geometry.to_dict(),
         "image_mean": config.image_mean,
         "image_std": config.image_std,
-        "dtype": str(model.dtype),
+        "dtype": dtype or dtype_name(model.dtype),
     }
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for name, tensor in stage1_weights(model):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name of a torch dtype: "float32"."""
+    return str(dtype).removeprefix("torch.")
 
 
 def _numeric(hf_config: dict[str, object]) -> dict[str, object]:

@@ -42,6 +42,7 @@ class VoCoModel(nn.Module):
         self.config = config
         self.tokenizer: Any = None  # a Hugging Face tokenizer, where the checkpoint has one
         self.name = "unnamed"
+        self.weights_digest: str | None = None  # of the checkpoint it came from; None once the weights may differ
         self.vision_tower = AutoModel.from_config(config.vision)
         # The feature is the last kept layer's output: nothing behind it is ever used.
         self.vision_tower.post_layernorm = nn.Identity()
