@@ -72,7 +72,7 @@ def load_model(
         model = VoCoModel(config)
     _fill(model, layout, folder, _resolve_dtype(dtype, where), where)
     model.name = str(path_or_name)
-    model.tokenizer = foreign.load_tokenizer(folder)
+    model.tokenizer = foreign.load_tokenizer(folder, config.text)
     return model.eval().requires_grad_(False)
 
 
@@ -123,6 +123,8 @@ def save_pretrained(model: VoCoModel, folder: str | Path, *, note: str | None = 
     if model.config.text.tie_word_embeddings:
         del state["lm_head.weight"]
     save_torch_state_dict(state, folder)
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o644)  # written private; a checkpoint is as readable as its folder
     if model.tokenizer is not None:
         model.tokenizer.save_pretrained(folder)
     model.weights_digest = current_weights_digest(model)

@@ -17,11 +17,11 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer beside the weights, or None. Never fetched, never remote code."""
+def load_tokenizer(folder: Path, text: PretrainedConfig) -> Any:
+    """The tokenizer beside the weights of a decoder `text`, or None. Never fetched, never remote code."""
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
         return None
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return AutoTokenizer.from_pretrained(folder, config=text, local_files_only=True, trust_remote_code=False)
 
 
 def official_config(folder: Path, data: dict[str, Any]) -> tuple[VoCoConfig, Path | None]:
@@ -42,7 +42,7 @@ def official_config(folder: Path, data: dict[str, Any]) -> tuple[VoCoConfig, Pat
         vision=vision,
         voco_token_id=OFFICIAL_VOCO_ID,
         projector=data.get("mm_projector_type", "linear"),
-        prompt=_llama_prompt(data, load_tokenizer(folder)),
+        prompt=_llama_prompt(data, load_tokenizer(folder, text)),
         **_preprocessing(vision_folder, vision.image_size, pad=data.get("image_aspect_ratio") == "pad"),
     )
     return config, vision_folder if any(vision_folder.glob("*.safetensors")) else None
@@ -70,8 +70,8 @@ def vision_name(name: str) -> str | None:
 
 def llava_config(folder: Path, data: dict[str, Any]) -> tuple[VoCoConfig, int]:
     """The config of a LLaVA-1.5 folder with `<voco>` added, and how many embedding rows that adds."""
-    tokenizer = load_tokenizer(folder)
     text = hf_config(data["text_config"])
+    tokenizer = load_tokenizer(folder, text)
     layer = data.get("vision_feature_layer", -2)
     if not isinstance(layer, int) or data.get("vision_feature_select_strategy", "default") != "default":
         raise ModelError("expected a LLaVA-1.5 model: one vision feature layer, strategy 'default'")
