@@ -1,0 +1,42 @@
+# `make demo` and `make test` are all that a fresh clone needs: .venv is made on demand.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: help demo test test-all lint bench wheel clean
+
+help:  ## this list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
+
+demo: $(STAMP)  ## synthetic clips -> caches -> questions and answers
+	$(BIN)/voco demo
+
+test: $(STAMP)  ## the tests that need neither a GPU nor minutes
+	$(BIN)/python -m pytest
+
+test-all: $(STAMP)  ## all tests; those marked gpu only where there is CUDA
+	$(BIN)/python -m pytest -m "$$($(BIN)/python -c 'import torch; print("" if torch.cuda.is_available() else "not gpu")')"
+
+lint: $(STAMP)  ## style, layers, types, security
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+	$(BIN)/bandit -q -r -c pyproject.toml model storage workers pipeline src/vococache/__init__.py src/vococache/errors.py
+
+bench: $(STAMP)  ## every benchmark in turn
+	@for file in $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py)); do \
+	  echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+wheel: $(STAMP)  ## dist/vococache-*.whl, which ray_cluster.yaml installs on every node
+	rm -rf build dist
+	$(BIN)/pip wheel -q --no-deps --no-build-isolation -w dist .
+
+clean:  ## all that make made
+	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+
+# Without the constraints pip would take any newer version of everything.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
