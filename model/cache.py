@@ -84,9 +84,10 @@ class PlacedCache:
             self.buffer = torch.cat((self.buffer, self.buffer.new_empty(shape)), dim=3)
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store a layer's text entries [1, G, N, D] behind `length`; all entries up to there [1, G, length + N, D].
+        """Store a layer's text entries [1, G, N, D] behind `length`.
 
-        The caller advances `length` after the last layer.
+        Returns all keys and values up to there, [1, G, length + N, D] each. The caller advances `length`
+        after the last layer.
         """
         end = self.length + key.shape[2]
         self.buffer[layer, 0, :, self.length : end] = key[0]

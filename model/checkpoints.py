@@ -55,9 +55,9 @@ def load_model(
 ) -> VoCoModel:
     """Load a VoCo model for inference; works without a tokenizer.
 
-    `path_or_name`: a folder in one of the three layouts, or an embedded model's name. `num_voco_tokens` (K) and
-    `newline_ids` (stage 1) override the checkpoint's. `dtype`: of weights and computation; by default float32 on
-    a CPU, the checkpoint's own on a GPU. `device`: by default a GPU where there is one.
+    `path_or_name`: a folder in one of the three layouts, or an embedded model's name. `num_voco_tokens` (K)
+    and `newline_ids` (stage 1) override the checkpoint's. `dtype`: of weights and computation; by default
+    float32 on a CPU, the checkpoint's own on a GPU. `device`: by default a GPU where there is one.
 
     Raises `ModelError` where the folder is not such a checkpoint, is not supported, or has missing, extra,
     mis-shaped or non-finite weights.
@@ -85,8 +85,8 @@ def resolve(path_or_name: str | Path) -> Path:
     if not (path / "config.json").is_file():
         names = sorted(entry.parent.name for entry in EMBEDDED.glob("*/config.json"))
         raise ModelError(
-            f"unknown model {str(path_or_name)!r}: expected a folder with a config.json, or one of the embedded"
-            f" models {names}"
+            f"unknown model {str(path_or_name)!r}: expected a folder with a config.json, or one of the"
+            f" embedded models {names}"
         )
     return path
 
@@ -110,8 +110,8 @@ def read_layout(folder: Path) -> Layout:
         config, new_rows = foreign.llava_config(folder, data)
         return Layout(config, ((folder, foreign.llava_name),), new_rows)
     raise ModelError(
-        f"{folder} holds a {kind!r} model; expected 'voco' (ours), 'llava_llama' (official VoCo-LLaMA) or 'llava'"
-        " (LLaVA-1.5 in Hugging Face form)"
+        f"{folder} holds a {kind!r} model; expected 'voco' (ours), 'llava_llama' (official VoCo-LLaMA) or"
+        " 'llava' (LLaVA-1.5 in Hugging Face form)"
     )
 
 
@@ -165,7 +165,9 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
             raise ModelError(f"{file} is not a sound safetensors file: {error}") from None
 
 
-def _fill(model: VoCoModel, layout: Layout, folder: Path, dtype: torch.dtype | None, device: torch.device) -> None:
+def _fill(
+    model: VoCoModel, layout: Layout, folder: Path, dtype: torch.dtype | None, device: torch.device
+) -> None:
     """Give the model, built without storage, the checkpoint's weights; check each."""
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if model.config.text.tie_word_embeddings:

@@ -42,12 +42,15 @@ class PromptPieces:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
+        }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "PromptPieces":
         """The inverse of `to_dict`."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +72,13 @@ class VoCoConfig:
     def __post_init__(self) -> None:
         check_text_config(self.text)
         if self.vision.model_type not in VISION_TYPES:
-            raise ModelError(f"vision tower {self.vision.model_type!r} is not supported; expected one of {VISION_TYPES}")
+            raise ModelError(
+                f"vision tower {self.vision.model_type!r} is not supported; expected one of {VISION_TYPES}"
+            )
         if self.projector not in ("linear", "mlp2x_gelu"):
-            raise ModelError(f"projector {self.projector!r} is not supported; expected 'linear' or 'mlp2x_gelu'")
+            raise ModelError(
+                f"projector {self.projector!r} is not supported; expected 'linear' or 'mlp2x_gelu'"
+            )
         if not 1 <= self.num_voco_tokens <= MAX_VOCO_TOKENS:
             raise ModelError(f"expected 1 to {MAX_VOCO_TOKENS} VoCo tokens, found {self.num_voco_tokens}")
         if self.frames_per_segment < 1:
@@ -82,8 +89,9 @@ class VoCoConfig:
             )
         if self.stage1_length > self.max_positions:
             raise ModelError(
-                f"a segment takes {self.stage1_length} positions (vision tokens, prompt, VoCo tokens), but the decoder"
-                f" has {self.max_positions} (positions or sliding window): use fewer frames per segment"
+                f"a segment takes {self.stage1_length} positions (vision tokens, prompt, VoCo tokens), but"
+                f" the decoder has {self.max_positions} (positions or sliding window): use fewer frames per"
+                " segment"
             )
 
     @property
@@ -178,7 +186,9 @@ def hf_config(data: dict[str, Any]) -> PretrainedConfig:
     """A Hugging Face config object from its dictionary, without remote code."""
     model_type = data.get("model_type", "")
     if model_type not in (*TEXT_TYPES, *VISION_TYPES):
-        raise ModelError(f"architecture {model_type!r} is not supported; expected one of {TEXT_TYPES + VISION_TYPES}")
+        raise ModelError(
+            f"architecture {model_type!r} is not supported; expected one of {TEXT_TYPES + VISION_TYPES}"
+        )
     return CONFIG_MAPPING[model_type].from_dict(data)
 
 

@@ -9,6 +9,7 @@ Letters: B rows, L positions, Q queries, H heads, G key-value heads, D head dime
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -21,7 +22,7 @@ KeyValues = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 def split_heads(x_BLE: Tensor, head_dim: int) -> Tensor:
     """[B, L, heads * D] as [B, heads, L, D]."""
-    return x_BLE.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+    return x_BLE.reshape(*x_BLE.shape[:2], -1, head_dim).transpose(1, 2)
 
 
 def project_key_value(attention: Any, x_BLE: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,7 +39,9 @@ def project_query(attention: Any, x_BQE: Tensor) -> Tensor:
     return attention.q_norm(query) if hasattr(attention, "q_norm") else query
 
 
-def attend(attention: Any, query_BHQD: Tensor, key_BGLD: Tensor, value_BGLD: Tensor, mask: Tensor | None) -> Tensor:
+def attend(
+    attention: Any, query_BHQD: Tensor, key_BGLD: Tensor, value_BGLD: Tensor, mask: Tensor | None
+) -> Tensor:
     """Attention output [B, Q, E]. `mask` is boolean [Q, L], True where visible; None: plain causal, Q = L."""
     out = F.scaled_dot_product_attention(
         query_BHQD,
@@ -49,18 +52,23 @@ def attend(attention: Any, query_BHQD: Tensor, key_BGLD: Tensor, value_BGLD: Ten
         scale=attention.scaling,
         enable_gqa=query_BHQD.shape[1] != key_BGLD.shape[1],
     )
-    return attention.o_proj(out.transpose(1, 2).flatten(2))
+    projected: Tensor = attention.o_proj(out.transpose(1, 2).flatten(2))
+    return projected
 
 
 def feed_forward(layer: Any, x_BLE: Tensor) -> Tensor:
     """The second half of a decoder layer, residual included."""
-    return x_BLE + layer.mlp(layer.post_attention_layernorm(x_BLE))
+    mlp: Tensor = layer.mlp(layer.post_attention_layernorm(x_BLE))
+    return x_BLE + mlp
 
 
-def run_layers(layers: nn.ModuleList, x_BLE: Tensor, angles: Angles, mask: Tensor, key_values: KeyValues) -> Tensor:
+def run_layers(
+    layers: nn.ModuleList, x_BLE: Tensor, angles: Angles, mask: Tensor, key_values: KeyValues
+) -> Tensor:
     """The text's hidden states [B, L, E] after all layers, before the final norm."""
+    layer: Any
     for index, layer in enumerate(layers):
-        attention: Any = layer.self_attn
+        attention = layer.self_attn
         normed = layer.input_layernorm(x_BLE)
         key, value = project_key_value(attention, normed)
         query = rotate(project_query(attention, normed), angles)
@@ -70,7 +78,9 @@ def run_layers(layers: nn.ModuleList, x_BLE: Tensor, angles: Angles, mask: Tenso
     return x_BLE
 
 
-def last_entries(layers: nn.ModuleList, x_BLE: Tensor, angles: Angles, keep: int) -> list[tuple[Tensor, Tensor]]:
+def last_entries(
+    layers: nn.ModuleList, x_BLE: Tensor, angles: Angles, keep: int
+) -> list[tuple[Tensor, Tensor]]:
     """Position-free keys and values [B, G, keep, D] of the last `keep` positions, for each layer.
 
     What cannot reach those entries is not computed: the last layer stops at its keys and values, and the
@@ -78,8 +88,9 @@ def last_entries(layers: nn.ModuleList, x_BLE: Tensor, angles: Angles, keep: int
     """
     kept: list[tuple[Tensor, Tensor]] = []
     length = x_BLE.shape[1]
+    layer: Any
     for index, layer in enumerate(layers):
-        attention: Any = layer.self_attn
+        attention = layer.self_attn
         if index == len(layers) - 1:
             kept.append(project_key_value(attention, layer.input_layernorm(x_BLE[:, -keep:])))
             break
@@ -90,9 +101,9 @@ def last_entries(layers: nn.ModuleList, x_BLE: Tensor, angles: Angles, keep: int
         key = rotate(key, angles)
         mask = None
         cos, sin = angles
-        if index == len(layers) - 2:
+        if index == len(layers) - 2 and keep < length:
             x_BLE, normed, cos, sin = x_BLE[:, -keep:], normed[:, -keep:], cos[-keep:], sin[-keep:]
-            mask = x_BLE.new_ones(keep, length, dtype=bool).tril(length - keep) if keep < length else None
+            mask = torch.ones(keep, length, dtype=torch.bool, device=x_BLE.device).tril(length - keep)
         query = rotate(project_query(attention, normed), (cos, sin))
         x_BLE = feed_forward(layer, x_BLE + attend(attention, query, key, value, mask))
     return kept

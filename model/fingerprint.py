@@ -16,7 +16,13 @@ from vococache.model.voco import VoCoModel
 
 EMBEDDING = "language_model.embed_tokens.weight"
 # What the last layer computes behind its keys and values never reaches a cache.
-_BEHIND_LAST_KEYS = ("self_attn.q_proj", "self_attn.q_norm", "self_attn.o_proj", "post_attention_layernorm", "mlp")
+_BEHIND_LAST_KEYS = (
+    "self_attn.q_proj",
+    "self_attn.q_norm",
+    "self_attn.o_proj",
+    "post_attention_layernorm",
+    "mlp",
+)
 
 
 def is_stage1(name: str, config: VoCoConfig) -> bool:
@@ -34,7 +40,7 @@ def tensor_digest(name: str, tensor: Tensor, config: VoCoConfig) -> bytes:
         tensor = tensor[[*bos, *config.prompt.newline_ids, config.voco_token_id]]
     values = tensor.detach().float().cpu().contiguous()
     digest = hashlib.sha256(f"{name} {tuple(values.shape)}".encode())
-    digest.update(values.flatten().view(torch.uint8).numpy())
+    digest.update(values.flatten().view(torch.uint8).numpy().data)
     return digest.digest()
 
 
@@ -54,8 +60,8 @@ def compressor_fingerprint(
 ) -> str:
     """sha256, hex, over weights, architecture, prompt pieces, preprocessing, K, frames and compute dtype.
 
-    `config`, `dtype`: as if the model compressed with those (by default its own). What only the reader uses (the
-    question's template, stop ids, the output projection) is left out: a new reader may read old caches.
+    `config`, `dtype`: as if the model compressed with those (by default its own). What only the reader uses
+    (the question's template, stop ids, the output projection) is left out: a new reader may read old caches.
     """
     config = config or model.config
     settings = {

@@ -43,7 +43,11 @@ class Generation:
 
 @torch.inference_mode()
 def generate(
-    model: VoCoModel, placed: PlacedCache, questions: Sequence[Tensor], max_new_tokens: int, sampling: Sampling
+    model: VoCoModel,
+    placed: PlacedCache,
+    questions: Sequence[Tensor],
+    max_new_tokens: int,
+    sampling: Sampling,
 ) -> Generation:
     """Answer `questions` (1-D id tensors, each what follows the last VoCo token) behind one placed cache.
 
@@ -67,7 +71,9 @@ def generate(
     stop = set(model.config.prompt.stop_ids if sampling.stop_ids is None else sampling.stop_ids)
     owner, positions = packing.question, packing.positions[packing.ends] + 1
     for _ in range(max_new_tokens - 1):
-        going = torch.tensor([new_ids[question][-1] not in stop for question in active.tolist()], device=model.device)
+        going = torch.tensor(
+            [new_ids[question][-1] not in stop for question in active.tolist()], device=model.device
+        )
         active, chosen, positions = active[going], chosen[going], positions[going]
         if len(active) == 0:
             break
@@ -99,7 +105,9 @@ class Chooser:
         """Token ids [A] from logits [A, V] of the questions `active` [A]."""
         if self.sampling.temperature == 0:
             return logits_AV.argmax(dim=-1)
-        probabilities, order = (logits_AV.float() / self.sampling.temperature).softmax(-1).sort(-1, descending=True)
+        probabilities, order = (
+            (logits_AV.float() / self.sampling.temperature).softmax(-1).sort(-1, descending=True)
+        )
         # The smallest set of tokens whose probability reaches top_p (nucleus sampling, arXiv 1904.09751).
         before = probabilities.cumsum(-1) - probabilities
         nucleus = probabilities.masked_fill(before >= self.sampling.top_p, 0).cpu()

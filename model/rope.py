@@ -3,17 +3,18 @@
 Kept apart from Hugging Face's rotary modules because `model.to(bfloat16)` would round their frequencies.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, rotate_half
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 
 class Rope:
-    """The rotation of one decoder: frequencies from its config, angles always float32."""
+    """The rotation of one decoder: frequencies from its Hugging Face config, angles always float32."""
 
-    def __init__(self, config: PretrainedConfig) -> None:
+    def __init__(self, config: Any) -> None:
         rope_type = config.rope_parameters.get("rope_type", "default")
         with torch.device("cpu"):  # a model may be built without storage, its frequencies may not
             if rope_type == "default":
@@ -35,4 +36,5 @@ class Rope:
 def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
     """`x` [..., length, head_dim] rotated by `angles` from `Rope.angles`."""
     cos, sin = angles
-    return x * cos + rotate_half(x) * sin
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin

@@ -29,7 +29,8 @@ def byte_tokenizer() -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in (BOS, EOS, VOCO_TOKEN)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS)
+    fast: Any = PreTrainedTokenizerFast
+    return fast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS)
 
 
 def small_config(tokenizer: Any) -> VoCoConfig:
@@ -39,8 +40,9 @@ def small_config(tokenizer: Any) -> VoCoConfig:
     return VoCoConfig(
         text=LlamaConfig(
             vocab_size=len(tokenizer), hidden_size=width, intermediate_size=176, num_hidden_layers=4,
-            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096, tie_word_embeddings=False,
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096,
+            tie_word_embeddings=False, bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
         ),
         vision=CLIPVisionConfig(
             hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2, num_attention_heads=4,

@@ -1,11 +1,10 @@
-"""The VoCo model: `compress` frames into a cache, `read` a cache in front of a text (arXiv 2406.12275, 3.2-3.4).
+"""The VoCo model: `compress` frames into a cache, `read` it in front of a text (arXiv 2406.12275, 3.2-3.4).
 
 Letters: S segments, F frames of a segment, B rows, L length, P cached entries, G key-value heads,
 K tokens of a segment, D head dimension, E hidden size, V vocabulary.
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -42,14 +41,16 @@ class VoCoModel(nn.Module):
         self.config = config
         self.tokenizer: Any = None  # a Hugging Face tokenizer, where the checkpoint has one
         self.name = "unnamed"
-        self.weights_digest: str | None = None  # of the checkpoint it came from; None once the weights may differ
-        self.vision_tower = AutoModel.from_config(config.vision)
+        # Of the checkpoint that the weights came from; None once they may differ.
+        self.weights_digest: str | None = None
+        build: Any = AutoModel.from_config
+        self.vision_tower = build(config.vision)
         # The feature is the last kept layer's output: nothing behind it is ever used.
         self.vision_tower.post_layernorm = nn.Identity()
         if hasattr(self.vision_tower, "head"):
             self.vision_tower.head = nn.Identity()
         self.projector = build_projector(config.projector, config.vision.hidden_size, config.text.hidden_size)
-        self.language_model = AutoModel.from_config(config.text)
+        self.language_model = build(config.text)
         del self.language_model.rotary_emb
         self.lm_head = nn.Linear(config.text.hidden_size, config.text.vocab_size, bias=False)
         if config.text.tie_word_embeddings:
@@ -76,7 +77,9 @@ class VoCoModel(nn.Module):
     def vision_tokens(self, pixel_values: Tensor) -> Tensor:
         """Pixels [S, F, 3, H, W] as projected vision tokens [S, F * n, E], frames in order."""
         if pixel_values.dim() != 5:
-            raise InputError(f"expected pixel values [S, F, 3, H, W], found the shape {tuple(pixel_values.shape)}")
+            raise InputError(
+                f"expected pixel values [S, F, 3, H, W], found the shape {tuple(pixel_values.shape)}"
+            )
         segments, frames = pixel_values.shape[:2]
         tower = self.vision_tower
         x = tower.embeddings(pixel_values.flatten(0, 1).to(self.device, self.dtype))
@@ -86,7 +89,7 @@ class VoCoModel(nn.Module):
             x = layer(x, None)
         if self.config.has_class_token:
             x = x[:, 1:]
-        tokens = self.projector(x)
+        tokens: Tensor = self.projector(x)
         return tokens.reshape(segments, frames * tokens.shape[1], -1)
 
     def stage1_embeddings(self, pixel_values: Tensor, voco_tokens: int) -> Tensor:
@@ -107,7 +110,7 @@ class VoCoModel(nn.Module):
         return self.encode(pixel_values, self.config.num_voco_tokens, self.config.num_voco_tokens)
 
     def encode(self, pixel_values: Tensor, voco_tokens: int, keep: int) -> VoCoCache:
-        """The last `keep` entries of stage 1 with `voco_tokens` VoCo tokens (baselines keep other entries)."""
+        """The last `keep` entries of stage 1 with `voco_tokens` VoCo tokens (baselines keep more)."""
         x_SLE = self.stage1_embeddings(pixel_values, voco_tokens)
         length = x_SLE.shape[1]
         if length > self.config.max_positions:
@@ -143,9 +146,13 @@ class VoCoModel(nn.Module):
         logits = self.read_packed([cache], list(input_ids), [0] * rows)
         return logits.reshape(rows, length, -1)
 
-    def read_packed(self, caches: Sequence[VoCoCache], texts: Sequence[Tensor], owners: Sequence[int]) -> Tensor:
+    def read_packed(
+        self, caches: Sequence[VoCoCache], texts: Sequence[Tensor], owners: Sequence[int]
+    ) -> Tensor:
         """Logits [N, V] of all tokens of `texts` in a row; text b is read behind `caches[owners[b]]`."""
-        self.check_length(max(caches[owner].positions + len(text) for owner, text in zip(owners, texts, strict=True)))
+        self.check_length(
+            max(caches[owner].positions + len(text) for owner, text in zip(owners, texts, strict=True))
+        )
         past = torch.cat([self.rotated(cache) for cache in caches], dim=3)
         packing = pack(texts, [cache.positions for cache in caches], owners, self.device)
 
@@ -155,7 +162,9 @@ class VoCoModel(nn.Module):
         hidden = self.text_layers(packing.ids, packing.positions, packing.mask, key_values)
         return self.logits(hidden)
 
-    def text_layers(self, ids: Tensor, positions: Tensor, mask: Tensor, key_values: decoder.KeyValues) -> Tensor:
+    def text_layers(
+        self, ids: Tensor, positions: Tensor, mask: Tensor, key_values: decoder.KeyValues
+    ) -> Tensor:
         """Hidden states [N, E] of one packed row of token ids [N], before the final norm."""
         embedded = self.language_model.embed_tokens(ids)[None]
         angles = self.rope.angles(positions, embedded.dtype)
@@ -187,25 +196,30 @@ class VoCoModel(nn.Module):
     ) -> dict[str, Tensor]:
         """Both stages for B rows: compress each row's segments, read its text behind them.
 
-        `pixel_values`: [S, F, 3, H, W], the same number of segments S / B for each row, in order. `input_ids`:
-        [B, L], what follows the last VoCo token, padded anywhere; `attention_mask`: [B, L], True on real tokens.
-        `labels`: [B, L], -100 where ignored. Returns `logits` [B, L, V] (zeros on padding) and, with labels,
-        `loss`: the mean cross-entropy of each labelled token given what precedes it.
+        `pixel_values`: [S, F, 3, H, W], the same number of segments S / B for each row, in order.
+        `input_ids`: [B, L], what follows the last VoCo token, padded anywhere; `attention_mask`: [B, L], True
+        on real tokens. `labels`: [B, L], -100 where ignored. Returns `logits` [B, L, V] (zeros on padding)
+        and, with labels, `loss`: the mean cross-entropy of each labelled token given what precedes it.
         """
         rows = len(input_ids)
         cache = self.compress(pixel_values)
         each = cache.segments // rows
         caches = [cache.slice(row * each, (row + 1) * each) for row in range(rows)]
         keep = attention_mask.bool()
-        packed = self.read_packed(caches, [ids[real] for ids, real in zip(input_ids, keep, strict=True)], range(rows))
+        packed = self.read_packed(
+            caches, [ids[real] for ids, real in zip(input_ids, keep, strict=True)], range(rows)
+        )
         logits = packed.new_zeros(*input_ids.shape, packed.shape[-1])
         logits[keep] = packed
         if labels is None:
             return {"logits": logits}
         real_labels = labels[keep]
-        first = torch.ones_like(keep).masked_fill(~keep, 0).cumsum(1)[keep] == 1  # nothing precedes a first token
+        first = keep.cumsum(1)[keep] == 1  # no text precedes a row's first token
         targets = real_labels.masked_fill(first, IGNORED_LABEL).roll(-1)
-        return {"loss": F.cross_entropy(packed.float(), targets, ignore_index=IGNORED_LABEL), "logits": logits}
+        return {
+            "loss": F.cross_entropy(packed.float(), targets, ignore_index=IGNORED_LABEL),
+            "logits": logits,
+        }
 
     # ---- checks --------------------------------------------------------------------------------------
 
@@ -223,15 +237,14 @@ class VoCoModel(nn.Module):
         """Refuse more positions than the decoder has with `ContextLimitError`."""
         if positions > self.config.max_positions:
             raise ContextLimitError(
-                f"the cache and the text need {positions} positions, but the model has {self.config.max_positions}"
+                f"the cache and the text need {positions} positions, but the model has"
+                f" {self.config.max_positions}"
             )
-
-    def inference(self) -> AbstractContextManager[Any]:
-        """A context without gradients, unless the model trains."""
-        return nullcontext() if self.training else torch.inference_mode()
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of `text`, no special tokens added."""
         if self.tokenizer is None:
-            raise ModelError(f"model {self.name!r} has no tokenizer beside its weights: texts cannot be encoded")
+            raise ModelError(
+                f"model {self.name!r} has no tokenizer beside its weights: texts cannot be encoded"
+            )
         return list(self.tokenizer.encode(text, add_special_tokens=False))
