@@ -1,0 +1,125 @@
+"""Questions over precomputed caches: no video is opened, no pixel touched."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from vococache.errors import InputError
+
+if TYPE_CHECKING:
+    from vococache.workers.reason import ReasonStage, SegmentSpan
+
+MAX_NEW_TOKENS = 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AskAnswer:
+    """One answer: which segments it was read from, and seconds of load, prefill and decode.
+
+    Several questions are answered in one pass, so its seconds are those of the pass.
+    """
+
+    question: str
+    answer: str
+    videos: list[str]
+    segments: "list[SegmentSpan]"
+    timings: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self)
+
+
+def open_reader(
+    store: str, *, model: str | None = None, dtype: str | None = None, device: str | None = None
+) -> "ReasonStage":
+    """The temporal stage over the store at `store`: with the model that made it, or another reader of its caches.
+
+    Raises `StoreError` where there is no such store, `ModelError` where the model cannot be loaded,
+    `StoreMismatchError` where the caches were made by another compressor.
+    """
+    from vococache.model import load_model
+    from vococache.storage import open_store
+    from vococache.workers.reason import ReasonStage
+
+    opened = open_store(store)
+    return ReasonStage(load_model(model or opened.header.model, dtype=dtype, device=device), opened)
+
+
+def ask(
+    store: "str | ReasonStage",
+    videos: str | Sequence[str],
+    questions: str | Sequence[str],
+    *,
+    start: float | None = None,
+    end: float | None = None,
+    tokens: int | None = None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    model: str | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+) -> list[AskAnswer]:
+    """Answer `questions` about `videos` (ids) from a store, all in one pass over the same cached segments.
+
+    `store`: a path or URL, or `open_reader`'s result, which keeps the model loaded. Several videos are read one
+    after the other as one context. `start`, `end`: seconds, of each video. `tokens`: read only the first so many
+    VoCo tokens of each segment. `temperature` 0 is greedy. `model`, `dtype`, `device`: as in `open_reader`.
+
+    Raises `InputError` for an empty question or window, `ContextLimitError` where cache and question are too
+    long, `VideoNotFoundError` (which names the nearest ids) and `CorruptionError` where stored bytes changed.
+    """
+    from vococache.model.generate import Sampling
+
+    asked = [questions] if isinstance(questions, str) else list(questions)
+    named = [videos] if isinstance(videos, str) else list(videos)
+    if not asked or not named:
+        raise InputError("expected at least one video and one question")
+    check_window(start, end)
+    stage = open_reader(store, model=model, dtype=dtype, device=device) if isinstance(store, str) else store
+    sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
+    room = max(len(stage.question_ids(question)) for question in asked) + max_new_tokens
+    context = stage.load(named, start=start, end=end, tokens=tokens, room=room)
+    answers = stage.answer(context, asked, max_new_tokens=max_new_tokens, sampling=sampling)
+    return [
+        AskAnswer(
+            question=answer.question,
+            answer=answer.answer,
+            videos=named,
+            segments=context.spans,
+            timings={
+                "load": context.load_seconds,
+                "prefill": answer.prefill_seconds,
+                "decode": answer.decode_seconds,
+            },
+        )
+        for answer in answers
+    ]
+
+
+def chat(
+    stage: "ReasonStage",
+    videos: Sequence[str],
+    questions: Iterator[str],
+    *,
+    start: float | None = None,
+    end: float | None = None,
+    tokens: int | None = None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+) -> Iterator[str]:
+    """Answers to `questions` as they come: one conversation over one cache that is loaded and placed once."""
+    check_window(start, end)
+    context = stage.load(videos, start=start, end=end, tokens=tokens, room=max_new_tokens)
+    history: list[tuple[str, str]] = []
+    for question in questions:
+        (answer,) = stage.answer(context, [question], max_new_tokens=max_new_tokens, history=history)
+        history.append((question, answer.answer))
+        yield answer.answer
+
+
+def check_window(start: float | None, end: float | None) -> None:
+    """Refuse a window that ends before it starts, before anything is loaded."""
+    if start is not None and end is not None and start > end:
+        raise InputError(f"the window starts at {start:g} s, after its end at {end:g} s")

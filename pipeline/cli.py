@@ -1,0 +1,248 @@
+"""The command `voco`: a thin shell over functions that Python users call too."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vococache import __version__
+from vococache.errors import VoCoError
+
+if TYPE_CHECKING:
+    from vococache.pipeline.ingest import IngestReport, Progress
+
+EXIT_SOME_FAILED = 1  # the job ran; some of its videos failed, or damage was found
+EXIT_BAD_INPUT = 2  # nothing was done
+EXIT_INTERRUPTED = 130
+
+model_option = click.option("--model", help="Folder of a model, or the name of an embedded one.")
+dtype_option = click.option(
+    "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Compute in this dtype."
+)
+device_option = click.option("--device", help="cpu or cuda. [default: a GPU where there is one]")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+window_options = (
+    click.option("--start", type=float, help="Use segments from this second on."),
+    click.option("--end", type=float, help="Use segments up to this second."),
+    click.option("--tokens", type=int, help="Read only the first so many VoCo tokens of each segment."),
+    click.option("--max-new-tokens", type=click.IntRange(1), default=64, show_default=True, help="Longest answer."),
+)
+
+
+def with_options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Several click options as one decorator."""
+
+    def decorate(function: Any) -> Any:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def main() -> None:
+    """Run the command line; every error that is meant for the user is one line and a non-zero exit code."""
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.exceptions.Exit as request:
+        code = request.exit_code
+    except click.Abort:
+        code = _say("interrupted", EXIT_INTERRUPTED)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except KeyboardInterrupt:
+        code = _say("interrupted: the same command resumes where this one stopped", EXIT_INTERRUPTED)
+    except VoCoError as error:
+        code = _say(f"error: {error}", EXIT_BAD_INPUT)
+    except BrokenPipeError:
+        code = 0  # the reader of our output has seen enough
+    sys.exit(code or 0)
+
+
+def _say(line: str, code: int) -> int:
+    click.echo(" ".join(f"voco: {line}".split()), err=True)
+    return code
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__)
+def cli() -> None:
+    """Videos become VoCo caches; questions are answered from the caches."""
+
+
+@cli.command()
+@click.argument("videos", nargs=-1, required=True)
+@click.option("--store", required=True, help="Path or URL of the store; made if absent.")
+@click.option("--fps", type=float, help="Frames a second, by presentation time.  [default: 1]")
+@click.option("--num-frames", type=int, help="So many frames, evenly spread, instead of --fps.")
+@click.option("--model", default="synthetic", show_default=True, help="Folder of a model, or an embedded one's name.")
+@click.option("--tokens", type=int, help="VoCo tokens of a segment (K).  [default: the model's]")
+@click.option("--segment-frames", type=int, help="Frames compressed together.  [default: the model's]")
+@dtype_option
+@device_option
+@click.option("--address", help="A Ray cluster; without it a local Ray is started.")
+@click.option("--overwrite", is_flag=True, help="Redo videos that are complete with other settings.")
+@click.option("--check-content", is_flag=True, help="Compare files by sha256, not by size and time.")
+@click.option("--retry-failed", is_flag=True, help="Try again what failed before.")
+@click.option("--decode-timeout", type=float, default=60.0, show_default=True, help="Seconds without a frame.")
+@click.option("--dry-run", is_flag=True, help="Only tell videos, segments, bytes and an estimate of time.")
+@json_option
+def ingest(videos: tuple[str, ...], as_json: bool, dry_run: bool, **options: Any) -> int:
+    """Compress VIDEOS (files, folders, globs, URLs, CSV/JSONL manifests) into a store.
+
+    Running it again does only what is left to do. Exit code 1: some videos failed, the others are stored.
+
+    \b
+    Example:
+      voco ingest clips/ --store caches --fps 1
+      voco ingest 's3://bucket/raw/*.mp4' --store s3://bucket/caches --address auto
+    """
+    if dry_run:
+        from vococache.pipeline.estimate import estimate
+
+        planning = ("store", "fps", "num_frames", "model", "tokens", "segment_frames", "dtype", "device")
+        found = estimate(videos, **{key: options[key] for key in planning})
+        click.echo(json.dumps(found.to_dict()) if as_json else found.describe())
+        return 0
+    from vococache.pipeline.ingest import ingest as run
+
+    with ProgressBar() as bar:
+        report = run(videos, on_progress=bar.update, **options)
+    if as_json:
+        click.echo(json.dumps(report.to_dict()))
+    else:
+        _print_report(report)
+    return 0 if report.ok else EXIT_SOME_FAILED
+
+
+def _print_report(report: "IngestReport") -> None:
+    """The summary at the end of an ingest."""
+    for title, reasons in (("failed", report.failed), ("refused", report.refused)):
+        for video, reason in sorted(reasons.items()):
+            click.echo(f"{title}: {video}: {reason}", err=True)
+    parts = [f"{len(report.done)} videos ingested"]
+    if report.done:
+        rate = report.segments / report.run_seconds
+        parts.append(f"{report.segments} segments, {report.bytes:,} bytes, {rate:.1f} segments/s")
+    parts += [f"{len(report.up_to_date)} up to date"] if report.up_to_date else []
+    parts += [f"{len(report.failed)} failed"] if report.failed else []
+    parts += [f"{len(report.refused)} refused"] if report.refused else []
+    if not (report.done or report.failed or report.refused):
+        parts = [f"nothing to do: {len(report.up_to_date)} videos are up to date"]
+    click.echo(f"{report.store}: {'; '.join(parts)}")
+
+
+class ProgressBar:
+    """A tqdm bar over videos with segments a second and failures; silent where nobody watches."""
+
+    def __enter__(self) -> "ProgressBar":
+        from tqdm import tqdm
+
+        self._bar = tqdm(unit="video", disable=None, leave=False, dynamic_ncols=True)  # None: only on a terminal
+        return self
+
+    def update(self, progress: "Progress") -> None:
+        """Show how far the job is."""
+        self._bar.total = progress.total
+        seconds = self._bar.format_dict["elapsed"] or 1.0
+        rate = f"{progress.segments / seconds:.1f} segments/s"
+        self._bar.set_postfix_str(f"{rate}, {progress.failed} failed", refresh=False)
+        self._bar.update(progress.videos - self._bar.n)
+        self._bar.refresh()
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+
+@cli.command()
+@click.argument("store")
+@click.argument("video")
+@click.argument("questions", nargs=-1)
+@click.option("--video", "more_videos", multiple=True, help="A further video, read behind the first. Repeatable.")
+@with_options(*window_options)
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--top-p", type=float, default=1.0, show_default=True, help="Sample from the likeliest tokens only.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the sampling.")
+@model_option
+@dtype_option
+@device_option
+@json_option
+def ask(
+    store: str, video: str, questions: tuple[str, ...], more_videos: tuple[str, ...], as_json: bool, **options: Any
+) -> int:
+    """Answer QUESTIONS about VIDEO (an id in STORE) from its cache. Without a question: chat.
+
+    \b
+    Example:
+      voco ask caches holiday "What happens first?" "How many people are there?"
+      voco ask caches holiday --video party --start 60 --end 120 "What is different?" --json
+    """
+    from vococache.pipeline import ask as asking
+
+    videos = [video, *more_videos]
+    asking.check_window(options["start"], options["end"])
+    loading = {key: options.pop(key) for key in ("model", "dtype", "device")}
+    stage = asking.open_reader(store, **loading)
+    if note := stage.model.config.extra.get("note"):
+        click.echo(f"voco: {note}", err=True)
+    if not questions:
+        keys = ("start", "end", "tokens", "max_new_tokens")
+        answers = asking.chat(stage, videos, _read_lines(), **{key: options[key] for key in keys})
+        for answer in answers:
+            click.echo(json.dumps({"answer": answer}) if as_json else answer)
+        return 0
+    found = asking.ask(stage, videos, questions, **options)
+    if as_json:
+        click.echo(json.dumps({"answers": [answer.to_dict() for answer in found]}))
+        return 0
+    for answer in found:
+        click.echo(f"{answer.question}\n  {answer.answer}")
+    seconds = ", ".join(f"{name} {1000 * value:.0f} ms" for name, value in found[0].timings.items())
+    spans = ", ".join(f"{s.video} {s.start_time:g}-{s.end_time:g} s" for s in found[0].segments)
+    click.echo(f"({spans}; {seconds})", err=True)
+    return 0
+
+
+def _read_lines() -> Iterator[str]:
+    """Questions from a terminal or a pipe, until its end or an empty line."""
+    while True:
+        if sys.stdin.isatty():
+            click.echo("? ", nl=False, err=True)
+        line = sys.stdin.readline().strip()
+        if not line:
+            return
+        yield line
+
+
+@cli.command()
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the clips.")
+@click.option("--clips", type=click.IntRange(1, 100), default=6, show_default=True, help="How many.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("demo"), show_default=True)
+@json_option
+def demo(seed: int, clips: int, out: Path, as_json: bool) -> int:
+    """Make synthetic clips, ingest them through Ray, ask about them from the store.
+
+    \b
+    Example:
+      voco demo --seed 1
+    """
+    from vococache.pipeline.demo import run_demo
+
+    result = run_demo(out, seed=seed, clips=clips, say=lambda line: click.echo(line, err=as_json))
+    if as_json:
+        click.echo(json.dumps(result))
+    return 0
+
+
+def _register_store_commands() -> None:
+    from vococache.pipeline import cli_store
+
+    for command in cli_store.COMMANDS:
+        cli.add_command(command)
+
+
+_register_store_commands()

@@ -1,0 +1,81 @@
+"""The driver's half of ingest: receipts come in, in any order; a video is completed when all of it is there."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from vococache.workers.rows import End, Row
+
+from vococache.errors import CorruptionError
+from vococache.storage import ChunkReceipt, Store, VideoInfo
+
+
+@dataclass(slots=True)
+class _OpenVideo:
+    """What has come in of one video so far; keys are (attempt, chunk index)."""
+
+    receipts: dict[tuple[int, int], ChunkReceipt | None] = field(default_factory=dict)
+    timestamps: dict[tuple[int, int], npt.NDArray[np.float64]] = field(default_factory=dict)
+    end: Row | None = None
+
+
+class Collector:
+    """Completes or fails videos in a store as their rows come in. Rows may come twice: Ray retries."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._open: dict[str, _OpenVideo] = {}
+        self._settled: set[str] = set()
+        self._unfinished: set[str] = set()
+
+    @property
+    def open_segments(self) -> int:
+        """Segments stored of videos that are not complete yet."""
+        stored = (receipt for video in self._open.values() for receipt in video.receipts.values() if receipt)
+        return sum(receipt.segments for receipt in stored)
+
+    def add(self, row: Row) -> VideoInfo | None:
+        """Take in a row; the video's info when the row settles it as complete or failed."""
+        if row.video in self._settled:
+            return None
+        if row.error is not None:
+            return self._settle(row.video, self._store.fail(row.video, row.error, **_origin(row.end)))
+        video = self._open.setdefault(row.video, _OpenVideo())
+        if row.end is not None:
+            video.end = row
+        elif row.timestamps is not None:
+            video.receipts[row.attempt, row.index] = row.receipt
+            video.timestamps[row.attempt, row.index] = row.timestamps
+        # Chunks of an abandoned attempt are waited for too: until they are in, one could still be written.
+        if video.end is None or video.end.end is None or len(video.receipts) < video.end.end.emitted:
+            return None
+        return self._complete(row.video, video, video.end, video.end.end)
+
+    def unfinished(self) -> set[str]:
+        """Videos whose rows are all in, or never came, without being complete: to be run again."""
+        return self._unfinished | self._open.keys()
+
+    def _complete(self, name: str, video: _OpenVideo, row: Row, end: End) -> VideoInfo | None:
+        keys = [(row.attempt, index) for index in range(end.chunks)]
+        receipts = [receipt for key in keys if (receipt := video.receipts.get(key)) is not None]
+        if len(receipts) == len(keys):
+            times = np.concatenate([video.timestamps[key] for key in keys])
+            try:
+                return self._settle(name, self._store.complete(name, row.intent, receipts, times, end.duration))
+            except CorruptionError:
+                pass  # a chunk was overwritten by a worker of an older run or attempt
+        del self._open[name]
+        self._unfinished.add(name)
+        return None
+
+    def _settle(self, name: str, info: VideoInfo) -> VideoInfo:
+        self._open.pop(name, None)
+        self._settled.add(name)
+        return info
+
+
+def _origin(end: End | None) -> dict[str, object]:
+    """Which file failed, as far as the decoder found out."""
+    if end is None:
+        return {}
+    return {"source": end.source, "size": end.size, "mtime_ns": end.mtime_ns}

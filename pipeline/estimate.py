@@ -1,0 +1,121 @@
+"""What an ingest would do: videos, segments, bytes and an estimate of time. Writes nothing, starts no Ray."""
+
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vococache.errors import VideoError
+from vococache.pipeline.ingest import make_sampling
+from vococache.pipeline.sources import find_sources, is_url
+
+if TYPE_CHECKING:
+    from vococache.workers.decode import Decoder
+    from vococache.workers.sampling import Sampling
+
+    from vococache.model.voco import VoCoModel
+    from vococache.storage import StoreHeader
+
+MEASURED_SEGMENTS = 16
+
+
+@dataclass(kw_only=True)
+class Estimate:
+    """The size of a job. `unknown` maps videos whose length could not be found out to the reason."""
+
+    videos: int = 0
+    segments: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    unknown: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self)
+
+    def describe(self) -> str:
+        """A line for a person, and one for each video of unknown length."""
+        lines = [f"unknown: {video}: {reason}" for video, reason in sorted(self.unknown.items())]
+        lines.append(
+            f"{self.videos} videos, about {self.segments} segments, {self.bytes:,} bytes of caches, about"
+            f" {self.seconds:.0f} s on this machine"
+        )
+        return "\n".join(lines)
+
+
+def estimate(
+    videos: Sequence[str],
+    store: str,
+    *,
+    fps: float | None = None,
+    num_frames: int | None = None,
+    model: str = "synthetic",
+    tokens: int | None = None,
+    segment_frames: int | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+) -> Estimate:
+    """Size up `ingest` with the same arguments, from the videos' own headers and a short measurement.
+
+    What `store` holds already is not counted. Raises as `ingest` does for a job that could not run.
+    """
+    from vococache.workers.decode import Decoder
+
+    from vococache.pipeline.plan import make_plan
+    from vococache.storage import is_store, open_store
+    from vococache.workers.compress import Compressor, store_header
+
+    sampling = make_sampling(fps, num_frames)
+    sources = find_sources([videos] if isinstance(videos, str) else videos)
+    loaded = Compressor(model=model, dtype=dtype, tokens=tokens, frames=segment_frames).load(device)
+    header = store_header(loaded)
+    work = {source.video: source.location for source in sources}
+    if is_store(store):
+        plan = make_plan(sources, open_store(store, "r", header=header), sampling, False, False, False)
+        work = {task.video: task.source for task in plan.work}
+    result = Estimate()
+    measurable: str | None = None
+    with Decoder() as decoder:
+        for video, location in work.items():
+            if is_url(location):
+                result.unknown[video] = "remote: not fetched for an estimate"
+                continue
+            try:
+                duration = decoder.probe(location).duration
+            except VideoError as error:
+                result.unknown[video] = str(error)
+                continue
+            frames = sampling.num_frames or max(1, math.ceil((duration or 0) * (sampling.fps or 1.0)))
+            result.videos += 1
+            result.segments += math.ceil(frames / header.frames_per_segment)
+            measurable = measurable or location
+        if measurable is not None:
+            each = seconds_per_segment(decoder, measurable, sampling, loaded, header)
+            result.seconds = each * result.segments / (os.cpu_count() or 1)
+    result.bytes = result.segments * header.segment_bytes
+    return result
+
+
+def seconds_per_segment(
+    decoder: "Decoder", location: str, sampling: "Sampling", model: "VoCoModel", header: "StoreHeader"
+) -> float:
+    """Seconds that one thread takes to decode and compress a segment, measured on the start of one video."""
+    import torch
+
+    from vococache.workers.compress import frame_geometry
+
+    wanted = MEASURED_SEGMENTS * header.frames_per_segment
+    started = time.perf_counter()
+    frames = [pixels for _, pixels in islice(decoder.open(location, sampling, frame_geometry(header)), wanted)]
+    decoded = time.perf_counter() - started
+    segment = np.stack(frames[:1] * header.frames_per_segment)[None]
+    with torch.inference_mode():
+        model.compress(model.pixel_values(segment))  # warm up
+        started = time.perf_counter()
+        model.compress(model.pixel_values(segment))
+    return decoded / len(frames) * header.frames_per_segment + time.perf_counter() - started

@@ -1,0 +1,183 @@
+"""What the user named becomes a list of videos with ids: files, folders, globs, URLs, manifests."""
+
+import csv
+import glob
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import fsspec
+from vococache.storage.format import safe_key
+
+from vococache.errors import InputError
+
+VIDEO_SUFFIXES = frozenset(
+    [
+        ".3gp",
+        ".avi",
+        ".flv",
+        ".m2ts",
+        ".m4v",
+        ".mkv",
+        ".mov",
+        ".mp4",
+        ".mpeg",
+        ".mpg",
+        ".mts",
+        ".ogv",
+        ".ts",
+        ".vob",
+        ".webm",
+        ".wmv",
+    ]
+)
+MANIFEST_SUFFIXES = frozenset((".csv", ".jsonl"))
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One video: its id in the store, and the absolute path or URL that it is read from."""
+
+    video: str
+    location: str
+
+
+def find_sources(inputs: Sequence[str]) -> list[Source]:
+    """The videos that `inputs` name, sorted by id, each once.
+
+    A video's id is its file stem; where two collide, the path relative to what they have in common. Manifests
+    may name ids themselves. Raises `InputError` for an input that does not exist or holds no video.
+    """
+    if not inputs:
+        raise InputError("no videos: expected files, folders, globs, URLs or manifests")
+    named: dict[str, str] = {}
+    found: list[str] = []
+    for text in inputs:
+        if Path(text).suffix.lower() in MANIFEST_SUFFIXES and not is_url(text):
+            for location, video in read_manifest(Path(text)):
+                if video is None:
+                    found.append(location)
+                elif named.setdefault(safe_key(video), location) != location:
+                    raise InputError(f"manifest {text}: id {video!r} stands for two videos; expected distinct ids")
+        else:
+            found.extend(expand(text))
+    given = set(named.values())
+    unnamed = [location for location in dict.fromkeys(found) if location not in given]
+    for video, location in give_ids(unnamed).items():
+        if named.setdefault(video, location) != location:
+            raise InputError(f"id {video!r} stands for {named[video]} and {location}: name one in a manifest")
+    return [Source(video, location) for video, location in sorted(named.items())]
+
+
+def is_url(text: str) -> bool:
+    """Is this an fsspec URL rather than a local path?"""
+    return "://" in text and not text.startswith("file://")
+
+
+def expand(text: str) -> Iterator[str]:
+    """The videos that one input names, as absolute paths or URLs. Raises `InputError` when there are none."""
+    if is_url(text):
+        yield from expand_url(text)
+        return
+    path = Path(text.removeprefix("file://")).expanduser()
+    if path.is_dir():
+        inside = sorted(entry for entry in path.rglob("*") if is_video(entry.name) and not entry.is_dir())
+        if not inside:
+            raise InputError(f"folder {text} holds no video file ({', '.join(sorted(VIDEO_SUFFIXES))})")
+        yield from (str(entry.absolute()) for entry in inside)
+    elif path.exists() or path.is_symlink():
+        yield str(path.absolute())
+    elif glob.has_magic(text):
+        matches = sorted(match for match in glob.glob(text, recursive=True) if Path(match).is_file())  # noqa: PTH207 (absolute too)
+        if not matches:
+            raise InputError(f"glob {text} matches no file")
+        yield from (str(Path(match).absolute()) for match in matches)
+    else:
+        raise InputError(f"{text} does not exist: expected a video file, a folder, a glob, a URL or a manifest")
+
+
+def expand_url(text: str) -> Iterator[str]:
+    """The videos under an fsspec URL: one object, a glob, or everything below a folder."""
+    try:
+        filesystem, path = fsspec.core.url_to_fs(text)
+        if glob.has_magic(path) and "?" not in path:
+            paths = filesystem.glob(path)
+        elif not text.endswith("/") and (is_video(path) or not filesystem.isdir(path)):
+            paths = [path]
+        else:
+            paths = [entry for entry in filesystem.find(path) if is_video(entry)]
+    except (ImportError, OSError, ValueError) as error:
+        raise InputError(f"{text} cannot be listed: {type(error).__name__}: {error}") from None
+    if not paths:
+        raise InputError(f"{text} holds no video file")
+    yield from (filesystem.unstrip_protocol(entry) for entry in sorted(paths))
+
+
+def is_video(name: str) -> bool:
+    """Does the name look like a video file's? Hidden files (such as macOS's `._x.mp4`) do not."""
+    path = PurePosixPath(name)
+    return path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".")
+
+
+def give_ids(locations: Iterable[str]) -> dict[str, str]:
+    """Ids of locations: the stem where it is the only one of its name, the relative path where it is not."""
+    stems = {location: PurePosixPath(location).stem for location in locations}
+    count = Counter(safe_key(stem) for stem in stems.values())
+    ids: dict[str, str] = {}
+    clashing = [location for location, stem in stems.items() if count[safe_key(stem)] > 1]
+    common = common_folder(clashing)
+    for location, stem in stems.items():
+        name = stem if location not in clashing else location.removeprefix(common)
+        ids[safe_key(name)] = location
+    return ids
+
+
+def common_folder(locations: Sequence[str]) -> str:
+    """The longest prefix of all `locations` that ends with a slash."""
+    if not locations:
+        return ""
+    shortest, longest = min(locations), max(locations)
+    same = next((i for i, (a, b) in enumerate(zip(shortest, longest, strict=False)) if a != b), len(shortest))
+    return shortest[: shortest.rfind("/", 0, same) + 1]
+
+
+def read_manifest(path: Path) -> Iterator[tuple[str, str | None]]:
+    """(location, id or None) of each row of a CSV (header `path` or `video`, `id`) or JSONL manifest.
+
+    Relative paths are relative to the manifest.
+    """
+    try:
+        rows = list(manifest_rows(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"manifest {path} cannot be read: {error}") from None
+    if not rows:
+        raise InputError(f"manifest {path} names no video")
+    for number, row in rows:
+        location = row.get("path") or row.get("video")
+        if not isinstance(location, str) or not location:
+            raise InputError(f"manifest {path}, line {number}: expected a field 'path', found {sorted(map(str, row))}")
+        video = row.get("id")
+        if not is_url(location):
+            location = str((path.parent / Path(location).expanduser()).absolute())
+        yield location, None if video is None or video == "" else str(video)
+
+
+def manifest_rows(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
+    """Numbered rows of a manifest as dictionaries. Raises `InputError` on a line that is none."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        if path.suffix.lower() == ".csv":
+            for number, record in enumerate(csv.DictReader(file), 2):
+                yield number, dict(record)
+            return
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise InputError(f"manifest {path}, line {number}: not JSON: {error}") from None
+            if not isinstance(row, dict):
+                raise InputError(f"manifest {path}, line {number}: expected an object, found {type(row).__name__}")
+            yield number, row

@@ -1,0 +1,142 @@
+"""Compress and write: a chunk's frames become VoCo caches in the store."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from vococache.storage.format import max_chunk_segments
+from vococache.workers.rows import Row
+
+from vococache.errors import InputError, StoreMismatchError, VoCoError
+from vococache.model import load_model
+from vococache.model.config import VoCoConfig
+from vococache.model.fingerprint import compressor_fingerprint, dtype_name
+from vococache.model.images import FrameGeometry
+from vococache.model.voco import VoCoModel
+from vococache.storage import Store, StoreHeader, open_store
+
+# Positions in one forward pass: enough to fill a GPU, small enough for a CPU's memory.
+BATCH_POSITIONS = 8192
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Compressor:
+    """Which model compresses, and how: everything that the compressor fingerprint depends on.
+
+    `dtype`: of computation, the device's default when None. `tokens` (K) and `frames` (of a segment): the
+    model's own when None; fewer is exact, more the model does not have.
+    """
+
+    model: str
+    dtype: str | None = None
+    tokens: int | None = None
+    frames: int | None = None
+
+    def load(self, device: str | None = None) -> VoCoModel:
+        """The model, ready to compress. Raises `InputError` where it does not have that K or segment size."""
+        model = load_model(self.model, dtype=self.dtype, device=device)
+        config = model.config
+        for name, wanted, has in (
+            ("tokens", self.tokens, config.num_voco_tokens),
+            ("frames in a segment", self.frames, config.frames_per_segment),
+        ):
+            if wanted is not None and not 1 <= wanted <= has:
+                raise InputError(f"model {self.model!r} has 1 to {has} {name}, asked for {wanted}")
+        model.config = config.with_voco(tokens=self.tokens, frames=self.frames)
+        return model
+
+
+def store_header(model: VoCoModel) -> StoreHeader:
+    """The header of the store that `model` fills."""
+    config = model.config
+    dtype = "float32" if model.dtype == torch.float32 else "float16"
+    geometry = (config.layers, 2, config.kv_heads, config.num_voco_tokens, config.head_dim)
+    frame_bytes = config.frames_per_segment * 3 * config.geometry.size**2
+    return StoreHeader(
+        fingerprint=compressor_fingerprint(model),
+        model=model.name,
+        layers=config.layers,
+        kv_heads=config.kv_heads,
+        tokens=config.num_voco_tokens,
+        head_dim=config.head_dim,
+        frames_per_segment=config.frames_per_segment,
+        dtype=dtype,
+        compute_dtype=dtype_name(model.dtype),
+        geometry=config.geometry.to_dict(),
+        prompt=config.prompt.to_dict(),
+        chunk_segments=max_chunk_segments(int(np.prod(geometry)) * np.dtype(dtype).itemsize, frame_bytes),
+        micro_batch=micro_batch(config),
+    )
+
+
+def micro_batch(config: VoCoConfig) -> int:
+    """Segments in one forward pass: a power of two that depends on the model alone, never on the machine."""
+    fitting = max(1, BATCH_POSITIONS // config.stage1_length)
+    return int(min(64, 1 << (fitting.bit_length() - 1)))
+
+
+def check_fingerprint(model: VoCoModel, header: StoreHeader, store_url: str) -> None:
+    """Refuse to mix a store with a model that did not make it, whatever dtype the model is loaded in."""
+    try:
+        config = model.config.with_voco(tokens=header.tokens, frames=header.frames_per_segment)
+        found = compressor_fingerprint(model, config=config, dtype=header.compute_dtype)
+    except VoCoError as error:
+        found = f"none ({error})"
+    if found != header.fingerprint:
+        raise StoreMismatchError(
+            f"store {store_url} was made by another compressor: it holds fingerprint {header.fingerprint[:12]} (model"
+            f" {header.model!r}), model {model.name!r} has {found[:12]}; use that model, or another store"
+        )
+
+
+@dataclass(kw_only=True)
+class CompressStage:
+    """Stage 2 of ingest: rows with frames become rows with receipts; other rows pass."""
+
+    store_url: str
+    compressor: Compressor
+    device: str | None = None
+    _model: VoCoModel = field(init=False, repr=False)
+    _store: Store = field(init=False, repr=False)
+
+    def setup(self) -> None:
+        """Load the model and open the store; refuse a store that this model did not make."""
+        self._model = self.compressor.load(self.device)
+        self._store = open_store(self.store_url, "a")
+        check_fingerprint(self._model, self._store.header, self.store_url)
+
+    def process(self, row: Row) -> Row:
+        """Write a row's frames as caches. The bits depend on the chunk alone: not on workers or order.
+
+        Errors of one video (a range that float16 does not hold) become its error row.
+        """
+        if row.frames is None:
+            return row
+        try:
+            kv = np.concatenate(list(self._caches(row.frames)))
+        except VoCoError as error:
+            return replace(row, frames=None, error=str(error))
+        receipt = self._store.write_chunk(row.video, row.intent, row.index, kv)
+        return replace(row, frames=None, receipt=receipt)
+
+    def _caches(self, frames: np.ndarray) -> Iterator[np.ndarray]:
+        """Caches of uint8 frames [S, F, H, W, 3], a micro-batch at a time, as the store keeps them."""
+        size = self._store.header.micro_batch
+        with torch.inference_mode():
+            for start in range(0, len(frames), size):
+                pixels = self._model.pixel_values(frames[start : start + size])
+                yield to_stored(self._model.compress(pixels).data, self._store.header.dtype)
+
+
+def to_stored(data: torch.Tensor, dtype: str) -> np.ndarray:
+    """A cache's tensor as the store's dtype on the CPU. Raises `InputError` on values that it cannot hold."""
+    kept = data.to(torch.float16 if dtype == "float16" else torch.float32)
+    if not bool(torch.isfinite(kept).all()):
+        raise InputError(f"the cache holds values that are not finite in {dtype}: compute in float32 and try again")
+    return np.asarray(kept.cpu().numpy())
+
+
+def frame_geometry(header: StoreHeader) -> FrameGeometry:
+    """How frames are shaped for the store's compressor."""
+    return FrameGeometry.from_dict(header.geometry)

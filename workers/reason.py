@@ -1,0 +1,180 @@
+"""The temporal stage: cached segments, in time order, in front of questions.
+
+The one place where caches and texts meet: behind `ask`, evaluation, and training from a store.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from vococache.errors import ContextLimitError, InputError
+from vococache.model.cache import PlacedCache, VoCoCache
+from vococache.model.config import PromptPieces
+from vococache.model.generate import Sampling, generate
+from vococache.model.voco import VoCoModel
+from vococache.storage import Store
+from vococache.workers.compress import check_fingerprint
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SegmentSpan:
+    """Segments `start` to `stop` (exclusive) of one video, and the times of their first and last frames."""
+
+    video: str
+    start: int
+    stop: int
+    start_time: float
+    end_time: float
+
+
+@dataclass(kw_only=True, slots=True)
+class Context:
+    """Cached segments ready to be asked about; keep it to ask again without loading."""
+
+    spans: list[SegmentSpan]
+    segment_times: list[float]  # of every segment, in the order in which they are read
+    tokens: int  # of each segment
+    placed: PlacedCache
+    load_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """One answer. Seconds are of the pass that answered all of its questions together."""
+
+    question: str
+    answer: str
+    ids: list[int]
+    prefill_seconds: float
+    decode_seconds: float
+
+
+class ReasonStage:
+    """Answers questions from a store with a model. Refuses a store that another compressor made."""
+
+    def __init__(self, model: VoCoModel, store: Store) -> None:
+        check_fingerprint(model, store.header, store.url)
+        self.model = model
+        self.store = store
+
+    def select(self, video: str, start: float | None, end: float | None) -> SegmentSpan:
+        """The segments of `video` whose first frame lies in [start, end] seconds. Raises `InputError` if none do."""
+        times = self.store.timestamps(video)
+        inside = np.flatnonzero(
+            (times[:, 0] >= (-np.inf if start is None else start)) & (times[:, 0] <= (np.inf if end is None else end))
+        )
+        if len(inside) == 0:
+            window = f"from {start or 0:g} s to " + ("its end" if end is None else f"{end:g} s")
+            raise InputError(
+                f"video {video!r} has no segment {window}: its segments lie between {times[0, 0]:g} s and"
+                f" {times[-1, 0]:g} s"
+            )
+        first, last = int(inside[0]), int(inside[-1])
+        return SegmentSpan(
+            video=video, start=first, stop=last + 1, start_time=float(times[first, 0]), end_time=float(times[last, -1])
+        )
+
+    def read(self, span: SegmentSpan, tokens: int | None = None) -> VoCoCache:
+        """A span's cache from the store, checked, with the first `tokens` (K) tokens of each segment."""
+        cache = VoCoCache(torch.from_numpy(self.store.read(span.video, span.start, span.stop)))
+        return cache if tokens is None else cache.first_tokens(tokens)
+
+    def load(
+        self,
+        videos: Sequence[str],
+        *,
+        start: float | None = None,
+        end: float | None = None,
+        tokens: int | None = None,
+        room: int = 0,
+    ) -> Context:
+        """The segments of `videos` (one video after the other, each in time order), placed for reading.
+
+        `start`, `end`: seconds, of each video. `tokens`: read only the first so many of each segment. `room`:
+        positions that the questions and answers will need; a cache that leaves less is refused before it is read
+        with `ContextLimitError`, which names the time window that would fit.
+        """
+        started = time.perf_counter()
+        k = self.store.header.tokens if tokens is None else tokens
+        if not 1 <= k <= self.store.header.tokens:
+            raise InputError(f"the store keeps 1 to {self.store.header.tokens} tokens of a segment, asked for {k}")
+        spans = [self.select(video, start, end) for video in videos]
+        self.check_room(spans, k, room)
+        caches = [self.read(span, k) for span in spans]
+        placed = self.model.place(VoCoCache.join(caches) if len(caches) > 1 else caches[0])
+        times = [float(t) for span in spans for t in self.store.timestamps(span.video)[span.start : span.stop, 0]]
+        return Context(
+            spans=spans, segment_times=times, tokens=k, placed=placed, load_seconds=time.perf_counter() - started
+        )
+
+    def check_room(self, spans: Sequence[SegmentSpan], k: int, room: int) -> None:
+        """Refuse segments that leave fewer than `room` positions, naming the window that would fit."""
+        limit = self.model.config.max_positions
+        segments = sum(span.stop - span.start for span in spans)
+        if segments * k + room <= limit:
+            return
+        fitting = max(0, (limit - room) // k)
+        first = spans[0]
+        hint = f"at most {fitting} segments fit"
+        if fitting and len(spans) == 1:
+            times = self.store.timestamps(first.video)
+            hint += f": try --start {first.start_time:g} --end {times[first.start + fitting - 1, 0]:g}"
+        if fitting and k > 1:
+            hint += f", or fewer tokens of each segment than {k}"
+        raise ContextLimitError(
+            f"{segments} segments of {k} tokens and a text of {room} tokens need {segments * k + room} positions,"
+            f" but the model has {limit}; {hint}"
+        )
+
+    def answer(
+        self,
+        context: Context,
+        questions: Sequence[str],
+        *,
+        max_new_tokens: int = 64,
+        sampling: Sampling | None = None,
+        history: Sequence[tuple[str, str]] = (),
+    ) -> list[Answer]:
+        """Answer `questions`, each on its own, in one pass over one context.
+
+        `history`: earlier (question, answer) turns of a conversation, put in front of each question.
+        """
+        texts = [self.question_ids(question, history) for question in questions]
+        self.check_room(context.spans, context.tokens, max(map(len, texts), default=0) + max_new_tokens)
+        result = generate(self.model, context.placed, texts, max_new_tokens, sampling or Sampling())
+        return [
+            Answer(
+                question=question,
+                answer=self.decode(ids),
+                ids=ids,
+                prefill_seconds=result.prefill_seconds,
+                decode_seconds=result.decode_seconds,
+            )
+            for question, ids in zip(questions, result.ids, strict=True)
+        ]
+
+    def question_ids(self, question: str, history: Sequence[tuple[str, str]] = ()) -> torch.Tensor:
+        """What follows the last VoCo token: newline ids, system prompt, earlier turns, the question."""
+        if not question.strip():
+            raise InputError("the question is empty: expected some text")
+        prompt = self.model.config.prompt
+        ids = list(prompt.text_newline_ids) + self.model.encode_text(prompt_text(prompt, question, history))
+        return torch.tensor(ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of generated ids, special tokens left out."""
+        return str(self.model.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+
+def prompt_text(prompt: PromptPieces, question: str, history: Sequence[tuple[str, str]]) -> str:
+    """The text of a conversation up to the place where the next answer starts."""
+    turns = [*history, (question, "")]
+    parts = []
+    for index, (asked, answered) in enumerate(turns):
+        template = prompt.template if index == 0 else prompt.followup
+        # Not str.format: a question may hold braces.
+        parts.append(template.replace("{question}", asked) + (f" {answered}" if answered else ""))
+    return "".join(parts)
