@@ -23,7 +23,7 @@ def test_passes_the_checks_of_ray_up(cluster):
 
 
 def test_ray_resolves_it_against_aws(cluster, tmp_path, monkeypatch):
-    """The rest of what `ray up` does before the first machine: key pair, subnet, security group, image (on a fake AWS)."""
+    """The rest of what `ray up` does before the first machine: key pair, subnet, security group; on a fake AWS."""
     moto = pytest.importorskip("moto")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
