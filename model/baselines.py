@@ -17,9 +17,7 @@ def full_cache(model: VoCoModel, pixel_values: Tensor, voco_tokens: int = 0) -> 
     cache are the single forward with full attention: the paper's "full caching" row.
     """
     if len(pixel_values) != 1:
-        raise InputError(
-            f"full attention takes one segment with all its frames, found {len(pixel_values)} segments"
-        )
+        raise InputError(f"full attention takes one segment with all its frames, found {len(pixel_values)} segments")
     vision = pixel_values.shape[1] * model.config.tokens_per_frame
     bos = model.config.prompt.bos_id is not None
     length = bos + vision + len(model.config.prompt.newline_ids) + voco_tokens

@@ -165,9 +165,7 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
             raise ModelError(f"{file} is not a sound safetensors file: {error}") from None
 
 
-def _fill(
-    model: VoCoModel, layout: Layout, folder: Path, dtype: torch.dtype | None, device: torch.device
-) -> None:
+def _fill(model: VoCoModel, layout: Layout, folder: Path, dtype: torch.dtype | None, device: torch.device) -> None:
     """Give the model, built without storage, the checkpoint's weights; check each."""
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if model.config.text.tie_word_embeddings:

@@ -42,9 +42,7 @@ class PromptPieces:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
-        }
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "PromptPieces":
@@ -76,11 +74,13 @@ class VoCoConfig:
                 f"vision tower {self.vision.model_type!r} is not supported; expected one of {VISION_TYPES}"
             )
         if self.projector not in ("linear", "mlp2x_gelu"):
-            raise ModelError(
-                f"projector {self.projector!r} is not supported; expected 'linear' or 'mlp2x_gelu'"
-            )
+            raise ModelError(f"projector {self.projector!r} is not supported; expected 'linear' or 'mlp2x_gelu'")
         if not 1 <= self.num_voco_tokens <= MAX_VOCO_TOKENS:
             raise ModelError(f"expected 1 to {MAX_VOCO_TOKENS} VoCo tokens, found {self.num_voco_tokens}")
+        if not 0 <= self.voco_token_id < self.text.vocab_size:
+            raise ModelError(
+                f"the VoCo token's id {self.voco_token_id} is outside the vocabulary of {self.text.vocab_size}"
+            )
         if self.frames_per_segment < 1:
             raise ModelError(f"expected at least 1 frame in a segment, found {self.frames_per_segment}")
         if self.geometry.size != self.vision.image_size:
@@ -180,16 +180,21 @@ class VoCoConfig:
             )
         except KeyError as error:
             raise ModelError(f"config.json of a VoCo model lacks {error}") from None
+        except ModelError:
+            raise
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ModelError(f"config.json of a VoCo model is malformed: {error}") from None
 
 
 def hf_config(data: dict[str, Any]) -> PretrainedConfig:
     """A Hugging Face config object from its dictionary, without remote code."""
     model_type = data.get("model_type", "")
     if model_type not in (*TEXT_TYPES, *VISION_TYPES):
-        raise ModelError(
-            f"architecture {model_type!r} is not supported; expected one of {TEXT_TYPES + VISION_TYPES}"
-        )
-    return CONFIG_MAPPING[model_type].from_dict(data)
+        raise ModelError(f"architecture {model_type!r} is not supported; expected one of {TEXT_TYPES + VISION_TYPES}")
+    try:
+        return CONFIG_MAPPING[model_type].from_dict(data)
+    except Exception as error:  # whatever the validation of the installed transformers raises
+        raise ModelError(f"the config of the {model_type!r} is malformed: {error}") from None
 
 
 def sliding_window(text: PretrainedConfig) -> int | None:

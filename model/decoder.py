@@ -39,9 +39,7 @@ def project_query(attention: Any, x_BQE: Tensor) -> Tensor:
     return attention.q_norm(query) if hasattr(attention, "q_norm") else query
 
 
-def attend(
-    attention: Any, query_BHQD: Tensor, key_BGLD: Tensor, value_BGLD: Tensor, mask: Tensor | None
-) -> Tensor:
+def attend(attention: Any, query_BHQD: Tensor, key_BGLD: Tensor, value_BGLD: Tensor, mask: Tensor | None) -> Tensor:
     """Attention output [B, Q, E]. `mask` is boolean [Q, L], True where visible; None: plain causal, Q = L."""
     out = F.scaled_dot_product_attention(
         query_BHQD,
@@ -62,9 +60,7 @@ def feed_forward(layer: Any, x_BLE: Tensor) -> Tensor:
     return x_BLE + mlp
 
 
-def run_layers(
-    layers: nn.ModuleList, x_BLE: Tensor, angles: Angles, mask: Tensor, key_values: KeyValues
-) -> Tensor:
+def run_layers(layers: nn.ModuleList, x_BLE: Tensor, angles: Angles, mask: Tensor, key_values: KeyValues) -> Tensor:
     """The text's hidden states [B, L, E] after all layers, before the final norm."""
     layer: Any
     for index, layer in enumerate(layers):
@@ -78,9 +74,7 @@ def run_layers(
     return x_BLE
 
 
-def last_entries(
-    layers: nn.ModuleList, x_BLE: Tensor, angles: Angles, keep: int
-) -> list[tuple[Tensor, Tensor]]:
+def last_entries(layers: nn.ModuleList, x_BLE: Tensor, angles: Angles, keep: int) -> list[tuple[Tensor, Tensor]]:
     """Position-free keys and values [B, G, keep, D] of the last `keep` positions, for each layer.
 
     What cannot reach those entries is not computed: the last layer stops at its keys and values, and the

@@ -55,9 +55,7 @@ def current_weights_digest(model: VoCoModel) -> str:
     return weights_digest((name, tensor_digest(name, tensor, model.config)) for name, tensor in used)
 
 
-def compressor_fingerprint(
-    model: VoCoModel, *, config: VoCoConfig | None = None, dtype: str | None = None
-) -> str:
+def compressor_fingerprint(model: VoCoModel, *, config: VoCoConfig | None = None, dtype: str | None = None) -> str:
     """sha256, hex, over weights, architecture, prompt pieces, preprocessing, K, frames and compute dtype.
 
     `config`, `dtype`: as if the model compressed with those (by default its own). What only the reader uses

@@ -19,9 +19,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 def load_tokenizer(folder: Path, text: PretrainedConfig) -> Any:
     """The tokenizer beside the weights of a decoder `text`, or None. Never fetched, never remote code."""
-    if not any(
-        (folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
-    ):
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
         return None
     return AutoTokenizer.from_pretrained(folder, config=text, local_files_only=True, trust_remote_code=False)
 
@@ -36,12 +34,8 @@ def official_config(folder: Path, data: dict[str, Any]) -> tuple[VoCoConfig, Pat
             " fetch it and set mm_vision_tower in config.json to its path"
         )
     if data.get("mm_vision_select_feature", "patch") != "patch":
-        raise ModelError(
-            f"vision feature {data['mm_vision_select_feature']!r} is not supported; expected 'patch'"
-        )
-    vision = _vision_config(
-        json.loads((vision_folder / "config.json").read_text()), data["mm_vision_select_layer"]
-    )
+        raise ModelError(f"vision feature {data['mm_vision_select_feature']!r} is not supported; expected 'patch'")
+    vision = _vision_config(json.loads((vision_folder / "config.json").read_text()), data["mm_vision_select_layer"])
     text = hf_config(data | {"model_type": "llama"})
     config = VoCoConfig(
         text=text,
@@ -107,9 +101,7 @@ def llava_name(name: str) -> str | None:
         return vision_name(name.removeprefix("vision_tower."))
     if name.startswith("multi_modal_projector."):
         layer = {"linear_1": "0", "linear_2": "2"}
-        return re.sub(
-            r"multi_modal_projector\.(linear_[12])", lambda m: f"projector.{layer[m.group(1)]}", name
-        )
+        return re.sub(r"multi_modal_projector\.(linear_[12])", lambda m: f"projector.{layer[m.group(1)]}", name)
     name = re.sub(r"^language_model\.lm_head\.", "lm_head.", name)
     return re.sub(r"^language_model\.model\.", "language_model.", name)
 
@@ -121,9 +113,7 @@ def _vision_config(data: dict[str, Any], feature_layer: int) -> PretrainedConfig
     config = hf_config(data)
     depth = feature_layer if feature_layer >= 0 else config.num_hidden_layers + 1 + feature_layer
     if not 1 <= depth <= config.num_hidden_layers:
-        raise ModelError(
-            f"vision feature layer {feature_layer} of a tower of {config.num_hidden_layers} layers"
-        )
+        raise ModelError(f"vision feature layer {feature_layer} of a tower of {config.num_hidden_layers} layers")
     config.num_hidden_layers = depth
     return config
 

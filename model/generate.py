@@ -27,9 +27,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise InputError(
-                f"expected temperature >= 0 and 0 < top_p <= 1, found {self.temperature} and {self.top_p}"
-            )
+            raise InputError(f"expected temperature >= 0 and 0 < top_p <= 1, found {self.temperature} and {self.top_p}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,9 +69,7 @@ def generate(
     stop = set(model.config.prompt.stop_ids if sampling.stop_ids is None else sampling.stop_ids)
     owner, positions = packing.question, packing.positions[packing.ends] + 1
     for _ in range(max_new_tokens - 1):
-        going = torch.tensor(
-            [new_ids[question][-1] not in stop for question in active.tolist()], device=model.device
-        )
+        going = torch.tensor([new_ids[question][-1] not in stop for question in active.tolist()], device=model.device)
         active, chosen, positions = active[going], chosen[going], positions[going]
         if len(active) == 0:
             break
@@ -86,9 +82,7 @@ def generate(
         for question, token in zip(active.tolist(), chosen.tolist(), strict=True):
             new_ids[question].append(token)
         positions = positions + 1
-    return Generation(
-        ids=new_ids, prefill_seconds=prefilled - started, decode_seconds=time.perf_counter() - prefilled
-    )
+    return Generation(ids=new_ids, prefill_seconds=prefilled - started, decode_seconds=time.perf_counter() - prefilled)
 
 
 class Chooser:
@@ -105,9 +99,7 @@ class Chooser:
         """Token ids [A] from logits [A, V] of the questions `active` [A]."""
         if self.sampling.temperature == 0:
             return logits_AV.argmax(dim=-1)
-        probabilities, order = (
-            (logits_AV.float() / self.sampling.temperature).softmax(-1).sort(-1, descending=True)
-        )
+        probabilities, order = (logits_AV.float() / self.sampling.temperature).softmax(-1).sort(-1, descending=True)
         # The smallest set of tokens whose probability reaches top_p (nucleus sampling, arXiv 1904.09751).
         before = probabilities.cumsum(-1) - probabilities
         nucleus = probabilities.masked_fill(before >= self.sampling.top_p, 0).cpu()

@@ -25,9 +25,7 @@ class Packing:
     ends: Tensor
 
 
-def pack(
-    questions: Sequence[Tensor], cached: Sequence[int], owners: Sequence[int], device: torch.device
-) -> Packing:
+def pack(questions: Sequence[Tensor], cached: Sequence[int], owners: Sequence[int], device: torch.device) -> Packing:
     """Pack `questions` (1-D id tensors); question b reads cache `owners[b]`, `cached[owners[b]]` long."""
     lengths = torch.tensor([len(question) for question in questions], device=device)
     question = torch.repeat_interleave(torch.arange(len(questions), device=device), lengths)

@@ -77,9 +77,7 @@ class VoCoModel(nn.Module):
     def vision_tokens(self, pixel_values: Tensor) -> Tensor:
         """Pixels [S, F, 3, H, W] as projected vision tokens [S, F * n, E], frames in order."""
         if pixel_values.dim() != 5:
-            raise InputError(
-                f"expected pixel values [S, F, 3, H, W], found the shape {tuple(pixel_values.shape)}"
-            )
+            raise InputError(f"expected pixel values [S, F, 3, H, W], found the shape {tuple(pixel_values.shape)}")
         segments, frames = pixel_values.shape[:2]
         tower = self.vision_tower
         x = tower.embeddings(pixel_values.flatten(0, 1).to(self.device, self.dtype))
@@ -146,13 +144,9 @@ class VoCoModel(nn.Module):
         logits = self.read_packed([cache], list(input_ids), [0] * rows)
         return logits.reshape(rows, length, -1)
 
-    def read_packed(
-        self, caches: Sequence[VoCoCache], texts: Sequence[Tensor], owners: Sequence[int]
-    ) -> Tensor:
+    def read_packed(self, caches: Sequence[VoCoCache], texts: Sequence[Tensor], owners: Sequence[int]) -> Tensor:
         """Logits [N, V] of all tokens of `texts` in a row; text b is read behind `caches[owners[b]]`."""
-        self.check_length(
-            max(caches[owner].positions + len(text) for owner, text in zip(owners, texts, strict=True))
-        )
+        self.check_length(max(caches[owner].positions + len(text) for owner, text in zip(owners, texts, strict=True)))
         past = torch.cat([self.rotated(cache) for cache in caches], dim=3)
         packing = pack(texts, [cache.positions for cache in caches], owners, self.device)
 
@@ -162,9 +156,7 @@ class VoCoModel(nn.Module):
         hidden = self.text_layers(packing.ids, packing.positions, packing.mask, key_values)
         return self.logits(hidden)
 
-    def text_layers(
-        self, ids: Tensor, positions: Tensor, mask: Tensor, key_values: decoder.KeyValues
-    ) -> Tensor:
+    def text_layers(self, ids: Tensor, positions: Tensor, mask: Tensor, key_values: decoder.KeyValues) -> Tensor:
         """Hidden states [N, E] of one packed row of token ids [N], before the final norm."""
         embedded = self.language_model.embed_tokens(ids)[None]
         angles = self.rope.angles(positions, embedded.dtype)
@@ -206,9 +198,7 @@ class VoCoModel(nn.Module):
         each = cache.segments // rows
         caches = [cache.slice(row * each, (row + 1) * each) for row in range(rows)]
         keep = attention_mask.bool()
-        packed = self.read_packed(
-            caches, [ids[real] for ids, real in zip(input_ids, keep, strict=True)], range(rows)
-        )
+        packed = self.read_packed(caches, [ids[real] for ids, real in zip(input_ids, keep, strict=True)], range(rows))
         logits = packed.new_zeros(*input_ids.shape, packed.shape[-1])
         logits[keep] = packed
         if labels is None:
@@ -237,14 +227,11 @@ class VoCoModel(nn.Module):
         """Refuse more positions than the decoder has with `ContextLimitError`."""
         if positions > self.config.max_positions:
             raise ContextLimitError(
-                f"the cache and the text need {positions} positions, but the model has"
-                f" {self.config.max_positions}"
+                f"the cache and the text need {positions} positions, but the model has {self.config.max_positions}"
             )
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of `text`, no special tokens added."""
         if self.tokenizer is None:
-            raise ModelError(
-                f"model {self.name!r} has no tokenizer beside its weights: texts cannot be encoded"
-            )
+            raise ModelError(f"model {self.name!r} has no tokenizer beside its weights: texts cannot be encoded")
         return list(self.tokenizer.encode(text, add_special_tokens=False))
