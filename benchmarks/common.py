@@ -11,7 +11,9 @@ from typing import Any
 
 def machine() -> dict[str, Any]:
     """The hardware and versions that a figure belongs to."""
-    cpu = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    cpu = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
     packages = ("torch", "transformers", "zarr", "ray", "av", "numpy")
     return {
         "cpu": cpu[0] if cpu else platform.processor(),

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import torch
 from common import report
 
-from vococache.model.scratch import byte_tokenizer, random_model, small_config
 from vococache.model.cache import VoCoCache
 from vococache.model.generate import Sampling, generate
+from vococache.model.scratch import byte_tokenizer, random_model, small_config
 
 QUESTIONS, SEGMENTS, NEW_TOKENS, RUNS = 20, 256, 16, 5
 
