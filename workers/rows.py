@@ -1,0 +1,52 @@
+"""What travels between the stages of ingest: a task in, rows of chunks out."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from vococache.storage import ChunkReceipt
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoTask:
+    """One video to ingest. `source`: absolute path or fsspec URL."""
+
+    video: str
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class End:
+    """What is known when a video ends, well or badly.
+
+    `chunks` counts those of the attempt that succeeded, `emitted` the chunk rows of all attempts, so that a
+    reader can wait for stale ones. `size`, `mtime_ns` and `content_hash` describe the file, as far as it was read.
+    """
+
+    duration: float = 0.0
+    decoder: str = ""
+    chunks: int = 0
+    emitted: int = 0
+    source: str = ""
+    size: int = 0
+    mtime_ns: int = 0
+    content_hash: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One chunk of a video; or its end (`end`), or its failure (`error`, with what is known in `end`).
+
+    A chunk that the store holds already comes with its receipt and without frames.
+    """
+
+    video: str
+    attempt: int = 0  # a later attempt (another decoder) replaces the chunks of an earlier one
+    index: int = -1
+    intent: str = ""  # token of the intent that the chunk belongs to
+    frames: npt.NDArray[np.uint8] | None = None  # [segments, frames, size, size, 3]
+    timestamps: npt.NDArray[np.float64] | None = None  # [segments, frames], seconds
+    receipt: ChunkReceipt | None = None
+    end: End | None = None
+    error: str | None = None
