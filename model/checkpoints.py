@@ -30,6 +30,7 @@ from vococache.model.fingerprint import (
 from vococache.model.voco import VoCoModel
 
 EMBEDDED = Path(__file__).parent / "embedded"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 Rename = Callable[[str], str | None]
 
 
@@ -67,6 +68,7 @@ def load_model(
     config = layout.config.with_voco(tokens=num_voco_tokens)
     if newline_ids is not None:
         config = replace(config, prompt=replace(config.prompt, newline_ids=tuple(newline_ids)))
+    config.check_stage1_ids()
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with torch.device("meta"):
         model = VoCoModel(config)
@@ -97,6 +99,8 @@ def read_layout(folder: Path) -> Layout:
         data = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder / 'config.json'} is not readable JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise ModelError(f"{folder / 'config.json'} is not a JSON object")
     kind = data.get("model_type")
     if kind == MODEL_TYPE:
         return Layout(VoCoConfig.from_dict(data), ((folder, lambda name: name),))
@@ -139,14 +143,13 @@ def save_pretrained(model: VoCoModel, folder: str | Path, *, note: str | None = 
 
 def _resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype | None:
     """The dtype to load in; None keeps the checkpoint's."""
-    if isinstance(dtype, torch.dtype):
-        return dtype
     if dtype is None:
         return torch.float32 if device.type == "cpu" else None
-    known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    if dtype not in known:
-        raise ModelError(f"unknown dtype {dtype!r}; expected one of {sorted(known)}")
-    return known[dtype]
+    if isinstance(dtype, torch.dtype):
+        dtype = dtype_name(dtype)
+    if dtype not in DTYPES:
+        raise ModelError(f"unknown dtype {dtype!r}; expected one of {sorted(DTYPES)}")
+    return DTYPES[dtype]
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
@@ -184,16 +187,10 @@ def _fill(model: VoCoModel, layout: Layout, folder: Path, dtype: torch.dtype | N
                 # A new token starts as the mean of the known ones.
                 mean = tensor.float().mean(0, keepdim=True).to(tensor.dtype)
                 tensor = torch.cat((tensor, mean.expand(layout.new_rows, -1)))
-            if tensor.shape != wanted[name]:
-                raise ModelError(
-                    f"{folder}: weight {stored!r} should have the shape {tuple(wanted[name])}, found"
-                    f" {tuple(tensor.shape)}"
-                )
-            if not torch.isfinite(tensor).all():
-                raise ModelError(f"{folder}: weight {stored!r} holds NaN or infinite values")
+            cast = _checked(f"{folder}: weight {stored!r}", tensor, wanted[name], dtype)
             if is_stage1(name, model.config):
                 digests[name] = tensor_digest(name, tensor, model.config)
-            state[name] = tensor.to(device=device, dtype=dtype)
+            state[name] = cast.to(device)
     if missing := sorted(wanted.keys() - state.keys()):
         raise ModelError(f"{folder}: {len(missing)} weights are missing, {missing[0]!r} first")
     if model.config.text.tie_word_embeddings:
@@ -208,8 +205,22 @@ def _fill(model: VoCoModel, layout: Layout, folder: Path, dtype: torch.dtype | N
     model.weights_digest = weights_digest(digests.items())
 
 
+def _checked(what: str, tensor: Tensor, shape: torch.Size, dtype: torch.dtype | None) -> Tensor:
+    """A stored weight in `dtype` (None: as stored). Raises `ModelError` where it cannot be used."""
+    if tensor.shape != shape:
+        raise ModelError(f"{what} should have the shape {tuple(shape)}, found {tuple(tensor.shape)}")
+    if tensor.dtype not in DTYPES.values():
+        raise ModelError(f"{what} has the dtype {dtype_name(tensor.dtype)}; expected one of {sorted(DTYPES)}")
+    cast = tensor.to(dtype=dtype)
+    if not torch.isfinite(cast).all():
+        raise ModelError(f"{what} holds NaN or infinite values, as {dtype_name(cast.dtype)}")
+    return cast
+
+
 def _unused(name: str, layers: re.Pattern[str], config: VoCoConfig) -> bool:
-    """Vision weights behind the layer whose output is the feature."""
+    """Vision weights behind the layer whose output is the feature, and a copy of tied embeddings."""
+    if name == "lm_head.weight" and config.text.tie_word_embeddings:
+        return True
     if name.startswith(("vision_tower.post_layernorm.", "vision_tower.head.")):
         return True
     match = layers.match(name)

@@ -136,6 +136,20 @@ class VoCoConfig:
         window = sliding_window(self.text)
         return min(int(self.text.max_position_embeddings), window or int(self.text.max_position_embeddings))
 
+    def check_stage1_ids(self) -> None:
+        """Refuse ids around the vision tokens that the vocabulary lacks with `ModelError`.
+
+        Not done on construction: a checkpoint without a tokenizer gets the official newline, which a caller
+        with another vocabulary replaces.
+        """
+        bos = () if self.prompt.bos_id is None else (self.prompt.bos_id,)
+        for token in (*bos, *self.prompt.newline_ids):
+            if not 0 <= token < self.text.vocab_size:
+                raise ModelError(
+                    f"stage 1 needs token id {token} (BOS or newline), outside the vocabulary of"
+                    f" {self.text.vocab_size}: give newline_ids that fit"
+                )
+
     def with_voco(self, *, tokens: int | None = None, frames: int | None = None) -> "VoCoConfig":
         """The same model making K = `tokens` VoCo tokens of `frames` frames each (None: as it is)."""
         return replace(
