@@ -1,7 +1,7 @@
 """Real encoded clips whose frame number is readable from the pixels.
 
-A picture is a grid of dark and bright cells: 20 bits of the frame's number and 4 of its check, so that order, choice and
-rotation of frames are really tested: a picture that is turned, torn or of another clip does not read.
+A picture is a grid of dark and bright cells: 20 bits of the frame's number and 4 of its check, so that order, choice
+and rotation of frames are really tested: a picture that is turned, torn or of another clip does not read.
 """
 
 import struct
@@ -92,12 +92,19 @@ def make_clip(
         streams = [
             _add_stream(container, codec, fps, shape, pix_fmt, gop, options or {}) for shape in (size, *more_sizes)
         ]
-        sound = container.add_stream("aac" if path.suffix in {".mp4", ".mov"} else "libopus", rate=48_000) if audio else None
+        sound = (
+            container.add_stream("aac" if path.suffix in {".mp4", ".mov"} else "libopus", rate=48_000)
+            if audio
+            else None
+        )
         for number, time in enumerate(times):
             for index, stream in enumerate(streams):
                 drawn = draw(number + 1000 * index, stream.width, stream.height)
                 frame = av.VideoFrame.from_ndarray(drawn, format="rgb24").reformat(format=pix_fmt)
-                frame.pts, frame.time_base = _ticks(start + time, stream.codec_context.time_base), stream.codec_context.time_base
+                frame.pts, frame.time_base = (
+                    _ticks(start + time, stream.codec_context.time_base),
+                    stream.codec_context.time_base,
+                )
                 container.mux(stream.encode(frame))
         for stream in streams:
             container.mux(stream.encode(None))

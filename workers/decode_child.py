@@ -86,7 +86,7 @@ def decode(request: dict[str, Any], out: BinaryIO, max_pixels: int) -> None:
         send(out, {"expected_frames": expected})
         decoded = {"decord": decord_frames, "pyav": pyav_frames}[request["decoder"]](video, Targets(sampling, duration))
         for moment, count, picture in shaped(decoded, FrameGeometry.from_dict(request["geometry"])):
-            send(out, {"time": moment, "count": count, "shape": picture.shape}, memoryview(picture).cast("B"))
+            send(out, {"time": moment, "count": count, "shape": picture.shape}, picture.data.cast("B"))
         send(out, {"duration": video.duration()})
 
 

@@ -75,9 +75,7 @@ class Decoder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def open(
-        self, path: str, sampling: Sampling, geometry: FrameGeometry, decoder: DecoderName = "decord"
-    ) -> "Frames":
+    def open(self, path: str, sampling: Sampling, geometry: FrameGeometry, decoder: DecoderName = "decord") -> "Frames":
         """The chosen frames of a local file, as they are decoded. Raises `VideoError`, as iterating does."""
         request = {"do": "decode", "path": path, "decoder": decoder}
         self._request(request | {"sampling": sampling.to_dict(), "geometry": geometry.to_dict()})
@@ -106,7 +104,9 @@ class Decoder:
             while True:
                 reply: dict[str, Any] = json.loads(self._read(*struct.unpack(">I", self._read(4))))
                 if "shape" in reply:
-                    reply["pixels"] = np.frombuffer(self._read(int(np.prod(reply["shape"]))), np.uint8).reshape(reply["shape"])
+                    reply["pixels"] = np.frombuffer(self._read(int(np.prod(reply["shape"]))), np.uint8).reshape(
+                        reply["shape"]
+                    )
                 if "alive" not in reply:
                     break
         except TimeoutError:
@@ -151,7 +151,14 @@ class Decoder:
         path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
         child = subprocess.Popen(
             # -P: a module of the user's working directory must not shadow ours
-            [sys.executable, "-P", "-m", "vococache.workers.decode_child", str(os.getpid()), json.dumps(asdict(self.limits))],
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                "vococache.workers.decode_child",
+                str(os.getpid()),
+                json.dumps(asdict(self.limits)),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

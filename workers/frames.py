@@ -8,11 +8,14 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import av
 import numpy as np
+
 from vococache.errors import VideoError
 from vococache.model.images import Frame, FrameGeometry
 from vococache.workers.sampling import Targets
@@ -39,10 +42,10 @@ def pyav_frames(video: Video, targets: Targets) -> Iterator[Chosen]:
             continue
         time = video.clock.tick(pts)
         if held is not None and (count := targets.take(time)):
-            yield held[0], count, lambda frame=held[1]: _upright(_rgb(frame), frame.rotation)  # type: ignore[misc]
+            yield held[0], count, partial(_rgb, held[1])
         held = (time, frame)
     if held is not None and (count := targets.take(video.duration())):
-        yield held[0], count, lambda: _upright(_rgb(held[1]), held[1].rotation)
+        yield held[0], count, partial(_rgb, held[1])
 
 
 def decord_frames(video: Video, targets: Targets) -> Iterator[Chosen]:
@@ -56,7 +59,7 @@ def decord_frames(video: Video, targets: Targets) -> Iterator[Chosen]:
         ranks = [rank for rank, _, _ in chosen]
         reader = _reader(decord, video, piece)
         try:
-            pictures = reader.get_batch(ranks).asnumpy() if ranks else None
+            pictures = reader.get_batch(ranks).asnumpy() if ranks else []
             # The last frame too, chosen or not: if any before it could not be decoded, this fails.
             last = len(piece.packets) - 1
             if last not in ranks[-1:]:
@@ -67,7 +70,7 @@ def decord_frames(video: Video, targets: Targets) -> Iterator[Chosen]:
             raise VideoError("fewer frames than packets") from None
         del reader
         for index, (_, time, count) in enumerate(chosen):
-            yield time, count, lambda picture=pictures[index]: _upright(picture, turn)  # type: ignore[misc]
+            yield time, count, partial(_upright, pictures[index], turn)
 
 
 def shaped(chosen: Iterator[Chosen], geometry: FrameGeometry) -> Iterator[tuple[float, int, Frame]]:
@@ -112,26 +115,10 @@ def _choose(video: Video, piece: Piece, targets: Targets) -> list[tuple[int, flo
 
 
 def _reader(decord: Any, video: Video, piece: Piece) -> Any:
-    """A decord reader over one piece, packed as Matroska in memory.
-
-    Frames are numbered in presentation order, and only the first is marked a keyframe, so that decord never seeks.
-    """
-    order = {pts: rank for rank, pts in enumerate(sorted(pts for pts, _ in piece.packets))}
-    if len(order) < len(piece.packets):
-        raise VideoError("several packets of one presentation time")
-    delay = max(place - order[pts] for place, (pts, _) in enumerate(piece.packets))
-    memory = io.BytesIO()
+    """A decord reader over one piece, repacked in memory."""
+    memory = _repack(video, piece)
     try:
-        with av.open(memory, "w", format="matroska") as container:
-            stream = container.add_stream_from_template(video.stream)
-            for place, (pts, packet) in enumerate(piece.packets):
-                packet.dts, packet.pts, packet.duration = place, order[pts] + delay, 1
-                packet.time_base, packet.is_keyframe, packet.stream = Fraction(1, RATE), place == 0, stream
-                container.mux(packet)
-        memory.seek(0)
         reader = decord.VideoReader(memory, num_threads=1, fault_tol=0)
-    except (av.FFmpegError, ValueError) as error:
-        raise VideoError(f"cannot be repacked: {str(error).splitlines()[0]}") from None
     except (decord.DECORDError, RuntimeError) as error:
         raise VideoError(_decord_reason(error)) from None
     if len(reader) != len(piece.packets):
@@ -139,7 +126,32 @@ def _reader(decord: Any, video: Video, piece: Piece) -> Any:
     return reader
 
 
-def _look_at_first(video: Video, packet: av.Packet) -> int:
+def _repack(video: Video, piece: Piece) -> io.BytesIO:
+    """A piece as a file of its own, its frames numbered in presentation order.
+
+    Only the first packet is marked a keyframe, so that decord never seeks.
+    """
+    order = {pts: rank for rank, pts in enumerate(sorted(pts for pts, _ in piece.packets))}
+    if len(order) < len(piece.packets):
+        raise VideoError("several packets of one presentation time")
+    delay = max(place - order[pts] for place, (pts, _) in enumerate(piece.packets))
+    # MP4 counts its frames, which decord wants of very short videos; Matroska takes (nearly) any codec.
+    for format_name in ("mp4", "matroska"):
+        memory = io.BytesIO()
+        with suppress(av.FFmpegError, ValueError), av.open(memory, "w", format=format_name) as container:
+            stream = container.add_stream_from_template(video.stream)
+            stream.set_display_rotation(0)  # we turn the pictures, as for PyAV
+            for place, (pts, packet) in enumerate(piece.packets):
+                packet.dts, packet.pts, packet.duration = place, order[pts] + delay, 1
+                packet.time_base, packet.is_keyframe, packet.stream = Fraction(1, RATE), place == 0, stream
+                container.mux(packet)
+            container.close()
+            memory.seek(0)
+            return memory
+    raise VideoError(f"cannot be repacked for decord: {video.context.name}")
+
+
+def _look_at_first(video: Video, packet: Any) -> int:
     """Decode the first keyframe with PyAV: its display rotation, and whether decord would give the same pixels."""
     try:
         frames = [*video.context.decode(packet), *video.context.decode(None)]
@@ -155,8 +167,9 @@ def _look_at_first(video: Video, packet: av.Packet) -> int:
 
 
 def _rgb(frame: av.VideoFrame) -> Frame:
-    """[height, width, 3] in the frame's own colour space, as decord converts it."""
-    return np.asarray(frame.to_ndarray(format="rgb24", interpolation="BILINEAR"))
+    """[height, width, 3], upright, in the frame's own colour space: as decord converts it."""
+    picture: Any = frame.to_ndarray(format="rgb24", interpolation="BILINEAR")
+    return _upright(picture, frame.rotation)
 
 
 def _upright(picture: Frame, rotation: int) -> Frame:
@@ -177,5 +190,7 @@ def _load_decord() -> Any:
 
 def _decord_reason(error: Exception) -> str:
     """decord's one-line reason, without the addresses of its own source."""
+    if "Error sending packet" in str(error) or "Error decoding frame" in str(error):
+        return "a packet cannot be decoded"
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     return text.split("]: ")[-1].split(".cc:")[-1].strip(" 0123456789:")[:200]

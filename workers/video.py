@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 import av
+
 from vococache.errors import VideoError
 
 # A piece is what decord is given at once (see docs/design/0003-decoding.md): whole groups of pictures.
@@ -47,12 +48,16 @@ class Clock:
         return float((pts - (self.start or 0)) * self.base)
 
     def end(self, shown_for: int) -> float:
-        """The duration: the last frame is on display for `shown_for`, or the median distance of frames where unknown."""
-        if shown_for <= 0:
-            shown_for = next(iter(sorted(self.gaps.elements())[self.gaps.total() // 2 :]), 0)
-        if shown_for <= 0:
-            shown_for = max(1, round(1 / (self.rate or Fraction(25)) / self.base))
-        return self.time(self.last + shown_for)
+        """The duration; where it is unknown for how long the last frame is shown, the median distance of frames."""
+        return self.time(self.last + (shown_for if shown_for > 0 else self._usual_gap()))
+
+    def _usual_gap(self) -> int:
+        seen = 0
+        for gap, count in sorted(self.gaps.items()):
+            seen += count
+            if 2 * seen >= self.gaps.total():
+                return gap
+        return max(1, round(1 / (self.rate or Fraction(25)) / self.base))
 
 
 @dataclass
@@ -62,7 +67,7 @@ class Piece:
     `packets` in decoding order with their times; frames from `until` on are shown by the next piece.
     """
 
-    packets: list[tuple[int, av.Packet]]
+    packets: list[tuple[int, Any]]
     until: int | None
 
 
@@ -114,11 +119,10 @@ class Video:
             return float(self.stream.duration * self.stream.time_base)
         if not self._container.duration:
             return None
-        # A file's duration counts from 0 in some formats, and its video may start later.
-        late = max(0.0, float((self.stream.start_time or 0) * self.stream.time_base)) if _counts_from_0(self._container) else 0
-        return max(0.0, self._container.duration / av.time_base - late)
+        late = float((self.stream.start_time or 0) * self.stream.time_base) if self._counts_from_0() else 0.0
+        return max(0.0, float(self._container.duration / av.time_base) - late)
 
-    def packets(self) -> Iterator[av.Packet]:
+    def packets(self) -> Iterator[Any]:
         """Packets from the first keyframe on, in decoding order. A broken one raises `VideoError`."""
         try:
             for packet in self._container.demux(self.stream):
@@ -147,8 +151,8 @@ class Video:
 
     def pieces(self) -> Iterator[Piece]:
         """The stream in pieces for decord. Raises `VideoError` where it cannot be cut."""
-        piece: list[tuple[int, av.Packet]] = []
-        tail: list[tuple[int, av.Packet]] = []  # the next keyframe, and frames after it that are shown before it
+        piece: list[tuple[int, Any]] = []
+        tail: list[tuple[int, Any]] = []  # the next keyframe, and frames after it that are shown before it
         size = 0
         for packet in self.packets():
             if packet.pts is None:
@@ -171,6 +175,10 @@ class Video:
             piece = tail[:1]
         if piece:
             yield Piece(piece, None)
+
+    def _counts_from_0(self) -> bool:
+        """Is a file's duration its last moment, even if its video starts later?"""
+        return "matroska" in self._container.format.name
 
     def _best_stream(self) -> Any:
         """The stream that decord takes as well: FFmpeg's choice, which passes over cover art."""
@@ -233,10 +241,6 @@ def claimed_size(head: bytes) -> int:
     bits = 7 * width
     size = int.from_bytes(head[at + 4 : at + 4 + width], "big") & ((1 << bits) - 1)
     return at + 4 + width + size if size != (1 << bits) - 1 else 0  # all ones: unknown
-
-
-def _counts_from_0(container: Any) -> bool:
-    return "matroska" in container.format.name
 
 
 def _reason(error: Exception) -> str:

@@ -1,0 +1,165 @@
+"""Stage 1 of ingest: a video becomes rows of chunks, by decord where it can and by PyAV where it cannot."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain, islice
+
+import numpy as np
+import numpy.typing as npt
+
+from vococache.errors import VideoError
+from vococache.model.images import Frame, FrameGeometry
+from vococache.storage import Intent, Store, open_store
+from vococache.storage.format import even_chunk_segments
+from vococache.workers.decoder import Decoder, DecoderName, Frames, Limits, Probe, available_decoders
+from vococache.workers.rows import End, Row, VideoTask
+from vococache.workers.sampling import Sampling
+from vococache.workers.source import LocalVideo, SourceStat, content_hash, local_video, stat_source
+
+__all__ = [
+    "DecodeStage",
+    "Decoder",
+    "Frames",
+    "Limits",
+    "Probe",
+    "SourceStat",
+    "available_decoders",
+    "content_hash",
+    "stat_source",
+]
+
+Segment = tuple[list[Frame], list[float]]  # of one segment: pictures [size, size, 3], and their times
+
+
+@dataclass(kw_only=True)
+class DecodeStage:
+    """Turns tasks into rows. Plain: Ray is not known here.
+
+    A video gives the rows of its chunks and an end row, or else an error row. Only one chunk is held at a time, apart
+    from the frames read ahead to learn whether the video is a short one. Safe to run again: what the store
+    holds already comes without frames.
+    """
+
+    store_url: str
+    sampling: Sampling
+    geometry: FrameGeometry
+    frames_per_segment: int
+    timeout_s: float = 60.0
+    limits: Limits = field(default_factory=Limits)
+    max_copy_bytes: int = 16 << 30  # of a remote video on this node's disk
+    _store: Store = field(init=False, repr=False)
+    _decoder: Decoder = field(init=False, repr=False)
+
+    def setup(self) -> None:
+        """Open the store; the decoder child starts with the first video."""
+        self._store = open_store(self.store_url, "a")
+        self._decoder = Decoder(timeout_s=self.timeout_s, limits=self.limits)
+
+    def close(self) -> None:
+        """End the decoder child."""
+        self._decoder.close()
+
+    def process(self, task: VideoTask) -> Iterator[Row]:
+        """The rows of one video. A video that cannot be decoded costs one error row; a bad store raises."""
+        emitted = 0
+        reasons: dict[str, str] = {}
+        stat, digest = stat_source(task.source), None
+        try:
+            with local_video(task.source, self.max_copy_bytes) as local:
+                stat, digest = local.stat, local.content_hash
+                for attempt, decoder in enumerate(available_decoders()):
+                    try:
+                        for row in self._attempt(task, local, attempt, decoder, emitted):
+                            emitted += row.end is None
+                            yield row
+                        return
+                    except VideoError as error:
+                        reasons[decoder] = str(error)
+        except VideoError as error:
+            reasons["source"] = str(error)
+        end = End(
+            emitted=emitted,
+            source=task.source,
+            size=stat.size if stat else 0,
+            mtime_ns=stat.mtime_ns if stat else 0,
+            content_hash=digest,
+        )
+        yield Row(video=task.video, end=end, error=joined(reasons))
+
+    def _attempt(
+        self, task: VideoTask, local: LocalVideo, attempt: int, decoder: DecoderName, emitted: int
+    ) -> Iterator[Row]:
+        """The rows of one decoder's attempt, from the start of the video. Raises `VideoError`."""
+        frames = self._decoder.open(local.path, self.sampling, self.geometry, decoder)
+        segments = self._segments(frames)
+        longest = self._store.header.chunk_segments
+        ahead = list(islice(segments, longest + 1))
+        if not ahead:
+            raise VideoError("no frames")
+        intent = Intent(
+            source=task.source,
+            content_hash=local.content_hash,
+            size=local.stat.size,
+            mtime_ns=local.stat.mtime_ns,
+            sampling=self.sampling.to_dict(),
+            decoder=decoder,
+            chunk_segments=self._chunk_segments(len(ahead), frames.expected_frames),
+        )
+        stored = self._store.begin(task.video, intent)
+        chunks = 0
+        for chunks, chunk in enumerate(_chunked(ahead, segments, intent.chunk_segments), 1):
+            receipt = stored.get(chunks - 1)
+            yield Row(
+                video=task.video,
+                attempt=attempt,
+                index=chunks - 1,
+                intent=intent.token,
+                frames=None if receipt else np.stack([np.stack(pictures) for pictures, _ in chunk]),
+                timestamps=_times(chunk),
+                receipt=receipt,
+            )
+        assert frames.duration is not None
+        end = End(
+            duration=frames.duration,
+            decoder=decoder,
+            chunks=chunks,
+            emitted=emitted + chunks,
+            source=task.source,
+            size=local.stat.size,
+            mtime_ns=local.stat.mtime_ns,
+            content_hash=local.content_hash,
+        )
+        yield Row(video=task.video, attempt=attempt, intent=intent.token, end=end)
+
+    def _segments(self, frames: Frames) -> Iterator[Segment]:
+        """Frames in groups of a segment; the last group is filled up with its last frame."""
+        while group := list(islice(frames, self.frames_per_segment)):
+            group += [group[-1]] * (self.frames_per_segment - len(group))
+            yield [picture for _, picture in group], [time for time, _ in group]
+
+    def _chunk_segments(self, ahead: int, expected_frames: int | None) -> int:
+        """Chunk length of a video of which `ahead` segments were read, one more than a chunk may have if it is long."""
+        longest = self._store.header.chunk_segments
+        if ahead <= longest:
+            return ahead
+        expected = -(-(expected_frames or 0) // self.frames_per_segment)
+        return even_chunk_segments(expected, longest) if expected > longest else longest
+
+
+def joined(reasons: dict[str, str]) -> str:
+    """What went wrong, in one line: once where the decoders agree."""
+    if len(set(reasons.values())) == 1:
+        return next(iter(reasons.values()))
+    return "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+
+
+def _chunked(ahead: list[Segment], segments: Iterator[Segment], size: int) -> Iterator[list[Segment]]:
+    """Segments in chunks of `size`; lets go of those read ahead as they are used."""
+    rest = chain((ahead.pop(0) for _ in range(len(ahead))), segments)
+    while chunk := list(islice(rest, size)):
+        yield chunk
+
+
+def _times(chunk: list[Segment]) -> npt.NDArray[np.float64]:
+    """[segments, frames], seconds."""
+    return np.array([times for _, times in chunk], np.float64)

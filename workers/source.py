@@ -1,0 +1,137 @@
+"""Where a video's bytes are: a local file, or an fsspec URL that is copied to this node's disk first."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any
+
+from vococache.errors import VideoError
+
+COPY_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceStat:
+    """Size in bytes and time of the last change, 0 where a remote store tells none."""
+
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LocalVideo:
+    """A video's file on this node, and what identifies its content."""
+
+    path: str
+    stat: SourceStat
+    content_hash: str  # sha256, hex
+
+
+def is_url(source: str) -> bool:
+    """An fsspec URL, rather than a path?"""
+    return "://" in source
+
+
+def stat_source(source: str) -> SourceStat | None:
+    """Size and modification time without reading the content; None for what is absent or cannot be reached."""
+    try:
+        if not is_url(source):
+            found = Path(source).stat()
+            return SourceStat(size=found.st_size, mtime_ns=found.st_mtime_ns)
+        filesystem, path = _remote(source)
+        info = filesystem.info(path)
+        return SourceStat(size=int(info.get("size") or 0), mtime_ns=_mtime_ns(info))
+    except (OSError, ValueError, ImportError):
+        return None
+
+
+def content_hash(source: str) -> str:
+    """sha256 of the content, hex. Raises `VideoError` where it cannot be read."""
+    try:
+        with _open(source) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError, ImportError) as error:
+        raise VideoError(f"cannot be read: {error}") from None
+
+
+@contextmanager
+def local_video(source: str, max_bytes: int) -> Iterator[LocalVideo]:
+    """The video of `source` as a local file; a remote one is copied, and the copy is gone afterwards.
+
+    Raises `VideoError` for what cannot be read, or is remote and longer than `max_bytes`.
+    """
+    stat = stat_source(source)
+    if not is_url(source):
+        if stat is None:
+            raise VideoError("no such file" if not Path(source).exists() else "no permission to read it")
+        if not Path(source).is_file():
+            raise VideoError("a directory, not a file" if Path(source).is_dir() else "not a regular file")
+        yield LocalVideo(path=source, stat=stat, content_hash=content_hash(source))
+        return
+    if stat is None:
+        raise VideoError("no such object, or no access to it")
+    with _temporary_file(Path(source).suffix) as file:
+        digest = _copy(source, file, max_bytes)
+        yield LocalVideo(path=_path_of(file), stat=stat, content_hash=digest)
+
+
+def _copy(source: str, file: IO[bytes], max_bytes: int) -> str:
+    digest, size = hashlib.sha256(), 0
+    try:
+        with _open(source) as remote:
+            while block := remote.read(COPY_BYTES):
+                size += len(block)
+                if size > max_bytes:
+                    raise VideoError(f"larger than the {max_bytes} bytes that are copied at most")
+                digest.update(block)
+                file.write(block)
+        file.flush()
+    except (OSError, ValueError, ImportError) as error:
+        if isinstance(error, VideoError):
+            raise
+        raise VideoError(f"cannot be copied: {str(error).splitlines()[0]}") from None
+    return digest.hexdigest()
+
+
+def _temporary_file(suffix: str) -> Any:
+    """A file that even `kill -9` of this process does not leave behind, where the system allows."""
+    if Path("/proc/self/fd").is_dir():
+        return tempfile.TemporaryFile()
+    return tempfile.NamedTemporaryFile(suffix=suffix)
+
+
+def _path_of(file: Any) -> str:
+    """A path by which the decoder child can open a temporary file."""
+    if Path("/proc/self/fd").is_dir():
+        return f"/proc/{os.getpid()}/fd/{file.fileno()}"
+    return str(file.name)
+
+
+def _open(source: str) -> Any:
+    if not is_url(source):
+        return Path(source).open("rb")
+    filesystem, path = _remote(source)
+    return filesystem.open(path, "rb")
+
+
+def _remote(source: str) -> tuple[Any, str]:
+    import fsspec
+
+    filesystem, path = fsspec.core.url_to_fs(source)
+    return filesystem, path
+
+
+def _mtime_ns(info: dict[str, Any]) -> int:
+    """fsspec's stores tell a time under several names, as a number of seconds or a datetime."""
+    for name in ("mtime", "LastModified", "last_modified", "updated", "created"):
+        value = info.get(name)
+        if isinstance(value, datetime):
+            value = value.timestamp()
+        if isinstance(value, int | float):
+            return int(value * 1e9)
+    return 0
