@@ -1,0 +1,146 @@
+"""Documents of a store: Zarr metadata that carries its own checksum, receipts, array metadata."""
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+
+from vococache.storage.format import DOCUMENT, ChunkReceipt, Intent, StoreHeader, VideoInfo, chunk_key
+
+# A sealed document begins with exactly one of these bytes, then the 8 hex digits of its crc32c.
+GROUP = b'{"zarr_format":3,"node_type":"group","attributes":{"vococache":{"crc32c":"'
+RECEIPT = b'{"crc32c":"'
+PLAIN_GROUP = b'{"zarr_format":3,"node_type":"group","attributes":{}}'
+
+Fields = dict[str, Any]
+Bytes = bytes | npt.NDArray[np.uint8]
+
+
+class Stamp(NamedTuple):
+    """An object's length in bytes and its crc32c."""
+
+    length: int
+    crc32c: int
+
+
+def stamp(data: Bytes) -> Stamp:
+    """The stamp of some bytes."""
+    return Stamp(len(data), google_crc32c.value(data))
+
+
+def seal(head: bytes, fields: Fields) -> bytes:
+    """The document of `fields`, with the crc32c of its own bytes (taken with zeros in the place of the digits)."""
+    body = json.dumps(fields, separators=(",", ":"), allow_nan=False).encode()
+    tail = b'",' + body[1:] + b"}" * (head.count(b"{") - 1)
+    return head + b"%08x" % google_crc32c.value(head + b"00000000" + tail) + tail
+
+
+def unseal(head: bytes, data: bytes) -> Fields | None:
+    """The fields of a sealed document; None if one of its bytes changed."""
+    at = len(head)
+    zeroed = data[:at] + b"00000000" + data[at + 8 :]
+    if not data.startswith(head) or data[at : at + 8] != b"%08x" % google_crc32c.value(zeroed):
+        return None
+    document = json.loads(data.decode())
+    fields: Fields = document["attributes"]["vococache"] if head is GROUP else document
+    return fields
+
+
+def chunk_stamps(fields: Fields) -> list[Stamp]:
+    """Stamps of a complete video's `kv` chunks, by index."""
+    length, digits = fields["chunks"]["length"], fields["chunks"]["crc32c"]
+    return [Stamp(length, int(digits[at : at + 8], 16)) for at in range(0, len(digits), 8)]
+
+
+def record(fields: Fields) -> dict[str, Stamp]:
+    """Stamps of every other object of a complete video's group, by key."""
+    stamps = {key: Stamp(*stamp) for key, stamp in fields["objects"].items()}
+    return stamps | {chunk_key(index): stamp for index, stamp in enumerate(chunk_stamps(fields))}
+
+
+def complete_fields(
+    intent: Fields,
+    duration: float,
+    receipts: Sequence[ChunkReceipt],
+    objects: dict[str, Stamp],
+) -> Fields:
+    """What a complete video's document says; `receipts` in order of their index, `objects` without the chunks."""
+    return {
+        "status": "complete",
+        "segments": sum(receipt.segments for receipt in receipts),
+        "duration": duration,
+        "intent": intent,
+        "chunks": {"length": receipts[0].length, "crc32c": "".join(f"{r.crc32c:08x}" for r in receipts)},
+        "objects": dict(sorted(objects.items())),
+    }
+
+
+def video_info(header: StoreHeader, video: str, fields: Fields, length: int) -> VideoInfo:
+    """The row of `ls` that a video's document of `length` bytes says."""
+    origin = fields.get("intent") or fields
+    segments = total = padding = 0
+    metadata = length
+    if fields["status"] == "complete":
+        segments = fields["segments"]
+        objects, chunks = fields["objects"], fields["chunks"]
+        payload = chunks["length"] * (len(chunks["crc32c"]) // 8)
+        padding = payload - segments * header.segment_bytes
+        for key, (size, _) in objects.items():
+            total += size
+            if key.endswith(DOCUMENT):
+                metadata += size
+        total += payload
+    return VideoInfo(
+        id=video,
+        status=fields["status"],
+        reason=fields.get("reason"),
+        decoder=origin.get("decoder"),
+        segments=segments,
+        duration=fields.get("duration"),
+        source=origin.get("source", ""),
+        bytes=total + length,
+        padding_bytes=padding,
+        metadata_bytes=metadata,
+        size=origin.get("size", 0),
+        mtime_ns=origin.get("mtime_ns", 0),
+        content_hash=origin.get("content_hash"),
+        sampling=origin.get("sampling"),
+    )
+
+
+def kv_document(header: StoreHeader, segments: int, intent: Intent) -> bytes:
+    """Zarr metadata of `kv`."""
+    shape = header.segment_shape
+    names = ("segment", "layer", "key_value", "kv_head", "token", "head_dim")
+    return _array_document((segments, *shape), (intent.chunk_segments, *shape), header.dtype, names)
+
+
+def timestamps_document(segments: int, frames: int) -> bytes:
+    """Zarr metadata of `timestamps`: one chunk."""
+    return _array_document((segments, frames), (segments, frames), "float64", ("segment", "frame"))
+
+
+@lru_cache(maxsize=64)
+def _array_document(shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str, names: tuple[str, ...]) -> bytes:
+    """Zarr's own metadata of an array of plain little-endian bytes with flat chunk keys."""
+    import zarr  # half a second: writers alone need it
+    from zarr.storage import MemoryStore
+
+    objects: dict[str, Any] = {}
+    zarr.create_array(
+        MemoryStore(objects),
+        shape=shape,
+        chunks=chunks,
+        dtype=np.dtype(dtype).newbyteorder("<"),
+        compressors=None,
+        filters=None,
+        fill_value=0,
+        chunk_key_encoding={"name": "default", "separator": "."},
+        dimension_names=names,
+        zarr_format=3,
+    )
+    return bytes(objects[DOCUMENT].to_bytes())

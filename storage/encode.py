@@ -1,0 +1,65 @@
+"""What a writer hands in, checked, as the bytes that Zarr specifies for it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vococache.errors import InputError
+from vococache.storage.format import ChunkReceipt, StoreHeader
+
+
+def encode_chunk(
+    header: StoreHeader, chunk_segments: int, index: int, kv: npt.NDArray[Any]
+) -> tuple[npt.NDArray[np.uint8], int]:
+    """Bytes of a `kv` chunk as Zarr's `bytes` codec has them (zeros to full length), and its true segments."""
+    expected = (chunk_segments, *header.segment_shape)
+    if kv.dtype.name != header.dtype or kv.shape[1:] != expected[1:] or not 1 <= len(kv) <= chunk_segments:
+        raise InputError(
+            f"chunk {index}: expected {header.dtype} of shape {expected} or with fewer segments,"
+            f" found {kv.dtype.name} {kv.shape}"
+        )
+    if index < 0:
+        raise InputError(f"chunk {index}: expected an index of 0 or more")
+    kv_le = np.ascontiguousarray(kv, header.kv_dtype)
+    if not is_finite(kv_le):
+        raise InputError(f"chunk {index} holds values that are not finite in {header.dtype}: nothing written")
+    segments = len(kv_le)
+    if segments < chunk_segments:
+        padded = np.zeros(expected, header.kv_dtype)
+        padded[:segments] = kv_le
+        kv_le = padded
+    return kv_le.reshape(-1).view(np.uint8), segments
+
+
+def is_finite(kv: npt.NDArray[Any]) -> bool:
+    """Neither infinities nor NaN? By the bits: ten times as fast as numpy's isfinite on float16."""
+    bits = 8 * kv.dtype.itemsize
+    infinity = {16: 0x7C00, 32: 0x7F800000}[bits]
+    # Beyond infinity lie the NaNs: as signed integers of the positive side, as unsigned ones of the negative.
+    integers = kv.view(f"<i{bits // 8}")
+    return bool(integers.max() < infinity) and bool(
+        integers.view(f"<u{bits // 8}").max() < infinity + (1 << (bits - 1))
+    )
+
+
+def check_receipts(receipts: Sequence[ChunkReceipt], chunk_segments: int) -> int:
+    """The segments that a video's receipts, in order, make up. Raises `InputError` if some are missing."""
+    indices = [receipt.index for receipt in receipts]
+    if not indices or indices != list(range(len(indices))):
+        raise InputError(f"receipts of chunks {indices}: expected each of 0 to n - 1 once")
+    lengths = [receipt.segments for receipt in receipts]
+    if any(length != chunk_segments for length in lengths[:-1]) or not 1 <= lengths[-1] <= chunk_segments:
+        raise InputError(f"chunks of {lengths} segments: expected {chunk_segments}, only the last may have fewer")
+    return sum(lengths)
+
+
+def check_timestamps(header: StoreHeader, segments: int, timestamps: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
+    """Bytes of a video's `timestamps` chunk."""
+    expected = (segments, header.frames_per_segment)
+    if timestamps.dtype != np.float64 or timestamps.shape != expected or not np.isfinite(timestamps).all():
+        raise InputError(
+            f"timestamps: expected finite float64 of shape {expected}, found {timestamps.dtype} {timestamps.shape}"
+        )
+    return np.ascontiguousarray(timestamps, "<f8").reshape(-1).view(np.uint8)

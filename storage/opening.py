@@ -1,0 +1,117 @@
+"""Opening a store, and making one."""
+
+import hashlib
+import json
+import os
+from typing import Literal
+
+from vococache.errors import CorruptionError, InputError, StoreError, StoreMismatchError
+from vococache.storage.documents import GROUP, PLAIN_GROUP, Fields, Stamp, seal, stamp, unseal
+from vococache.storage.format import DOCUMENT, FORMAT_VERSION, TEMPORARY, StoreHeader
+from vococache.storage.objects import LocalObjects, Objects, open_objects
+from vococache.storage.store import Store
+
+VIDEOS = f"videos/{DOCUMENT}"
+# Where a store has its own, older settings, these win: they change how work is cut, not what a cache means.
+FREE_SETTINGS = frozenset({"model", "chunk_segments", "micro_batch"})
+
+
+def open_store(url: str, mode: Literal["r", "a"] = "r", *, header: StoreHeader | None = None) -> Store:
+    """Open the store at a local path or fsspec URL: "r" to read, "a" to read and write.
+
+    With "a" and a `header`, an absent store is made. A `header` of another compressor, or of other geometry, than
+    the store's is refused with `StoreMismatchError`. Raises `StoreError` where there is no store that this version
+    reads, `CorruptionError` where its document changed.
+    """
+    if mode not in ("r", "a"):
+        raise InputError(f"mode {mode!r}: expected 'r' or 'a'")
+    objects = open_objects(url)
+    data = objects.get(DOCUMENT)
+    if data is None and mode == "a" and header is not None:
+        data = _create(objects, header)
+    if data is None:
+        raise StoreError(
+            f"no store at {objects.url}: expected {DOCUMENT} there;"
+            f" `voco ingest VIDEOS --store {objects.url}` makes one"
+        )
+    fields = _root_fields(objects, data)
+    found = StoreHeader.from_dict(fields)
+    if header is not None:
+        _check_same_compressor(objects.url, header, found)
+    if mode == "a" and isinstance(objects, LocalObjects) and not os.access(objects.url, os.W_OK):
+        raise StoreError(f"store {objects.url} is read-only: expected a folder that this user may write")
+    return Store(objects, found, hashlib.sha256(data).hexdigest(), writable=mode == "a")
+
+
+def is_store(url: str) -> bool:
+    """Does a store's document lie at `url`?"""
+    data = open_objects(url).get(DOCUMENT)
+    return data is not None and data.startswith(GROUP)
+
+
+def root_objects(store: Store) -> dict[str, bytes]:
+    """The store's own objects, checked: what a copy of it starts from."""
+    data = {key: store.objects.get(key) for key in (VIDEOS, DOCUMENT)}
+    root = data[DOCUMENT]
+    if root is None or hashlib.sha256(root).hexdigest() != store.identity:
+        raise CorruptionError(f"{store.url}/{DOCUMENT} changed since the store was opened")
+    _root_fields(store.objects, root)
+    return {key: value for key, value in data.items() if value is not None}
+
+
+def _create(objects: Objects, header: StoreHeader) -> bytes:
+    """Make an empty store; its document last. Returns the document."""
+    check_vacant(objects)
+    fields = {"format_version": FORMAT_VERSION, **header.to_dict(), "objects": {VIDEOS: stamp(PLAIN_GROUP)}}
+    data = seal(GROUP, fields)
+    objects.put(VIDEOS, PLAIN_GROUP)
+    objects.put(DOCUMENT, data)
+    return data
+
+
+def check_vacant(objects: Objects) -> None:
+    """Refuse to make a store among other things; an interrupted creation is fine."""
+    beside = {name for name in objects.names("") if not name.startswith(TEMPORARY)} - {"videos"}
+    beside |= {name for name in objects.names("videos") if not name.startswith(TEMPORARY)} - {DOCUMENT}
+    if beside:
+        raise StoreError(
+            f"{objects.url} is not a store, and not empty (it holds {min(beside)!r}):"
+            f" expected a store or an empty place"
+        )
+
+
+def _root_fields(objects: Objects, data: bytes) -> Fields:
+    """The checked content of a root document, and the check of what lies beside it."""
+    place = f"{objects.url}/{DOCUMENT}"
+    try:
+        claimed = json.loads(data)["attributes"]["vococache"]["format_version"]
+    except (ValueError, KeyError, TypeError):
+        if b"vococache" in data:
+            raise CorruptionError(f"{place} is not what was written: its bytes changed") from None
+        raise StoreError(f"{place} is of another program: expected a VoCoCache store") from None
+    if isinstance(claimed, int) and claimed > FORMAT_VERSION:
+        raise StoreError(
+            f"store {objects.url} has format version {claimed}, this vococache reads up to {FORMAT_VERSION}: update it"
+        )
+    fields = unseal(GROUP, data)
+    if fields is None or claimed != FORMAT_VERSION:
+        raise CorruptionError(f"{place} is not what was written: its bytes changed")
+    for key, expected in fields["objects"].items():
+        beside = objects.get(key)
+        if beside is None or stamp(beside) != Stamp(*expected):
+            raise CorruptionError(f"{objects.url}/{key} is not what was written: missing, or its bytes changed")
+    return fields
+
+
+def _check_same_compressor(url: str, wanted: StoreHeader, found: StoreHeader) -> None:
+    if wanted.fingerprint != found.fingerprint:
+        raise StoreMismatchError(
+            f"store {url} belongs to another compressor: expected {wanted.fingerprint[:12]} ({wanted.model}),"
+            f" found {found.fingerprint[:12]} ({found.model}); use that model, or another store"
+        )
+    theirs = found.to_dict()
+    for name, value in wanted.to_dict().items():
+        if name not in FREE_SETTINGS and theirs[name] != value:
+            raise StoreMismatchError(
+                f"store {url} was made with other settings: expected {name} {value!r}, found {theirs[name]!r}"
+            )

@@ -1,0 +1,190 @@
+"""What every store does, on local disk, in fsspec's memory and on an S3 server."""
+
+import pickle
+
+import fsspec
+import numpy as np
+import pytest
+import zarr
+
+from tests.storage.samples import HEADER, add, intent, kv, times, write
+from vococache.errors import CorruptionError, InputError, StoreError, StoreMismatchError, VideoNotFoundError
+from vococache.storage import Store, is_store, open_store
+
+
+def test_a_video_comes_back_bit_for_bit(store: Store) -> None:
+    info = add(store, "clip", segments=7)
+    assert (info.status, info.segments, info.duration, info.decoder) == ("complete", 7, 7.0, "decord")
+    again = open_store(store.url)
+    np.testing.assert_array_equal(again.read("clip"), kv(7))
+    np.testing.assert_array_equal(again.timestamps("clip"), times(7))
+    assert again.read("clip").dtype == np.float16
+    assert again.info("clip") == info
+    assert again.list() == [info]
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 7), (0, 1), (2, 4), (3, 6), (6, 7), (1, None), (5, 5), (0, 0)])
+def test_any_span_of_segments(store: Store, start: int, stop: int | None) -> None:
+    add(store, "clip", segments=7)
+    np.testing.assert_array_equal(store.read("clip", start, stop), kv(7)[start:stop])
+
+
+def test_plain_zarr_reads_it(store: Store) -> None:
+    add(store, "clip", segments=7)
+    group = zarr.open_group(store.url, mode="r")
+    np.testing.assert_array_equal(group["videos/clip/kv"][:], kv(7))  # type: ignore[index]
+    np.testing.assert_array_equal(group["videos/clip/timestamps"][:], times(7))  # type: ignore[index]
+    assert group.attrs["vococache"]["format_version"] == 1  # type: ignore[index, call-overload]
+    array = group["videos/clip/kv"]
+    assert isinstance(array, zarr.Array)
+    assert array.chunks == (3, *HEADER.segment_shape)
+    assert dict(group.groups()).keys() == {"videos"}
+
+
+def test_chunks_of_zeros_are_written(store: Store) -> None:
+    write(store, "zeros", intent(), np.zeros_like(kv(3)))
+    file_system, root = fsspec.url_to_fs(store.url, use_listings_cache=False)
+    assert file_system.info(f"{root}/videos/zarr.json")["size"] > 0
+    assert file_system.cat_file(f"{root}/videos/zeros/kv/c.0.0.0.0.0.0") == bytes(3 * HEADER.segment_bytes)
+
+
+def test_bytes_are_told_apart(store: Store) -> None:
+    info = add(store, "clip", segments=7)
+    file_system, root = fsspec.url_to_fs(store.url, use_listings_cache=False)
+    objects = file_system.find(f"{root}/videos/clip", detail=True)
+    assert info.bytes == sum(entry["size"] for entry in objects.values())
+    assert info.payload_bytes == kv(7).nbytes + times(7).nbytes
+    assert info.padding_bytes == 2 * HEADER.segment_bytes
+    assert info.metadata_bytes == sum(entry["size"] for path, entry in objects.items() if path.endswith(".json"))
+
+
+def test_nothing_of_a_partial_video_is_readable(store: Store) -> None:
+    write(store, "clip", intent(), kv(7))
+    assert store.info("clip").status == "partial"
+    for access in (store.read, store.timestamps):
+        with pytest.raises(VideoNotFoundError, match="is partial"):
+            access("clip")
+
+
+def test_interrupted_work_resumes_at_its_chunks(store: Store) -> None:
+    receipts = write(store, "clip", intent(), kv(7))
+    resumed = open_store(store.url, "a")
+    assert resumed.begin("clip", intent()) == {receipt.index: receipt for receipt in receipts}
+    resumed.complete("clip", intent().token, receipts[::-1], times(7), 7.0)
+    np.testing.assert_array_equal(store.read("clip"), kv(7))
+
+
+def test_writing_twice_changes_nothing(store: Store) -> None:
+    first = add(store, "clip")
+    assert add(store, "clip") == first
+    receipt = store.write_chunk("clip", intent().token, 0, kv(3))
+    assert receipt is not None
+    assert receipt.segments == 3
+    np.testing.assert_array_equal(store.read("clip"), kv(7))
+
+
+def test_another_intent_discards_the_chunks(store: Store) -> None:
+    write(store, "clip", intent(content="a"), kv(9))
+    assert store.begin("clip", intent(content="b")) == {}
+    assert store.write_chunk("clip", intent(content="a").token, 0, kv(3)) is None
+    assert add(store, "clip", segments=4, seed=1, content="b").segments == 4
+    np.testing.assert_array_equal(store.read("clip"), kv(4, seed=1))
+    assert [entry.key for entry in store.objects.walk("videos/clip/kv")] == [
+        "videos/clip/kv/c.0.0.0.0.0.0",
+        "videos/clip/kv/c.1.0.0.0.0.0",
+        "videos/clip/kv/zarr.json",
+    ]
+
+
+def test_redoing_a_complete_video(store: Store) -> None:
+    add(store, "clip", segments=7, content="a")
+    add(store, "clip", segments=2, seed=3, content="b")
+    np.testing.assert_array_equal(store.read("clip"), kv(2, seed=3))
+
+
+def test_a_stale_workers_late_chunk_is_found(store: Store) -> None:
+    receipts = write(store, "clip", intent(), kv(7))
+    store.objects.put("videos/clip/kv/c.1.0.0.0.0.0", kv(3, seed=9).tobytes())  # after the last check of its intent
+    with pytest.raises(CorruptionError, match=r"c\.1\.0"):
+        store.complete("clip", intent().token, receipts, times(7), 7.0)
+    assert set(store.begin("clip", intent())) == {0, 2}
+
+
+def test_completing_a_replaced_intent_is_refused(store: Store) -> None:
+    receipts = write(store, "clip", intent(content="a"), kv(7))
+    store.begin("clip", intent(content="b"))
+    with pytest.raises(StoreMismatchError, match="begun again"):
+        store.complete("clip", intent(content="a").token, receipts, times(7), 7.0)
+
+
+def test_failed_videos_are_rows(store: Store) -> None:
+    write(store, "clip", intent(), kv(3))
+    info = store.fail("clip", "no video stream", source="/videos/clip.mp4", size=12, mtime_ns=5)
+    assert (info.status, info.reason, info.source, info.size, info.mtime_ns) == (
+        "failed",
+        "no video stream",
+        "/videos/clip.mp4",
+        12,
+        5,
+    )
+    assert store.list() == [info]
+    assert [entry.key for entry in store.objects.walk("videos/clip")] == ["videos/clip/zarr.json"]
+    with pytest.raises(VideoNotFoundError, match="no video stream"):
+        store.read("clip")
+    assert add(store, "clip").status == "complete"
+
+
+def test_list_is_sorted_and_names_are_kept(store: Store) -> None:
+    names = ["b", "a b", "-x", "日本", "naïve", "50%25 off", "v_1.2"]
+    for name in names:
+        store.fail(name, "x")
+    assert [info.id for info in store.list()] == sorted(names)
+
+
+def test_unknown_videos_name_the_nearest(store: Store) -> None:
+    add(store, "holiday")
+    with pytest.raises(VideoNotFoundError, match=r"did you mean 'holiday'\?.*voco ingest"):
+        store.read("holidy")
+
+
+@pytest.mark.parametrize("video", ["", "..", "../x", "a/b", ".hidden", "a\\b", "zarr.json", "__x", "a\n", "x" * 201])
+def test_unsafe_ids_are_refused(store: Store, video: str) -> None:
+    for access in (store.info, store.read, lambda v: store.begin(v, intent()), lambda v: store.fail(v, "x")):
+        with pytest.raises(InputError, match="expected a safe one"):
+            access(video)
+
+
+def test_opening_another_compressors_store_is_refused(store: Store) -> None:
+    import dataclasses
+
+    other = dataclasses.replace(HEADER, fingerprint="0" * 64, model="other")
+    with pytest.raises(StoreMismatchError, match="another compressor"):
+        open_store(store.url, "a", header=other)
+    with pytest.raises(StoreMismatchError, match="expected tokens 3, found 2"):
+        open_store(store.url, "r", header=dataclasses.replace(HEADER, tokens=3))
+    looser = dataclasses.replace(HEADER, chunk_segments=99, micro_batch=99, model="elsewhere")
+    assert open_store(store.url, "a", header=looser).header == HEADER
+
+
+def test_reading_stores_do_not_write(store: Store) -> None:
+    reader = open_store(store.url)
+    with pytest.raises(StoreError, match="open for reading"):
+        reader.begin("clip", intent())
+    with pytest.raises(StoreError, match="open for reading"):
+        reader.fail("clip", "x")
+
+
+def test_absent_stores(url: str) -> None:
+    assert not is_store(url)
+    for mode in ("r", "a"):
+        with pytest.raises(StoreError, match="no store at"):
+            open_store(url, mode)  # type: ignore[arg-type]
+    open_store(url, "a", header=HEADER)
+    assert is_store(url)
+
+
+def test_pickles_small(store: Store) -> None:
+    add(store, "clip")
+    data = pickle.dumps(store)
+    assert len(data) < 2000
+    np.testing.assert_array_equal(pickle.loads(data).read("clip"), kv(7))
