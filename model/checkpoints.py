@@ -43,6 +43,7 @@ class Layout:
 
     config: VoCoConfig
     sources: tuple[tuple[Path, Rename], ...]
+    tokenizer: Any = None
     new_rows: int = 0  # embedding rows to add for tokens that the checkpoint does not know
 
 
@@ -74,7 +75,7 @@ def load_model(
         model = VoCoModel(config)
     _fill(model, layout, folder, _resolve_dtype(dtype, where), where)
     model.name = str(path_or_name)
-    model.tokenizer = foreign.load_tokenizer(folder, config.text)
+    model.tokenizer = layout.tokenizer
     return model.eval().requires_grad_(False)
 
 
@@ -101,18 +102,26 @@ def read_layout(folder: Path) -> Layout:
         raise ModelError(f"{folder / 'config.json'} is not readable JSON: {error}") from None
     if not isinstance(data, dict):
         raise ModelError(f"{folder / 'config.json'} is not a JSON object")
+    try:
+        return _layout(folder, data)
+    except KeyError as error:
+        raise ModelError(f"{folder / 'config.json'} lacks {error}") from None
+
+
+def _layout(folder: Path, data: dict[str, Any]) -> Layout:
     kind = data.get("model_type")
     if kind == MODEL_TYPE:
-        return Layout(VoCoConfig.from_dict(data), ((folder, lambda name: name),))
+        config = VoCoConfig.from_dict(data)
+        return Layout(config, ((folder, lambda name: name),), foreign.load_tokenizer(folder, config.text))
     if kind == "llava_llama":
-        config, vision_folder = foreign.official_config(folder, data)
+        config, tokenizer, vision_folder = foreign.official_config(folder, data)
         sources: tuple[tuple[Path, Rename], ...] = ((folder, foreign.official_name),)
         if vision_folder is not None:
             sources = ((vision_folder, foreign.vision_name), *sources)
-        return Layout(config, sources)
+        return Layout(config, sources, tokenizer)
     if kind == "llava":
-        config, new_rows = foreign.llava_config(folder, data)
-        return Layout(config, ((folder, foreign.llava_name),), new_rows)
+        config, tokenizer, new_rows = foreign.llava_config(folder, data)
+        return Layout(config, ((folder, foreign.llava_name),), tokenizer, new_rows)
     raise ModelError(
         f"{folder} holds a {kind!r} model; expected 'voco' (ours), 'llava_llama' (official VoCo-LLaMA) or"
         " 'llava' (LLaVA-1.5 in Hugging Face form)"

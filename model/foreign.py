@@ -21,11 +21,14 @@ def load_tokenizer(folder: Path, text: PretrainedConfig) -> Any:
     """The tokenizer beside the weights of a decoder `text`, or None. Never fetched, never remote code."""
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
         return None
-    return AutoTokenizer.from_pretrained(folder, config=text, local_files_only=True, trust_remote_code=False)
+    try:
+        return AutoTokenizer.from_pretrained(folder, config=text, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # whatever the tokenizer library raises
+        raise ModelError(f"the tokenizer in {folder} cannot be loaded: {error}") from None
 
 
-def official_config(folder: Path, data: dict[str, Any]) -> tuple[VoCoConfig, Path | None]:
-    """The config of an official VoCo-LLaMA folder, and the folder of its vision tower if that has weights."""
+def official_config(folder: Path, data: dict[str, Any]) -> tuple[VoCoConfig, Any, Path | None]:
+    """Config and tokenizer of an official VoCo-LLaMA folder, and its vision tower's folder if that has weights."""
     tower = data.get("mm_vision_tower") or data.get("vision_tower") or ""
     vision_folder = folder / tower if (folder / tower / "config.json").is_file() else Path(tower)
     if not tower or not (vision_folder / "config.json").is_file():
@@ -37,15 +40,16 @@ def official_config(folder: Path, data: dict[str, Any]) -> tuple[VoCoConfig, Pat
         raise ModelError(f"vision feature {data['mm_vision_select_feature']!r} is not supported; expected 'patch'")
     vision = _vision_config(json.loads((vision_folder / "config.json").read_text()), data["mm_vision_select_layer"])
     text = hf_config(data | {"model_type": "llama"})
+    tokenizer = load_tokenizer(folder, text)
     config = VoCoConfig(
         text=text,
         vision=vision,
         voco_token_id=OFFICIAL_VOCO_ID,
         projector=data.get("mm_projector_type", "linear"),
-        prompt=_llama_prompt(data, load_tokenizer(folder, text)),
+        prompt=_llama_prompt(text, tokenizer),
         **_preprocessing(vision_folder, vision.image_size, pad=data.get("image_aspect_ratio") == "pad"),
     )
-    return config, vision_folder if any(vision_folder.glob("*.safetensors")) else None
+    return config, tokenizer, vision_folder if any(vision_folder.glob("*.safetensors")) else None
 
 
 def official_name(name: str) -> str | None:
@@ -68,13 +72,21 @@ def vision_name(name: str) -> str | None:
     return None if name.endswith("position_ids") else f"vision_tower.{name}"
 
 
-def llava_config(folder: Path, data: dict[str, Any]) -> tuple[VoCoConfig, int]:
-    """The config of a LLaVA-1.5 folder with `<voco>` added, and how many embedding rows that adds."""
+def llava_config(folder: Path, data: dict[str, Any]) -> tuple[VoCoConfig, Any, int]:
+    """Config and tokenizer of a LLaVA-1.5 folder with `<voco>` added, and how many embedding rows that adds."""
     text = hf_config(data["text_config"])
     tokenizer = load_tokenizer(folder, text)
     layer = data.get("vision_feature_layer", -2)
-    if not isinstance(layer, int) or data.get("vision_feature_select_strategy", "default") != "default":
-        raise ModelError("expected a LLaVA-1.5 model: one vision feature layer, strategy 'default'")
+    if not isinstance(layer, int):
+        raise ModelError(f"expected a LLaVA-1.5 model with one vision feature layer, found {layer}")
+    vision = _vision_config(data["vision_config"], layer)
+    # All patches in both cases: "default" drops the first token, which is CLIP's class token.
+    expected = "default" if vision.model_type == "clip_vision_model" else "full"
+    strategy = data.get("vision_feature_select_strategy", "default")
+    if strategy != expected:
+        raise ModelError(f"vision feature strategy {strategy!r} is not supported here; expected {expected!r}")
+    if data.get("projector_hidden_act", "gelu") != "gelu":
+        raise ModelError(f"projector activation {data['projector_hidden_act']!r} is not supported; expected 'gelu'")
     voco_id = text.vocab_size
     if tokenizer is not None:
         if VOCO_TOKEN not in tokenizer.get_vocab():
@@ -83,15 +95,14 @@ def llava_config(folder: Path, data: dict[str, Any]) -> tuple[VoCoConfig, int]:
     new_rows = max(0, voco_id + 1 - text.vocab_size)
     text.vocab_size += new_rows
     text.tie_word_embeddings = bool(data.get("tie_word_embeddings", False))
-    vision = _vision_config(data["vision_config"], layer)
     config = VoCoConfig(
         text=text,
         vision=vision,
         voco_token_id=voco_id,
-        prompt=_llama_prompt(data["text_config"], tokenizer),
+        prompt=_llama_prompt(text, tokenizer),
         **_preprocessing(folder, vision.image_size, pad=True),
     )
-    return config, new_rows
+    return config, tokenizer, new_rows
 
 
 def llava_name(name: str) -> str | None:
@@ -133,17 +144,17 @@ def _preprocessing(folder: Path, image_size: int, *, pad: bool) -> dict[str, Any
     return {"geometry": geometry, "image_mean": mean, "image_std": tuple(data.get("image_std", CLIP_STD))}
 
 
-def _llama_prompt(data: dict[str, Any], tokenizer: Any) -> PromptPieces:
+def _llama_prompt(text: PretrainedConfig, tokenizer: Any) -> PromptPieces:
     """Prompt pieces of a Llama checkpoint; the newlines as its own tokenizer splits `<image>\\n<voco>\\n`."""
-    stop = data.get("eos_token_id", 2)
+    stop = text.eos_token_id if isinstance(text.eos_token_id, list) else [text.eos_token_id]
     before, after = (29871, 13), (13,)  # the official vocabulary
     if tokenizer is not None and VOCO_TOKEN in tokenizer.get_vocab():
         ids = tokenizer.encode(f"\n{VOCO_TOKEN}\n", add_special_tokens=False)
         at = ids.index(tokenizer.convert_tokens_to_ids(VOCO_TOKEN))
         before, after = tuple(ids[:at]), tuple(ids[at + 1 :])
     return PromptPieces(
-        bos_id=data.get("bos_token_id", 1),
+        bos_id=text.bos_token_id,
         newline_ids=before,
         text_newline_ids=after,
-        stop_ids=tuple(stop) if isinstance(stop, list) else (stop,),
+        stop_ids=tuple(token for token in stop if token is not None),
     )

@@ -194,6 +194,8 @@ class VoCoModel(nn.Module):
         and, with labels, `loss`: the mean cross-entropy of each labelled token given what precedes it.
         """
         rows = len(input_ids)
+        if len(pixel_values) % rows:
+            raise InputError(f"{len(pixel_values)} segments cannot be shared evenly by {rows} rows of text")
         cache = self.compress(pixel_values)
         each = cache.segments // rows
         caches = [cache.slice(row * each, (row + 1) * each) for row in range(rows)]
