@@ -8,7 +8,6 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 import av
+from av.stream import Disposition
 
 from vococache.errors import VideoError
 
@@ -88,8 +88,6 @@ class Video:
             raise VideoError(_reason(error)) from None
         self.stream = self._best_stream()
         self.context = self.stream.codec_context
-        if self.context is None:
-            raise VideoError("no decoder for the codec of its video stream")
         pixels = self.context.width * self.context.height
         if pixels > max_pixels:
             size = f"{self.context.width} x {self.context.height}"
@@ -181,12 +179,19 @@ class Video:
         return "matroska" in self._container.format.name
 
     def _best_stream(self) -> Any:
-        """The stream that decord takes as well: FFmpeg's choice, which passes over cover art."""
-        with suppress(av.FFmpegError, ValueError):
-            best = self._container.streams.best("video")
-            if best is not None and not best.disposition & av.stream.Disposition.attached_pic:
-                return best
-        raise VideoError("no video stream")
+        """The video stream of most pixels, then of most bits; never cover art.
+
+        decord asks FFmpeg, whose answer changed between versions; this is what both mean by the best.
+        """
+        streams = [s for s in self._container.streams.video if not s.disposition & Disposition.attached_pic]
+        if not streams:
+            raise VideoError("no video stream")
+        streams = [s for s in streams if s.codec_context is not None]
+        if not streams:
+            raise VideoError("no decoder for the codec of its video stream")
+        return max(
+            streams, key=lambda s: (s.codec_context.width * s.codec_context.height, s.codec_context.bit_rate or 0)
+        )
 
     def _check_whole(self) -> None:
         """Refuse a file whose end is missing: its frames would simply stop."""
