@@ -10,6 +10,8 @@ import click
 
 from vococache import __version__
 from vococache.errors import VoCoError
+from vococache.pipeline import cli_store
+from vococache.pipeline.cli_store import json_option
 
 if TYPE_CHECKING:
     from vococache.pipeline.ingest import IngestReport, Progress
@@ -23,7 +25,6 @@ dtype_option = click.option(
     "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Compute in this dtype."
 )
 device_option = click.option("--device", help="cpu or cuda. [default: a GPU where there is one]")
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 window_options = (
     click.option("--start", type=float, help="Use segments from this second on."),
     click.option("--end", type=float, help="Use segments up to this second."),
@@ -238,11 +239,5 @@ def demo(seed: int, clips: int, out: Path, as_json: bool) -> int:
     return 0
 
 
-def _register_store_commands() -> None:
-    from vococache.pipeline import cli_store
-
-    for command in cli_store.COMMANDS:
-        cli.add_command(command)
-
-
-_register_store_commands()
+for command in cli_store.COMMANDS:
+    cli.add_command(command)

@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vococache.errors import VideoError
-from vococache.pipeline.ingest import make_sampling
-from vococache.pipeline.sources import find_sources, is_url
+from vococache.pipeline.sources import find_sources
+from vococache.workers.sampling import Sampling
+from vococache.workers.source import is_url
 
 if TYPE_CHECKING:
-    from vococache.workers.decode import Decoder
-    from vococache.workers.sampling import Sampling
-
     from vococache.model.voco import VoCoModel
     from vococache.storage import StoreHeader
+    from vococache.workers.decode import Decoder
 
 MEASURED_SEGMENTS = 16
 
@@ -64,13 +63,12 @@ def estimate(
 
     What `store` holds already is not counted. Raises as `ingest` does for a job that could not run.
     """
-    from vococache.workers.decode import Decoder
-
     from vococache.pipeline.plan import make_plan
     from vococache.storage import is_store, open_store
     from vococache.workers.compress import Compressor, store_header
+    from vococache.workers.decode import Decoder
 
-    sampling = make_sampling(fps, num_frames)
+    sampling = Sampling(fps=fps, num_frames=num_frames)
     sources = find_sources([videos] if isinstance(videos, str) else videos)
     loaded = Compressor(model=model, dtype=dtype, tokens=tokens, frames=segment_frames).load(device)
     header = store_header(loaded)
@@ -102,7 +100,7 @@ def estimate(
 
 
 def seconds_per_segment(
-    decoder: "Decoder", location: str, sampling: "Sampling", model: "VoCoModel", header: "StoreHeader"
+    decoder: "Decoder", location: str, sampling: Sampling, model: "VoCoModel", header: "StoreHeader"
 ) -> float:
     """Seconds that one thread takes to decode and compress a segment, measured on the start of one video."""
     import torch

@@ -5,13 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from vococache.workers.sampling import Sampling
-
-from vococache.errors import InputError
 from vococache.pipeline.collect import Collector
 from vococache.pipeline.plan import Plan, Verdict, make_plan
 from vococache.pipeline.sources import find_sources
 from vococache.storage import Store, VideoInfo, open_store
+from vococache.workers.sampling import Sampling
 
 # A chunk that a dying worker of an earlier run overwrote is done again; more than twice is no accident.
 MAX_PASSES = 3
@@ -82,12 +80,11 @@ def ingest(
     A bad video costs itself alone: it is recorded in the store and in the report. Raises `InputError`,
     `ModelError` or `StoreError` before any work starts when the job itself cannot run.
     """
-    sampling = make_sampling(fps, num_frames)
+    sampling = Sampling(fps=fps, num_frames=num_frames)
     sources = find_sources([videos] if isinstance(videos, str) else videos)
-    from vococache.workers.decode import DecodeStage
-
     from vococache.workers import actors
     from vococache.workers.compress import Compressor, CompressStage, frame_geometry
+    from vococache.workers.decode import DecodeStage
 
     compressor = Compressor(model=model, dtype=dtype, tokens=tokens, frames=segment_frames)
     started = time.perf_counter()
@@ -113,7 +110,7 @@ def ingest(
                 timeout_s=decode_timeout,
             )
             compress = CompressStage(store_url=store, compressor=compressor, device=device)
-            pools = actors.choose_pools(device)
+            pools = actors.choose_pools(device, local=address is None)
             report.startup_seconds = time.perf_counter() - started
             _run(report, plan, opened, lambda tasks: actors.run_stages(tasks, decode, compress, pools), on_progress)
             report.run_seconds = time.perf_counter() - started - report.startup_seconds
@@ -121,13 +118,6 @@ def ingest(
         if ours:
             actors.stop_ray()
     return report
-
-
-def make_sampling(fps: float | None, num_frames: int | None) -> Sampling:
-    """One frame a second unless told otherwise. Raises `InputError` when both are given."""
-    if fps is not None and num_frames is not None:
-        raise InputError("expected one of fps and num_frames, found both")
-    return Sampling(fps=1.0 if num_frames is None and fps is None else fps, num_frames=num_frames)
 
 
 def _note_settled(report: IngestReport, plan: Plan) -> None:

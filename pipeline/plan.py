@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from vococache.workers.decode import SourceStat, content_hash, stat_source
-from vococache.workers.rows import VideoTask
-from vococache.workers.sampling import Sampling
-
 from vococache.pipeline.sources import Source
 from vococache.storage import Store, VideoInfo
+from vococache.workers.rows import VideoTask
+from vococache.workers.sampling import Sampling
+from vococache.workers.source import SourceStat, content_hash, stat_source
 
 
 class Verdict(Enum):

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import fsspec
-from vococache.storage.format import safe_key
 
 from vococache.errors import InputError
+from vococache.storage import safe_key
+from vococache.workers.source import is_url
 
 VIDEO_SUFFIXES = frozenset(
     [
@@ -71,17 +72,12 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
     return [Source(video, location) for video, location in sorted(named.items())]
 
 
-def is_url(text: str) -> bool:
-    """Is this an fsspec URL rather than a local path?"""
-    return "://" in text and not text.startswith("file://")
-
-
 def expand(text: str) -> Iterator[str]:
     """The videos that one input names, as absolute paths or URLs. Raises `InputError` when there are none."""
     if is_url(text):
         yield from expand_url(text)
         return
-    path = Path(text.removeprefix("file://")).expanduser()
+    path = Path(text).expanduser()
     if path.is_dir():
         inside = sorted(entry for entry in path.rglob("*") if is_video(entry.name) and not entry.is_dir())
         if not inside:

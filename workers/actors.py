@@ -7,11 +7,14 @@ the machine).
 """
 
 import json
+import logging
 import os
 import socket
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -23,15 +26,13 @@ from vococache.errors import InputError
 from vococache.storage import ChunkReceipt, StoreHeader, open_store
 from vococache.workers.compress import Compressor, CompressStage, store_header
 
-# Of a CPU; an actor's real use is bounded by its threads. Two full pools take half of the machine's count, so
-# other tasks of a shared cluster are never starved.
-ACTOR_CPUS = 0.25
-# Enough for every actor to have a chunk at hand and another on its way.
-OBJECT_STORE_BYTES = 512 << 20
+# What a local Ray may keep in flight; decoders wait while it is full, so memory does not grow with a video.
+OBJECT_STORE_BYTES = 256 << 20
+CLUSTER_OBJECT_STORE_BYTES = 8 << 30
 
 _QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
@@ -39,9 +40,10 @@ _QUIET = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pools:
-    """How many actors, and of what: at most `size` of each stage; `gpus` of a GPU for each compress actor."""
+    """The actors of each stage: at most `size` (None: as the cluster grows), each with part of a CPU and of a GPU."""
 
-    size: int
+    size: int | None
+    cpus: float
     gpus: float
 
 
@@ -52,20 +54,40 @@ def start_ray(address: str | None) -> bool:
     os.environ.update({key: value for key, value in _QUIET.items() if key not in os.environ})
     local = {} if address else {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **local)
+        with _silent_stderr():
+            ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **local)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise InputError(f"no Ray cluster at {address!r}: {str(error).splitlines()[0]}") from None
     return True
 
 
-def choose_pools(device: str | None) -> Pools:
-    """Pools that fill the cluster as it stands; an autoscaling one grows to them."""
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Ray's native part announces its log level on file descriptor 2, whatever that level is."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:  # noqa: PTH123
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def choose_pools(device: str | None, local: bool) -> Pools:
+    """Pools for the Ray that is running, which is `local` to this job or a cluster that may grow.
+
+    CPUs are fractional so that the two stages never starve each other; an actor's real use is bounded by its
+    threads. On a cluster an actor asks for more, because what it asks for is what brings new nodes.
+    """
     resources = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0))
     if device is None:
-        device = "cuda" if gpus else "cpu"
-    cpus = max(1, int(resources.get("CPU", 1)))
-    return Pools(size=max(cpus, gpus), gpus=1 if device.startswith("cuda") else 0)
+        device = "cuda" if resources.get("GPU", 0) else "cpu"
+    gpus = 1.0 if device.startswith("cuda") else 0.0
+    if local:
+        return Pools(size=max(1, int(resources.get("CPU", 1))), cpus=0.25, gpus=gpus)
+    return Pools(size=None, cpus=0.5, gpus=gpus)
 
 
 def stop_ray() -> None:
@@ -73,14 +95,17 @@ def stop_ray() -> None:
     ray.shutdown()
 
 
-def describe_compressor(compressor: Compressor, device: str | None) -> StoreHeader:
+def describe_compressor(compressor: "Compressor", device: str | None) -> StoreHeader:
     """The header that `compressor` gives a store."""
+    from vococache.workers.compress import store_header
+
     return store_header(compressor.load(device))
 
 
-def describe_compressor_remotely(compressor: Compressor, device: str | None) -> StoreHeader:
+def describe_compressor_remotely(compressor: "Compressor", device: str | None) -> StoreHeader:
     """The same, found out where the compress actors will run: the driver may have no GPU, nor the memory."""
-    task = ray.remote(num_cpus=ACTOR_CPUS, num_gpus=choose_pools(device).gpus)(describe_compressor)
+    pools = choose_pools(device, local=False)
+    task = ray.remote(num_cpus=pools.cpus, num_gpus=pools.gpus)(describe_compressor)
     header: StoreHeader = ray.get(task.remote(compressor, device))
     return header
 
@@ -113,25 +138,28 @@ def _sees(store_url: str, fingerprint: str) -> tuple[str, bool]:
         return socket.gethostname(), False
 
 
-def run_stages(tasks: Sequence[VideoTask], decode: DecodeStage, compress: CompressStage, pools: Pools) -> Iterator[Row]:
+def run_stages(
+    tasks: Sequence[VideoTask], decode: DecodeStage, compress: "CompressStage", pools: Pools
+) -> Iterator[Row]:
     """Run both stages over `tasks`, streaming; rows come back without frames, in no particular order."""
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = DataContext.get_current()
     context.target_max_block_size = 1  # every row its own block: a chunk goes on as soon as it is decoded
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    if pools.size is None:  # on a cluster, whose object store is not ours to fill
+        limits = context.execution_options.resource_limits
+        context.execution_options.resource_limits = limits.copy(object_store_memory=CLUSTER_OBJECT_STORE_BYTES)
+    # Two tasks an actor: one at hand, one on its way; with fewer, Ray does not grow a pool.
+    compute = ActorPoolStrategy(min_size=1, max_size=pools.size, max_tasks_in_flight_per_actor=2)
     dataset = (
         ray.data.from_items([asdict(task) for task in tasks], override_num_blocks=len(tasks))
-        .flat_map(
-            _DecodeActor,
-            fn_constructor_args=(decode,),
-            compute=ActorPoolStrategy(min_size=1, max_size=pools.size, max_tasks_in_flight_per_actor=1),
-            num_cpus=ACTOR_CPUS,
-        )
+        .flat_map(_DecodeActor, fn_constructor_args=(decode,), compute=compute, num_cpus=pools.cpus)
         .map(
             _CompressActor,
             fn_constructor_args=(compress,),
-            compute=ActorPoolStrategy(min_size=1, max_size=pools.size, max_tasks_in_flight_per_actor=2),
-            num_cpus=ACTOR_CPUS,
+            compute=compute,
+            num_cpus=pools.cpus,
             num_gpus=pools.gpus or None,
         )
     )
@@ -150,7 +178,7 @@ class _DecodeActor:
 
 
 class _CompressActor:
-    def __init__(self, stage: CompressStage) -> None:
+    def __init__(self, stage: "CompressStage") -> None:
         import torch
 
         torch.set_num_threads(1)
