@@ -121,7 +121,7 @@ class Store:
             if documents.chunk_stamps(fields) != builtins.list(chunks.values()):
                 raise CorruptionError(f"video {video!r} is complete with other chunks in {self.url}")
             return self.info(video)
-        for key, found in zip(chunks, self.objects.map(lambda key: self._stamp(video, key), [*chunks]), strict=True):
+        for key, found in zip(chunks, self.objects.map(lambda key: self.stamp(video, key), [*chunks]), strict=True):
             self._compare(video, key, chunks[key], found)
         present = {entry.key for entry in self.objects.walk(self._key(video, "kv"))}
         strays = present - {self._key(video, key) for key in chunks}
@@ -296,7 +296,8 @@ class Store:
         if not self.writable:
             raise StoreError(f"store {self.url} is open for reading: open it with mode 'a' to write")
 
-    def _stamp(self, video: str, key: str) -> Stamp | None:
+    def stamp(self, video: str, key: str) -> Stamp | None:
+        """Length and crc32c of an object of a video's group; None if absent."""
         data = self.objects.get(self._key(video, key))
         return None if data is None else stamp(data)
 
@@ -321,13 +322,13 @@ class Store:
             fields = documents.unseal(RECEIPT, data or b"")
             if fields is not None and fields["token"] == token:
                 receipts.append(ChunkReceipt.from_dict(fields))
-        found = self.objects.map(lambda r: self._stamp(video, chunk_key(r.index)), receipts)
+        found = self.objects.map(lambda r: self.stamp(video, chunk_key(r.index)), receipts)
         return {r.index: r for r, s in zip(receipts, found, strict=True) if s == (r.length, r.crc32c)}
 
     def _sound_chunks(self, video: str, fields: Fields) -> dict[int, ChunkReceipt] | None:
         """Receipts of a complete video; None if any of its objects changed."""
         expected = documents.record(fields)
-        found = self.objects.map(lambda key: self._stamp(video, key), [*expected])
+        found = self.objects.map(lambda key: self.stamp(video, key), [*expected])
         if builtins.list(found) != builtins.list(expected.values()):
             return None
         length, left = fields["intent"]["chunk_segments"], fields["segments"]

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
 from tests.storage.samples import HEADER
+
 from vococache.storage import Store, open_store
 
 

@@ -6,8 +6,8 @@ import fsspec
 import numpy as np
 import pytest
 import zarr
-
 from tests.storage.samples import HEADER, add, intent, kv, times, write
+
 from vococache.errors import CorruptionError, InputError, StoreError, StoreMismatchError, VideoNotFoundError
 from vococache.storage import Store, is_store, open_store
 

@@ -1,0 +1,195 @@
+"""Looking after a store: verify, remove, gc, export."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from vococache.errors import CorruptionError, InputError, StoreError, VideoNotFoundError
+from vococache.storage import documents
+from vococache.storage.documents import Fields, stamp
+from vococache.storage.format import DOCUMENT, Record, is_leftover, is_safe_key
+from vococache.storage.objects import Entry, open_objects
+from vococache.storage.opening import check_vacant, open_store, root_objects
+from vococache.storage.store import Store, difference
+
+GC_AGE_S = 3600.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem(Record):
+    """Something in a store that is not as it was written. `object`: its key. `video`: None for the store's own."""
+
+    video: str | None
+    object: str
+    problem: str  # what was expected, what was found
+
+    def __str__(self) -> str:
+        return f"{self.object}: {self.problem}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Garbage(Record):
+    """An object that `gc` removed, its bytes, and why."""
+
+    object: str
+    bytes: int
+    reason: str
+
+
+def verify(store: Store, video: str | None = None) -> Iterator[Problem]:
+    """Check every byte of a store, or of one video: changed, missing, truncated, swapped, unexpected objects.
+
+    What a killed ingest leaves behind (partial videos, temporary files, receipts) is no problem; `gc` removes it.
+    Raises `VideoNotFoundError` if there is no such video.
+    """
+    if video is not None:
+        present = store.objects.walk(f"videos/{video}") if is_safe_key(video) else []
+        if not present:
+            store.document(video)  # raises, naming the nearest
+        yield from _verify_video(store, video, present)
+        return
+    try:
+        root_objects(store)
+    except StoreError as error:
+        yield Problem(video=None, object=DOCUMENT, problem=str(error))
+    for name, entries in _groups(store).items():
+        if name is not None and is_safe_key(name):
+            yield from _verify_video(store, name, entries)
+            continue
+        for entry in entries:
+            if entry.key not in (DOCUMENT, f"videos/{DOCUMENT}") and not is_leftover(entry.key):
+                yield Problem(video=None, object=entry.key, problem="expected no such object")
+
+
+def remove(store: Store, video: str) -> None:
+    """Remove a video. Killed at any moment, it is either all there or not readable, and removing it again finishes.
+
+    Raises `VideoNotFoundError` if there is no such video.
+    """
+    if not is_safe_key(video) or not store.objects.walk(f"videos/{video}"):
+        store.document(video)  # raises, naming the nearest
+    store.discard(video)
+    store.objects.delete([f"videos/{video}/{DOCUMENT}"])
+
+
+def gc(store: Store, *, older_than_s: float = GC_AGE_S, partial: bool = False) -> list[Garbage]:
+    """Remove what killed writers left behind and report it; with `partial`, unfinished videos too.
+
+    Leaves alone what changed within `older_than_s` seconds: a running ingest may be at it. Damaged videos are
+    left for `verify` and `remove`.
+    """
+    garbage = []
+    limit = time.time() - older_than_s
+    for name, entries in _groups(store).items():
+        reasons = _garbage_of(store, name, entries, partial) if entries else {}
+        if reasons and max(entry.modified for entry in entries) <= limit:
+            if name is not None and store.objects.walk(f"videos/{name}") != entries:
+                continue  # somebody is at it
+            if name is not None and len(reasons) == len(entries):
+                remove(store, name)
+            store.objects.delete(reasons)
+            garbage += [
+                Garbage(object=entry.key, bytes=entry.length, reason=reasons[entry.key])
+                for entry in entries
+                if entry.key in reasons
+            ]
+    return garbage
+
+
+def export(store: Store, videos: Sequence[str], url: str) -> Store:
+    """Copy complete videos into a new store at a path or URL, checking every byte.
+
+    The copy becomes a store with its last object, so a killed export leaves nothing that opens. Raises
+    `VideoNotFoundError`, `CorruptionError`, and `StoreError` where something lies at `url` already.
+    """
+    target = open_objects(url)
+    here, there = f"{store.url}/", f"{target.url}/"
+    if here.startswith(there) or there.startswith(here):
+        raise InputError(f"cannot export {store.url} to {target.url}: expected a place apart from it")
+    wanted = {video: _exportable(store, video) for video in dict.fromkeys(videos)}
+    check_vacant(target)
+    own = root_objects(store)
+    for video, (fields, document) in wanted.items():
+        expected = documents.record(fields)
+
+        def copy(key: str, video: str = video, expected: dict[str, documents.Stamp] = expected) -> None:
+            data = store.objects.get(f"videos/{video}/{key}")
+            found = None if data is None else stamp(data)
+            if data is None or found != expected[key]:
+                raise CorruptionError(
+                    f"cannot export video {video!r}: {key} is not what was written: {difference(expected[key], found)}"
+                )
+            target.put(f"videos/{video}/{key}", data)
+
+        for _ in target.map(copy, list(expected)):
+            pass
+        target.put(f"videos/{video}/{DOCUMENT}", document)
+    for key, data in own.items():  # the store's own document last
+        target.put(key, data)
+    return open_store(url)
+
+
+def _groups(store: Store) -> dict[str | None, list[Entry]]:
+    """All objects of a store by video; under None those that belong to none."""
+    groups: dict[str | None, list[Entry]] = {None: []}
+    for entry in store.objects.walk(""):
+        parts = entry.key.split("/")
+        in_group = parts[0] == "videos" and len(parts) > 2
+        groups.setdefault(parts[1] if in_group else None, []).append(entry)
+    return groups
+
+
+def _verify_video(store: Store, video: str, entries: Sequence[Entry]) -> Iterator[Problem]:
+    place = f"videos/{video}/"
+    present = {entry.key.removeprefix(place) for entry in entries}
+    if DOCUMENT not in present:
+        if not all(map(is_leftover, present)):
+            yield Problem(video=video, object=place + DOCUMENT, problem="expected a document, found none")
+        return
+    try:
+        fields, _ = store.document(video)
+    except StoreError as error:
+        yield Problem(video=video, object=place + DOCUMENT, problem=str(error))
+        return
+    if fields["status"] != "complete":
+        return
+    expected = documents.record(fields)
+    found = store.objects.map(lambda key: store.stamp(video, key), list(expected))
+    for (key, recorded), seen in zip(expected.items(), found, strict=True):
+        if seen != recorded:
+            yield Problem(video=video, object=place + key, problem=difference(recorded, seen))
+    for key in sorted(present - expected.keys() - {DOCUMENT}):
+        if not is_leftover(key):
+            yield Problem(video=video, object=place + key, problem="expected no such object")
+
+
+def _garbage_of(store: Store, video: str | None, entries: Sequence[Entry], partial: bool) -> dict[str, str]:
+    """Keys to remove of one group, and why."""
+    keys = [entry.key for entry in entries]
+    temporary = {key: "temporary file" for key in keys if "/.tmp-" in f"/{key}"}
+    if video is None or not is_safe_key(video):
+        return temporary
+    document = f"videos/{video}/{DOCUMENT}"
+    if document not in keys:
+        return dict.fromkeys(keys, "of a video without document")
+    try:
+        fields: Fields = store.document(video)[0]
+    except StoreError:
+        return temporary
+    if fields["status"] == "partial":
+        abandoned = "intent" not in fields
+        if abandoned or partial:
+            return dict.fromkeys(keys, "discarded" if abandoned else "partial video")
+        return temporary
+    kept = {document}
+    if fields["status"] == "complete":
+        kept |= {f"videos/{video}/{key}" for key in documents.record(fields)}
+    return temporary | dict.fromkeys((key for key in keys if key not in kept), "not of the video's record")
+
+
+def _exportable(store: Store, video: str) -> tuple[Fields, bytes]:
+    """A complete video's document."""
+    if store.info(video).status != "complete":
+        raise VideoNotFoundError(f"video {video!r} in {store.url} is not complete: only complete videos are exported")
+    data = store.objects.get(f"videos/{video}/{DOCUMENT}") or b""
+    return store.parse(video, data), data

@@ -1,0 +1,144 @@
+"""Killed at any moment: nothing completed is lost, nothing half-written is visible, the next run finishes."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.storage.samples import HEADER, add, intent, kv, times, write
+
+from vococache.errors import VideoNotFoundError
+from vococache.storage import Store, maintenance, open_store
+from vococache.storage.documents import Bytes
+from vococache.storage.objects import LocalObjects
+
+Snapshot = Callable[[Store], dict[str, bytes]]
+
+
+class Recorder(LocalObjects):
+    """Local files, with a copy of the tree after each step that changes it."""
+
+    def __init__(self, root: str, copies: Path) -> None:
+        super().__init__(root)
+        self.copies = copies
+        self.steps: list[str] = []
+
+    def _copy(self) -> None:
+        to = self.copies / str(len(self.steps))
+        shutil.copytree(self.url, to)
+        self.steps.append(str(to))
+
+    def put(self, key: str, data: Bytes, guard: Callable[[], bool] | None = None) -> bool:
+        done = super().put(key, data, guard)
+        self._copy()
+        return done
+
+    def delete(self, keys: Iterable[str]) -> None:
+        for key in sorted(keys):
+            super().delete([key])
+            self._copy()
+
+
+def record_steps(store: Store, copies: Path, work: Callable[[Store], object]) -> list[str]:
+    recorder = Recorder(store.url, copies)
+    work(Store(recorder, store.header, store.identity, writable=True))
+    return recorder.steps
+
+
+def redo(store: Store) -> None:
+    add(store, "clip", segments=8, seed=1, content="b")
+
+
+@pytest.mark.parametrize("before", ["nothing", "complete", "partial", "failed"])
+def test_killed_after_any_step_of_an_ingest(
+    local_store: Store, tmp_path: Path, snapshot: Snapshot, before: str
+) -> None:
+    add(local_store, "other")
+    if before == "complete":
+        add(local_store, "clip", segments=11, content="a")
+    elif before == "partial":
+        write(local_store, "clip", intent(content="a"), kv(11))
+    elif before == "failed":
+        local_store.fail("clip", "was cut off")
+    steps = record_steps(local_store, tmp_path / "steps", redo)
+    assert len(steps) > 10
+    done = snapshot(local_store)
+    seen_complete = False
+    for step in steps:
+        store = open_store(step, "a")
+        assert list(maintenance.verify(store)) == []
+        np.testing.assert_array_equal(store.read("other"), kv(7))
+        try:
+            np.testing.assert_array_equal(store.read("clip"), kv(8, seed=1))
+            seen_complete = True
+        except VideoNotFoundError:
+            assert not seen_complete, "a complete video was lost"
+        redo(store)
+        maintenance.gc(store, older_than_s=-1)
+        assert snapshot(store) == done  # the same bytes, and nothing left behind
+    assert seen_complete
+
+
+def test_resuming_keeps_the_chunks(local_store: Store, tmp_path: Path) -> None:
+    steps = record_steps(local_store, tmp_path / "steps", redo)
+    stored = [len(open_store(step, "a").begin("clip", intent(content="b"))) for step in steps]
+    assert stored == sorted(stored)
+    assert {0, 1, 2, 3} == set(stored)
+
+
+def test_killed_after_any_step_of_a_removal(local_store: Store, tmp_path: Path, snapshot: Snapshot) -> None:
+    add(local_store, "other")
+    add(local_store, "clip")
+    steps = record_steps(local_store, tmp_path / "steps", lambda store: maintenance.remove(store, "clip"))
+    done = snapshot(local_store)
+    for step in steps:
+        store = open_store(step, "a")
+        assert list(maintenance.verify(store)) == []
+        with pytest.raises(VideoNotFoundError):
+            store.read("clip")
+        maintenance.gc(store, older_than_s=-1)
+        assert snapshot(store) == done
+
+
+WRITER = """
+import sys
+from vococache.storage import open_store
+from tests.storage.samples import add
+store = open_store(sys.argv[1], "a")
+print("ready", flush=True)
+for number in range(10_000):
+    add(store, f"v{number:04}", segments=9, seed=number)
+"""
+
+
+def test_kill_9(tmp_path: Path) -> None:
+    url = str(tmp_path / "store")
+    open_store(url, "a", header=HEADER)
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), str(root / "src")])}
+    done: set[str] = set()
+    for pause in (0.55, 0.713, 0.931):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", WRITER, url], stdout=subprocess.PIPE, env=environment, text=True
+        )
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "ready\n"
+        time.sleep(pause)
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+        writer.stdout.close()
+        store = open_store(url, "a")
+        assert list(maintenance.verify(store)) == []
+        complete = {info.id for info in store.list() if info.status == "complete"}
+        assert done <= complete
+        done = complete
+    assert done
+    for video in sorted(done):
+        np.testing.assert_array_equal(store.read(video), kv(9, seed=int(video[1:])))
+        np.testing.assert_array_equal(store.timestamps(video), times(9))

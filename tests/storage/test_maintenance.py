@@ -1,0 +1,92 @@
+"""remove, gc, export on every kind of place."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.storage.samples import add, intent, kv, write
+
+from vococache.errors import CorruptionError, InputError, StoreError, VideoNotFoundError
+from vococache.storage import Store, maintenance, open_store
+
+
+def keys(store: Store) -> set[str]:
+    return {entry.key for entry in store.objects.walk("")}
+
+
+def test_verify_is_clean_and_finds_a_change(store: Store) -> None:
+    add(store, "clip")
+    write(store, "partial", intent(), kv(4))
+    assert list(maintenance.verify(store)) == []
+    assert list(maintenance.verify(store, "clip")) == []
+    store.objects.put("videos/clip/kv/c.1.0.0.0.0.0", kv(3, seed=5).tobytes())
+    for found in (maintenance.verify(store), maintenance.verify(store, "clip")):
+        (problem,) = found
+        assert (problem.video, problem.object) == ("clip", "videos/clip/kv/c.1.0.0.0.0.0")
+        assert "expected crc32c" in problem.problem
+    with pytest.raises(VideoNotFoundError, match="'clip'"):
+        list(maintenance.verify(store, "clap"))
+
+
+def test_remove_leaves_nothing(store: Store) -> None:
+    before = keys(store)
+    add(store, "clip")
+    maintenance.remove(store, "clip")
+    assert keys(store) == before
+    assert store.list() == []
+    with pytest.raises(VideoNotFoundError):
+        maintenance.remove(store, "clip")
+
+
+def test_gc_takes_leftovers_and_nothing_else(store: Store) -> None:
+    add(store, "clip")
+    write(store, "partial", intent(), kv(4))
+    before = keys(store)
+    leftovers = {
+        "videos/clip/kv/.tmp-1-a",
+        "videos/clip/kv/receipt.0.json",
+        "videos/clip/stray",
+        "videos/gone/kv/c.0.0.0.0.0.0",
+        "videos/.tmp-1-b",
+    }
+    for key in leftovers:
+        store.objects.put(key, b"xyz")
+    assert maintenance.gc(store) == []  # a running ingest may be at them
+    garbage = maintenance.gc(store, older_than_s=-60)
+    assert {item.object for item in garbage} == leftovers
+    assert {item.bytes for item in garbage} == {3}
+    assert keys(store) == before
+    assert {item.reason for item in maintenance.gc(store, older_than_s=-60, partial=True)} == {"partial video"}
+    assert store.ids() == ["clip"]
+    np.testing.assert_array_equal(store.read("clip"), kv(7))
+
+
+def test_export_is_a_store_of_its_own(store: Store, tmp_path: Path) -> None:
+    for seed, video in enumerate("abc"):
+        add(store, video, seed=seed)
+    copy = maintenance.export(store, ["c", "a"], str(tmp_path / "copy"))
+    assert copy.header == store.header
+    assert copy.list() == [store.info("a"), store.info("c")]
+    np.testing.assert_array_equal(copy.read("c"), kv(7, seed=2))
+    assert list(maintenance.verify(copy)) == []
+    with pytest.raises(StoreError, match="not empty"):
+        maintenance.export(store, ["b"], copy.url)
+    back = maintenance.export(copy, ["a"], f"{store.url}-back")
+    np.testing.assert_array_equal(back.read("a"), kv(7))
+
+
+def test_export_refuses_what_it_cannot_copy(local_store: Store, tmp_path: Path) -> None:
+    add(local_store, "clip")
+    write(local_store, "partial", intent(), kv(4))
+    with pytest.raises(VideoNotFoundError, match="not complete"):
+        maintenance.export(local_store, ["clip", "partial"], str(tmp_path / "copy"))
+    with pytest.raises(InputError, match="apart"):
+        maintenance.export(local_store, ["clip"], f"{local_store.url}/videos/x")
+    with pytest.raises(InputError, match="safe"):
+        maintenance.export(local_store, ["../clip"], str(tmp_path / "copy"))
+    assert not (tmp_path / "copy").exists()
+    Path(local_store.url, "videos/clip/kv/c.0.0.0.0.0.0").write_bytes(bytes(192))
+    with pytest.raises(CorruptionError, match="cannot export"):
+        maintenance.export(local_store, ["clip"], str(tmp_path / "copy"))
+    with pytest.raises(StoreError, match="no store"):
+        open_store(str(tmp_path / "copy"))
