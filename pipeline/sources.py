@@ -100,7 +100,7 @@ def expand_url(text: str) -> Iterator[str]:
         filesystem, path = fsspec.core.url_to_fs(text)
         if glob.has_magic(path) and "?" not in path:
             paths = filesystem.glob(path)
-        elif not text.endswith("/") and (is_video(path) or not filesystem.isdir(path)):
+        elif is_video(path) or filesystem.isfile(path):
             paths = [path]
         else:
             paths = [entry for entry in filesystem.find(path) if is_video(entry)]
