@@ -37,6 +37,8 @@ def main() -> None:
         set_limits(limits)
         requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         threading.Thread(target=read_requests, args=(requests,), daemon=True).start()
+        out.write(b"ready\n")
+        out.flush()
         while True:
             serve(requests.get(), out, limits)
 

@@ -23,9 +23,11 @@ from vococache.model.images import Frame, FrameGeometry
 from vococache.workers.sampling import Sampling
 
 DecoderName = Literal["decord", "pyav"]
+READY = b"ready\n"  # the child's first word
 PIPE_BYTES = 1 << 20
 _F_SETPIPE_SZ = 1031
 TIMEOUT_SECONDS = 60.0
+START_SECONDS = 120.0  # for Python and the libraries to load, on a machine that is busy
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,7 +140,7 @@ class Decoder:
     def _request(self, request: dict[str, Any]) -> None:
         if self._busy or self.pid is None:
             self.stop()
-            self._child = self._start()
+            self._start()
         os.ftruncate(self._log.fileno(), 0)
         self._busy = True
         assert self._child is not None
@@ -146,10 +148,11 @@ class Decoder:
         with suppress(BrokenPipeError):  # its death is noticed, and explained, when we wait for the reply
             self._child.stdin.write(json.dumps(request).encode() + b"\n")
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start(self) -> None:
+        """Start the child and wait until it is ready. Raises `RuntimeError`: no video is to blame."""
         home = str(Path(vococache.__file__).parents[1])
         path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
-        child = subprocess.Popen(
+        child = self._child = subprocess.Popen(
             # -P: a module of the user's working directory must not shadow ours
             [
                 sys.executable,
@@ -171,9 +174,14 @@ class Decoder:
 
             with suppress(OSError):
                 fcntl.fcntl(child.stdout, _F_SETPIPE_SZ, PIPE_BYTES)
-        return child
+        try:
+            self._read(len(READY), START_SECONDS)
+        except (TimeoutError, EOFError) as error:
+            reason = self._obituary("the decoder child") if isinstance(error, EOFError) else "timed out"
+            self.stop()
+            raise RuntimeError(f"the decoder child does not start: {reason}") from None
 
-    def _read(self, size: int) -> bytearray:
+    def _read(self, size: int, timeout_s: float | None = None) -> bytearray:
         """Exactly `size` bytes. Raises `TimeoutError` when the child is silent, `EOFError` when it is gone."""
         assert self._child is not None
         assert self._child.stdout is not None
@@ -183,7 +191,7 @@ class Decoder:
         data = bytearray(size)
         view = memoryview(data)
         while view:
-            if not poll.poll(self.timeout_s * 1000):
+            if not poll.poll(1000 * (self.timeout_s if timeout_s is None else timeout_s)):
                 raise TimeoutError
             count = pipe.readinto(view)
             if not count:

@@ -88,8 +88,7 @@ class Video:
             raise VideoError(_reason(error)) from None
         self.stream = self._best_stream()
         self.context = self.stream.codec_context
-        pixels = self.context.width * self.context.height
-        if pixels > max_pixels:
+        if _pixels(self.context) > max_pixels:
             size = f"{self.context.width} x {self.context.height}"
             raise VideoError(f"frames of {size} pixels are larger than the limit of {max_pixels} pixels")
         self.context.options = {"max_pixels": str(max_pixels)}
@@ -246,6 +245,10 @@ def claimed_size(head: bytes) -> int:
     bits = 7 * width
     size = int.from_bytes(head[at + 4 : at + 4 + width], "big") & ((1 << bits) - 1)
     return at + 4 + width + size if size != (1 << bits) - 1 else 0  # all ones: unknown
+
+
+def _pixels(context: Any) -> int:
+    return int(context.width * context.height)
 
 
 def _reason(error: Exception) -> str:
