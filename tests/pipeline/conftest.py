@@ -1,0 +1,31 @@
+"""Clips on disk, and one local Ray for all tests that ingest."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.clips import make_clip, make_sound
+
+from vococache.workers import actors
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """A local Ray that ingest finds running, and so does not start and stop for each test."""
+    actors.start_ray(None)
+    yield
+    actors.stop_ray()
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of three good videos and of everything that a folder of videos may hold besides."""
+    folder = tmp_path_factory.mktemp("clips")
+    make_clip(folder / "plain.mp4", frames=50, fps=10)
+    make_clip(folder / "short.mkv", frames=3, fps=10)
+    make_clip(folder / "offset.mkv", frames=30, fps=10, start=5.0, size=(64, 96))
+    (folder / "text.mp4").write_text("this is no video\n" * 40)
+    (folder / "zero.mp4").write_bytes(b"")
+    (folder / "cut.mp4").write_bytes((folder / "plain.mp4").read_bytes()[:-4000])
+    make_sound(folder / "sound.mp4")
+    return folder
