@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from vococache.errors import InputError
@@ -62,8 +63,9 @@ def ask(
     dtype: str | None = None,
     device: str | None = None,
 ) -> list[AskAnswer]:
-    """Answer `questions` about `videos` (ids) from a store, all in one pass over the same cached segments.
+    """Answer `questions` about `videos` from a store, all in one pass over the same cached segments.
 
+    `videos`: ids as `voco ls` tells them, or the paths of files that were ingested.
     `store`: a path or URL, or `open_reader`'s result, which keeps the model loaded. Several videos are read one
     after the other as one context. `start`, `end`: seconds, of each video. `tokens`: read only the first so many
     VoCo tokens of each segment. `temperature` 0 is greedy. `model`, `dtype`, `device`: as in `open_reader`.
@@ -78,6 +80,7 @@ def ask(
     if not asked or not named:
         raise InputError("expected at least one video and one question")
     check_window(start, end)
+    named = [video_id(text) for text in named]
     stage = open_reader(store, model=model, dtype=dtype, device=device) if isinstance(store, str) else store
     sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
     room = max(len(stage.question_ids(question)) for question in asked) + max_new_tokens
@@ -111,12 +114,19 @@ def chat(
 ) -> Iterator[str]:
     """Answers to `questions` as they come: one conversation over one cache that is loaded and placed once."""
     check_window(start, end)
-    context = stage.load(videos, start=start, end=end, tokens=tokens, room=max_new_tokens)
+    context = stage.load([video_id(text) for text in videos], start=start, end=end, tokens=tokens, room=max_new_tokens)
     history: list[tuple[str, str]] = []
     for question in questions:
         (answer,) = stage.answer(context, [question], max_new_tokens=max_new_tokens, history=history)
         history.append((question, answer.answer))
         yield answer.answer
+
+
+def video_id(text: str) -> str:
+    """The id in a store that `text` stands for: an id, or the path of a file that was ingested."""
+    from vococache.storage import safe_key
+
+    return safe_key(PurePath(text).stem) if "/" in text else text
 
 
 def check_window(start: float | None, end: float | None) -> None:

@@ -1,0 +1,271 @@
+"""The command line: what it prints, its exit codes, and one clear line for every bad input."""
+
+import inspect
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import pytest
+from tests.clips import make_clip
+
+import vococache
+from vococache.pipeline.cli import cli, main
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> object:
+        return json.loads(self.out)
+
+
+Voco = Callable[..., Result]
+
+
+@pytest.fixture
+def voco(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Voco:
+    """Run the command line as a shell would."""
+
+    def run(*arguments: str | Path) -> Result:
+        monkeypatch.setattr(sys, "argv", ["voco", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main()
+        return Result(int(caught.value.code or 0), *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def store(clips: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
+    path = tmp_path_factory.mktemp("cli") / "store"
+    vococache.ingest([str(clips / "plain.mp4"), str(clips / "offset.mkv"), str(clips / "text.mp4")], str(path))
+    return path
+
+
+def commands() -> list[tuple[str, click.Command]]:
+    return sorted(cli.commands.items())
+
+
+@pytest.mark.parametrize(("name", "command"), commands())
+def test_every_command_has_help_with_an_example(name: str, command: click.Command) -> None:
+    assert command.help
+    assert f"Example:\n  voco {name}" in inspect.cleandoc(command.help)
+    for parameter in command.params:
+        if isinstance(parameter, click.Option) and parameter.name not in ("out",):
+            assert parameter.help, f"--{parameter.name} says nothing"
+
+
+def test_every_command_stands_in_the_readme() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert [name for name, _ in commands() if f"voco {name}" not in readme] == []
+
+
+def test_ls_json_is_the_contract(voco: Voco, store: Path) -> None:
+    rows = voco("ls", store, "--json").json
+    assert isinstance(rows, list)
+    assert [row["id"] for row in rows] == ["offset", "plain", "text"]
+    assert all(
+        set(row) == {"id", "status", "reason", "decoder", "segments", "duration", "source", "bytes"} for row in rows
+    )
+    plain, text = rows[1], rows[2]
+    assert (plain["status"], plain["decoder"], plain["segments"], plain["duration"]) == ("complete", "decord", 5, 5.0)
+    assert (text["status"], text["segments"]) == ("failed", 0)
+    assert text["reason"]
+
+
+def test_ask_json_is_the_contract(voco: Voco, store: Path) -> None:
+    result = voco("ask", store, "plain", "What?", "Who?", "--start", 1, "--end", 3, "--max-new-tokens", 3, "--json")
+    assert result.code == 0
+    answers = result.json["answers"]  # type: ignore[call-overload, index]
+    assert [answer["question"] for answer in answers] == ["What?", "Who?"]
+    assert set(answers[0]) == {"question", "answer", "videos", "segments", "timings"}
+    assert answers[0]["segments"] == [{"video": "plain", "start": 1, "stop": 4, "start_time": 1.0, "end_time": 3.0}]
+    assert set(answers[0]["timings"]) == {"load", "prefill", "decode"}
+    assert "random weights" in result.err, "the embedded model says what it is"
+
+
+def test_answers_need_no_video_file(voco: Voco, clips: Path, tmp_path: Path) -> None:
+    clip = shutil.copy(clips / "plain.mp4", tmp_path / "gone.mp4")
+    vococache.ingest(str(clip), str(tmp_path / "store"))
+    Path(clip).unlink()
+    first = voco("ask", tmp_path / "store", "gone", "What?", "--max-new-tokens", 4)
+    assert first.code == 0
+    assert voco("ask", tmp_path / "store", "gone", "What?", "--max-new-tokens", 4).out == first.out, "deterministic"
+
+
+def test_ask_about_several_videos_and_fewer_tokens(voco: Voco, store: Path) -> None:
+    arguments = ("ask", store, "plain", "--video", "offset", "What?", "--max-new-tokens", 2, "--json")
+    answer = voco(*arguments, "--tokens", 1).json["answers"][0]  # type: ignore[call-overload, index]
+    assert answer["videos"] == ["plain", "offset"]
+    assert [span["video"] for span in answer["segments"]] == ["plain", "offset"]
+
+
+def test_chat_reads_questions_until_the_end(
+    voco: Voco, store: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "questions").write_text("What?\nAnd then?\n")
+    with (tmp_path / "questions").open() as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        result = voco("ask", store, "plain", "--max-new-tokens", 3, "--json")
+    assert result.code == 0
+    assert [list(json.loads(line)) for line in result.out.splitlines()] == [["answer"], ["answer"]]
+
+
+def test_ingest_reports(voco: Voco, store: Path, clips: Path) -> None:
+    again = voco("ingest", clips / "plain.mp4", clips / "offset.mkv", "--store", store)
+    assert (again.code, again.err) == (0, "")
+    assert "nothing to do: 2 videos are up to date" in again.out
+    failed = voco("ingest", clips / "text.mp4", "--store", store, "--json")
+    assert failed.code == 1
+    assert list(failed.json["failed"]) == ["text"]  # type: ignore[call-overload, index]
+
+
+def test_a_dry_run_tells_and_does_nothing(voco: Voco, clips: Path, tmp_path: Path) -> None:
+    result = voco("ingest", clips, "--store", tmp_path / "none", "--fps", 2, "--dry-run", "--json")
+    assert result.code == 0
+    found = result.json
+    assert isinstance(found, dict)
+    assert (found["videos"], found["segments"]) == (3, 17)  # 10 + 1 + 6
+    assert set(found["unknown"]) == {"text", "zero", "cut", "sound"}
+    assert found["seconds"] > 0
+    assert found["bytes"] == 17 * 4 * 2 * 2 * 2 * 16 * 4
+    assert not (tmp_path / "none").exists()
+
+
+def test_looking_after_a_store(voco: Voco, store: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(store, tmp_path / "own"))
+    assert voco("verify", own).code == 0
+    assert "complete" in voco("ls", own).out
+    assert json.loads(voco("info", own, "--json").out)["segments"] == 8
+    assert json.loads(voco("info", own, "plain", "--json").out)["payload_bytes"] > 0
+    assert voco("export", own, "plain", "--to", tmp_path / "other").code == 0
+    assert [row["id"] for row in json.loads(voco("ls", tmp_path / "other", "--json").out)] == ["plain"]
+    assert voco("rm", own, "offset").code == 0
+    assert voco("gc", own).code == 0
+    (chunk,) = own.rglob("plain/kv/c*")
+    data = bytearray(chunk.read_bytes())
+    data[7] ^= 1
+    chunk.write_bytes(data)
+    damaged = voco("verify", own)
+    assert damaged.code == 1
+    assert "plain" in damaged.out
+    assert voco("ask", own, "plain", "What?").code == 2, "a damaged chunk never answers"
+
+
+def write_version(store: Path, version: int) -> None:
+    """As a newer release would have written the store."""
+    path = store / "zarr.json"
+    path.write_text(re.sub(r'("format_version":\s*)1', rf"\g<1>{version}", path.read_text()))
+
+
+BAD_INPUTS: dict[str, tuple[tuple[str, ...], str]] = {
+    "an empty folder": (("ingest", "{tmp}/empty", "--store", "{tmp}/s"), "holds no video file"),
+    "a missing path": (("ingest", "{tmp}/none.mp4", "--store", "{tmp}/s"), "does not exist"),
+    "an unknown model": (("ingest", "{clip}", "--store", "{tmp}/s", "--model", "gpt"), "unknown model 'gpt'"),
+    "a K the model does not have": (("ingest", "{clip}", "--store", "{tmp}/s", "--tokens", "3"), "1 to 2 tokens"),
+    "a segment size the model does not have": (
+        ("ingest", "{clip}", "--store", "{tmp}/s", "--segment-frames", "2"),
+        "1 to 1 frames in a segment",
+    ),
+    "no frames a second": (("ingest", "{clip}", "--store", "{tmp}/s", "--fps", "0"), "fps above 0"),
+    "two samplings": (("ingest", "{clip}", "--store", "{tmp}/s", "--fps", "1", "--num-frames", "2"), "found both"),
+    "a store that is a file": (("ingest", "{clip}", "--store", "{clip}"), "Not a directory"),
+    "a store that is another folder": (("ingest", "{clip}", "--store", "{clips}"), "not a"),
+    "ask: a store that is not one": (("ask", "{clips}", "plain", "What?"), "no store at"),
+    "ask: a store that is not there": (("ask", "{tmp}/nowhere", "plain", "What?"), "nowhere"),
+    "ask: a newer format": (("ask", "{newer}", "plain", "What?"), "version"),
+    "ask: a directory as video": (("ask", "{store}", "{clips}", "What?"), "voco ingest"),
+    "ask: a video that is not there": (("ask", "{store}", "plane", "What?"), "plain"),
+    "ask: a video that failed": (("ask", "{store}", "text", "What?"), "text"),
+    "ask: a start after the end": (("ask", "{store}", "plain", "--start", "9", "--end", "3", "What?"), "after its end"),
+    "ask: a window without segments": (("ask", "{store}", "plain", "--start", "99", "What?"), "between 0 s and 4 s"),
+    "ask: an empty question": (("ask", "{store}", "plain", " "), "question is empty"),
+    "ask: more tokens than stored": (("ask", "{store}", "plain", "--tokens", "5", "What?"), "1 to 2 tokens"),
+    "ask: too many new tokens": (("ask", "{store}", "plain", "--max-new-tokens", "5000", "What?"), "4096"),
+    "ask: an unknown model": (("ask", "{store}", "plain", "--model", "nope", "What?"), "unknown model 'nope'"),
+    "rm: a video that is not there": (("rm", "{store}", "../plain"), "plain"),
+    "an unknown command": (("frobnicate",), "No such command"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUTS)
+def test_bad_input_is_one_clear_line(case: str, voco: Voco, store: Path, clips: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    newer = Path(shutil.copytree(store, tmp_path / "newer"))
+    write_version(newer, 99)
+    places = {"tmp": tmp_path, "clips": clips, "clip": clips / "plain.mp4", "store": store, "newer": newer}
+    arguments, message = BAD_INPUTS[case]
+    before = sorted(store.rglob("*"))
+    result = voco(*(argument.format(**places) for argument in arguments))
+    assert result.code == 2
+    assert message in result.err
+    lines = [line for line in result.err.splitlines() if line.startswith(("voco: error", "Error:"))]
+    assert len(lines) == 1, result.err
+    assert "Traceback" not in result.err
+    assert result.out == ""
+    assert sorted(store.rglob("*")) == before, "nothing lost"
+    assert not (tmp_path / "s").exists(), "nothing begun"
+
+
+def test_a_read_only_store_path_is_refused(voco: Voco, clips: Path) -> None:
+    result = voco("ingest", clips / "plain.mp4", "--store", "/proc/nowhere")  # even root cannot write there
+    assert result.code == 2
+    assert "Traceback" not in result.err
+    assert "/proc/nowhere" in result.err
+
+
+def test_no_cluster_at_the_address(clips: Path, tmp_path: Path) -> None:
+    """In a process of its own: this one has a Ray already."""
+    command = [sys.executable, "-c", "from vococache.pipeline.cli import main; main()", "ingest"]
+    arguments = [str(clips / "plain.mp4"), "--store", str(tmp_path / "s"), "--address", "127.0.0.1:1"]
+    result = subprocess.run([*command, *arguments], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": "src"})
+    assert result.returncode == 2
+    assert result.stderr.splitlines() == [line for line in result.stderr.splitlines() if line.startswith("voco: error")]
+    assert "no Ray cluster at '127.0.0.1:1'" in result.stderr
+
+
+def test_a_path_stands_for_the_id_it_got(voco: Voco, store: Path, clips: Path) -> None:
+    assert voco("ask", store, clips / "plain.mp4", "What?", "--max-new-tokens", 1).code == 0
+
+
+def test_a_model_that_did_not_make_the_store_is_refused(voco: Voco, store: Path, tmp_path: Path) -> None:
+    from vococache.model.checkpoints import save_pretrained
+    from vococache.model.scratch import byte_tokenizer, random_model, small_config
+
+    tokenizer = byte_tokenizer()
+    other = random_model(small_config(tokenizer), seed=1)
+    other.tokenizer = tokenizer
+    save_pretrained(other, tmp_path / "other")
+    result = voco("ask", store, "plain", "What?", "--model", tmp_path / "other")
+    assert result.code == 2
+    assert "made by another compressor" in result.err
+
+
+def test_demo(voco: Voco, tmp_path: Path, local_ray: None) -> None:
+    result = voco("demo", "--seed", 1, "--clips", 2, "--out", tmp_path / "demo", "--json")
+    assert result.code == 0, result.err
+    found = json.loads(result.out.splitlines()[-1])
+    assert 0 <= found["accuracy"] <= 1
+    assert len(found["rows"]) == 6
+    assert all(set(row) == {"video", "question", "truth", "prediction"} for row in found["rows"])
+
+
+def test_a_video_path_with_odd_characters_is_asked_by_the_id_that_ls_tells(
+    voco: Voco, tmp_path: Path, local_ray: None
+) -> None:
+    make_clip(tmp_path / "a 'b' ü\n.mp4", frames=5)
+    vococache.ingest(str(tmp_path), str(tmp_path / "store"))
+    (row,) = json.loads(voco("ls", tmp_path / "store", "--json").out)
+    assert voco("ask", tmp_path / "store", row["id"], "What?", "--max-new-tokens", 1).code == 0
