@@ -79,7 +79,7 @@ def complete_fields(
     }
 
 
-def video_info(header: StoreHeader, video: str, fields: Fields, length: int) -> VideoInfo:
+def video_info(segment_bytes: int, video: str, fields: Fields, length: int) -> VideoInfo:
     """The row of `ls` that a video's document of `length` bytes says."""
     origin = fields.get("intent") or fields
     segments = total = padding = 0
@@ -88,7 +88,7 @@ def video_info(header: StoreHeader, video: str, fields: Fields, length: int) -> 
         segments = fields["segments"]
         objects, chunks = fields["objects"], fields["chunks"]
         payload = chunks["length"] * (len(chunks["crc32c"]) // 8)
-        padding = payload - segments * header.segment_bytes
+        padding = payload - segments * segment_bytes
         for key, (size, _) in objects.items():
             total += size
             if key.endswith(DOCUMENT):

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import math
+import re
 import unicodedata
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
@@ -68,7 +70,7 @@ class StoreHeader(Record):
     @property
     def segment_bytes(self) -> int:
         """Bytes of one segment's cache."""
-        return int(np.prod(self.segment_shape)) * np.dtype(self.dtype).itemsize
+        return math.prod(self.segment_shape) * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,6 +171,8 @@ def safe_key(text: str) -> str:
 
 def is_safe_key(key: str) -> bool:
     """Could `safe_key` have made this id?"""
+    if _PLAINEST.fullmatch(key):  # most are, and `list` asks for each of a hundred thousand
+        return True
     plain = all(_is_plain(char) or char in "%~" for char in key)
     return (
         plain
@@ -176,6 +180,9 @@ def is_safe_key(key: str) -> bool:
         and key.lower() != DOCUMENT
         and not any(_misleads(key, at) for at in range(len(key)))
     )
+
+
+_PLAINEST = re.compile(r"[A-Za-z0-9-][A-Za-z0-9_-]{0,199}")
 
 
 def _is_plain(char: str) -> bool:

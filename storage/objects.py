@@ -12,6 +12,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from io import FileIO
+from itertools import repeat
 from typing import Any, NamedTuple, TypeVar
 
 import google_crc32c
@@ -53,6 +55,11 @@ class Objects(ABC):
     def get(self, key: str) -> bytes | None:
         """An object's bytes; None if there is no such object."""
 
+    def stamp(self, key: str) -> Stamp | None:
+        """An object's length and crc32c; None if absent."""
+        data = self.get(key)
+        return None if data is None else stamp(data)
+
     @abstractmethod
     def read_into(self, key: str, out: npt.NDArray[np.uint8]) -> Stamp | None:
         """Read an object of just `out`'s length into it; its stamp (crc 0 if of another length), None if absent."""
@@ -93,8 +100,11 @@ class Objects(ABC):
         except VoCoError:
             raise
         except Exception as error:
-            place = f"{self.url}/{key}".rstrip("/")
-            raise StoreError(f"cannot {verb} {place}: {describe(error)}") from None
+            raise self._error(verb, key, error) from None
+
+    def _error(self, verb: str, key: str, error: Exception) -> StoreError:
+        place = f"{self.url}/{key}".rstrip("/")
+        return StoreError(f"cannot {verb} {place}: {describe(error)}")
 
 
 class LocalObjects(Objects):
@@ -105,18 +115,16 @@ class LocalObjects(Objects):
         self.threads = min(4, os.cpu_count() or 1)
 
     def get(self, key: str) -> bytes | None:
-        with self._errors("read", key):
+        try:  # plain calls: `list` makes them for each of a hundred thousand videos
+            file = os.open(f"{self.url}/{key}", os.O_RDONLY)
             try:
-                file = os.open(f"{self.url}/{key}", os.O_RDONLY)
-            except (FileNotFoundError, NotADirectoryError):
-                return None
-            try:
-                data = os.read(file, os.fstat(file).st_size)
-                while more := os.read(file, 1 << 24):
-                    data += more
-                return data
+                return os.read(file, os.fstat(file).st_size)
             finally:
                 os.close(file)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise self._error("read", key, error) from None
 
     def get_many(self, keys: Sequence[str]) -> Iterable[bytes | None]:
         return map(self.get, keys)  # small files from the page cache: threads would only wait for each other
@@ -131,11 +139,17 @@ class LocalObjects(Objects):
                 length = os.fstat(file.fileno()).st_size
                 if length != len(out):
                     return Stamp(length, 0)
-                crc = at = 0
-                while count := file.readinto(out.data[at : at + READ_BLOCK]):
-                    crc = google_crc32c.extend(crc, out[at : at + count])
-                    at += count
-                return Stamp(at, crc)
+                blocks = (out[at : at + READ_BLOCK] for at in range(0, length, READ_BLOCK))
+                return _read_blocks(file, blocks)
+
+    def stamp(self, key: str) -> Stamp | None:
+        with self._errors("read", key):
+            try:
+                file = open(f"{self.url}/{key}", "rb", buffering=0)  # noqa: PTH123, SIM115
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            with file:
+                return _read_blocks(file, repeat(np.empty(READ_BLOCK, np.uint8)))
 
     def put(self, key: str, data: Bytes, guard: Callable[[], bool] | None = None) -> bool:
         path = f"{self.url}/{key}"
@@ -254,6 +268,20 @@ class RemoteObjects(Objects):
                 return []
         skip = len(self._root) + 1
         return sorted(Entry(path[skip:], info["size"], _modified(info)) for path, info in found.items())
+
+
+def _read_blocks(file: FileIO, blocks: Iterable[npt.NDArray[np.uint8]]) -> Stamp:
+    """Read a file into one block after the other; its stamp."""
+    length = crc = 0
+    for block in blocks:
+        filled = 0
+        while filled < len(block) and (count := file.readinto(block.data[filled:])):
+            filled += count
+        crc = google_crc32c.extend(crc, block[:filled])
+        length += filled
+        if filled < len(block):
+            break
+    return Stamp(length, crc)
 
 
 def _modified(info: dict[str, Any]) -> float:

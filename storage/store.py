@@ -165,15 +165,15 @@ class Store:
         """All videos, sorted by id. One whose document is damaged is listed as failed."""
         videos = self.ids()
         keys = [f"videos/{video}/{DOCUMENT}" for video in videos]
-        infos = []
+        infos, segment_bytes = [], self.header.segment_bytes
         for video, data in zip(videos, self.objects.get_many(keys), strict=True):
             if data is None:
                 continue
             try:
-                infos.append(documents.video_info(self.header, video, self.parse(video, data), len(data)))
+                infos.append(documents.video_info(segment_bytes, video, self.parse(video, data), len(data)))
             except StoreError as error:
                 fields = {"status": "failed", "reason": str(error)}
-                infos.append(documents.video_info(self.header, video, fields, len(data)))
+                infos.append(documents.video_info(segment_bytes, video, fields, len(data)))
         return infos
 
     def ids(self) -> builtins.list[str]:
@@ -183,7 +183,7 @@ class Store:
     def info(self, video: str) -> VideoInfo:
         """One video's row. Raises `VideoNotFoundError`, `CorruptionError`."""
         fields, length = self.document(video)
-        return documents.video_info(self.header, video, fields, length)
+        return documents.video_info(self.header.segment_bytes, video, fields, length)
 
     def timestamps(self, video: str) -> npt.NDArray[np.float64]:
         """Presentation times in seconds [segments, frames_per_segment], float64, checked."""
@@ -298,8 +298,7 @@ class Store:
 
     def stamp(self, video: str, key: str) -> Stamp | None:
         """Length and crc32c of an object of a video's group; None if absent."""
-        data = self.objects.get(self._key(video, key))
-        return None if data is None else stamp(data)
+        return self.objects.stamp(self._key(video, key))
 
     def _checked(self, video: str, fields: Fields, key: str) -> bytes:
         """A small object's bytes, as recorded."""

@@ -1,0 +1,208 @@
+"""The cache store against raw file I/O, by chunk size and codec pipeline; `ls` of a large store.
+
+python benchmarks/store.py [--quick]
+"""
+
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from common import report
+
+from vococache.storage import Intent, Store, StoreHeader, documents, open_store
+from vococache.storage.format import DOCUMENT, max_chunk_segments
+
+# Vicuna-7B at K = 2: one MiB a segment.
+HEADER = StoreHeader(
+    fingerprint="0" * 64,
+    model="vicuna-size",
+    layers=32,
+    kv_heads=32,
+    tokens=2,
+    head_dim=128,
+    frames_per_segment=1,
+    dtype="float16",
+    compute_dtype="float16",
+    geometry={},
+    prompt={},
+    chunk_segments=256,
+    micro_batch=8,
+)
+FRAME_BYTES = 3 * 336 * 336
+Times = dict[str, list[float]]
+
+
+def main() -> None:
+    quick = "--quick" in sys.argv
+    segments, rounds, videos = (64, 3, 10_000) if quick else (256, 9, 100_000)
+    kv = np.random.default_rng(0).standard_normal((segments, *HEADER.segment_shape), np.float32).astype(np.float16)
+    rows: list[list[object]] = [
+        ["chunk", "way", "write GB/s", "of raw", "read GB/s", "of raw"],
+    ]
+    result: dict[str, Any] = {"segments": segments, "rounds": rounds, "sweep": {}}
+    folder = Path(tempfile.mkdtemp(prefix="store-bench-", dir=Path.cwd()))
+    try:
+        for chunk in (4, 8, 16, 32, 64):
+            speeds = sweep(folder, kv, chunk, rounds)
+            result["sweep"][chunk] = speeds
+            for way, speed in speeds.items():
+                rows.append([f"{chunk} MiB", way, *(f"{speed[name]:.2f}" for name in COLUMNS)])
+        seconds = list_seconds(folder / "many", videos, rounds)
+    finally:
+        shutil.rmtree(folder)
+    rows.append([f"ls of {videos:,} videos: {seconds:.2f} s"])
+    result |= {"ls_videos": videos, "ls_seconds": round(seconds, 3), "google_crc32c": version("google-crc32c")}
+    result["chunk_segments"] = max_chunk_segments(HEADER.segment_bytes, FRAME_BYTES)
+    report("store", rows, result)
+
+
+COLUMNS = ("write", "write_ratio", "read", "read_ratio")
+
+
+def sweep(folder: Path, kv: npt.NDArray[np.float16], chunk: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Speeds of each way at one chunk size; the ways take turns, so that the machine's mood strikes all alike.
+
+    A ratio is the median over rounds of raw's seconds by the way's.
+    """
+    parts = [kv[start : start + chunk] for start in range(0, len(kv), chunk)]
+    ways: dict[str, tuple[Callable[[Path], None], Callable[[Path], object]]] = {
+        "raw": (lambda path: write_raw(path, parts), read_raw),
+        "store": (lambda path: write_store(path, parts), lambda path: open_store(str(path)).read("video")),
+        "zarr": (lambda path: write_zarr(path, kv, chunk), read_zarr),
+        "zarrs": (zarrs(lambda path: write_zarr(path, kv, chunk)), zarrs(read_zarr)),
+    }
+    seconds: dict[str, tuple[list[float], list[float]]] = {way: ([], []) for way in ways}
+    for _ in range(rounds):
+        for way, (write, read) in ways.items():
+            path = folder / way
+            seconds[way][0].append(timed(lambda write=write, path=path: write(path)))
+            seconds[way][1].append(timed(lambda read=read, path=path: read(path)))
+            shutil.rmtree(path)
+    raw = seconds["raw"]
+    return {
+        way: {
+            "write": round(kv.nbytes / median(write) / 1e9, 3),
+            "write_ratio": round(median(r / w for r, w in zip(raw[0], write, strict=True)), 3),
+            "read": round(kv.nbytes / median(read) / 1e9, 3),
+            "read_ratio": round(median(r / w for r, w in zip(raw[1], read, strict=True)), 3),
+        }
+        for way, (write, read) in seconds.items()
+    }
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds of `work`, whose result is kept until the clock stopped."""
+    start = time.perf_counter()
+    kept = work()
+    seconds = time.perf_counter() - start
+    del kept
+    return seconds
+
+
+def write_raw(path: Path, parts: list[npt.NDArray[np.float16]]) -> None:
+    path.mkdir()
+    for index, part in enumerate(parts):
+        with (path / str(index)).open("wb") as file:
+            file.write(part.data)
+
+
+def read_raw(path: Path) -> list[bytes]:
+    return [(path / str(index)).read_bytes() for index in range(len(list(path.iterdir())))]
+
+
+def write_store(path: Path, parts: list[npt.NDArray[np.float16]]) -> None:
+    """Everything that an ingest does to a store: the completion, which checks all chunks again, too."""
+    store = open_store(str(path), "a", header=HEADER)
+    intent = make_intent(len(parts[0]))
+    store.begin("video", intent)
+    receipts = [store.write_chunk("video", intent.token, index, part) for index, part in enumerate(parts)]
+    segments = sum(len(part) for part in parts)
+    stored = [receipt for receipt in receipts if receipt is not None]
+    store.complete("video", intent.token, stored, np.zeros((segments, 1)), float(segments))
+
+
+def make_intent(chunk: int, source: str = "/videos/video.mp4") -> Intent:
+    return Intent(
+        source=source,
+        content_hash="a" * 64,
+        size=123_456_789,
+        mtime_ns=1_700_000_000_123_456_789,
+        sampling={"fps": 1.0, "num_frames": None},
+        decoder="decord",
+        chunk_segments=chunk,
+    )
+
+
+def write_zarr(path: Path, kv: npt.NDArray[np.float16], chunk: int) -> None:
+    array = zarr.create_array(
+        path, shape=kv.shape, chunks=(chunk, *kv.shape[1:]), dtype=kv.dtype, compressors=None, fill_value=0
+    )
+    array[:] = kv
+
+
+def read_zarr(path: Path) -> object:
+    array = zarr.open_array(path, mode="r")
+    return array[:]
+
+
+def zarrs(work: Callable[[Path], Any]) -> Callable[[Path], Any]:
+    """`work` with the codec pipeline in Rust."""
+
+    def run(path: Path) -> Any:
+        with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}):
+            return work(path)
+
+    return run
+
+
+def list_seconds(path: Path, videos: int, rounds: int) -> float:
+    """Median seconds of `Store.list` over hour-long videos (their documents alone: list reads nothing else)."""
+    store = open_store(str(path), "a", header=HEADER)
+    for video, document in hour_long_videos(store, videos):
+        folder = path / "videos" / video
+        folder.mkdir()
+        (folder / DOCUMENT).write_bytes(document)
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        assert len(store.list()) == videos
+        seconds.append(time.perf_counter() - start)
+    return median(seconds)
+
+
+def hour_long_videos(store: Store, videos: int) -> Iterator[tuple[str, bytes]]:
+    """Documents of videos of 3,600 segments in chunks of the chosen length."""
+    chunk = max_chunk_segments(HEADER.segment_bytes, FRAME_BYTES)
+    for number in range(videos):
+        video = f"video_{number:06}"
+        intent = make_intent(chunk, f"/data/videos/part_{number // 1000:03}/{video}.mp4").to_dict()
+        stamps = {
+            "kv/zarr.json": documents.Stamp(1200, 1),
+            "timestamps/c.0.0": documents.Stamp(28_800, 1),
+            "timestamps/zarr.json": documents.Stamp(800, 1),
+        }
+        fields = {
+            "store": store.identity,
+            "video": video,
+            "token": "b" * 64,
+            "status": "complete",
+            "segments": 3600,
+            "duration": 3600.0,
+            "intent": intent,
+            "chunks": {"length": chunk << 20, "crc32c": "0123abcd" * -(-3600 // chunk)},
+            "objects": stamps,
+        }
+        yield video, documents.seal(documents.GROUP, fields)
+
+
+if __name__ == "__main__":
+    main()
