@@ -118,7 +118,7 @@ def _reader(decord: Any, video: Video, piece: Piece) -> Any:
     """A decord reader over one piece, repacked in memory."""
     memory = _repack(video, piece)
     try:
-        reader = decord.VideoReader(memory, num_threads=1, fault_tol=0)
+        reader = decord.VideoReader(memory, num_threads=THREADS, fault_tol=0)
     except (decord.DECORDError, RuntimeError) as error:
         raise VideoError(_decord_reason(error)) from None
     if len(reader) != len(piece.packets):
