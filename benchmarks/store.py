@@ -18,7 +18,7 @@ import numpy.typing as npt
 import zarr
 from common import report
 
-from vococache.storage import Intent, Store, StoreHeader, documents, open_store
+from vococache.storage import ChunkReceipt, Intent, Store, StoreHeader, documents, open_store
 from vococache.storage.format import DOCUMENT, max_chunk_segments
 
 # Vicuna-7B at K = 2: one MiB a segment.
@@ -184,24 +184,18 @@ def hour_long_videos(store: Store, videos: int) -> Iterator[tuple[str, bytes]]:
     chunk = max_chunk_segments(HEADER.segment_bytes, FRAME_BYTES)
     for number in range(videos):
         video = f"video_{number:06}"
-        intent = make_intent(chunk, f"/data/videos/part_{number // 1000:03}/{video}.mp4").to_dict()
+        intent = make_intent(chunk, f"/data/videos/part_{number // 1000:03}/{video}.mp4")
+        receipts = [
+            ChunkReceipt(index=index, segments=chunk, length=chunk << 20, crc32c=number * index % 2**32)
+            for index in range(3600 // chunk)
+        ]
         stamps = {
-            "kv/zarr.json": documents.Stamp(1200, 1),
-            "timestamps/c.0.0": documents.Stamp(28_800, 1),
-            "timestamps/zarr.json": documents.Stamp(800, 1),
+            "kv/zarr.json": documents.Stamp(1200, number),
+            "timestamps/c.0.0": documents.Stamp(28_800, number),
+            "timestamps/zarr.json": documents.Stamp(800, number),
         }
-        fields = {
-            "store": store.identity,
-            "video": video,
-            "token": "b" * 64,
-            "status": "complete",
-            "segments": 3600,
-            "duration": 3600.0,
-            "intent": intent,
-            "chunks": {"length": chunk << 20, "crc32c": "0123abcd" * -(-3600 // chunk)},
-            "objects": stamps,
-        }
-        yield video, documents.seal(documents.GROUP, fields)
+        fields = documents.complete_fields(HEADER.segment_bytes, intent, 3600.0, receipts, stamps)
+        yield video, documents.seal_video(store.identity, video, *fields)
 
 
 if __name__ == "__main__":

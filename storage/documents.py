@@ -14,9 +14,12 @@ from vococache.storage.format import DOCUMENT, ChunkReceipt, Intent, StoreHeader
 # A sealed document begins with exactly one of these bytes, then the 8 hex digits of its crc32c.
 GROUP = b'{"zarr_format":3,"node_type":"group","attributes":{"vococache":{"crc32c":"'
 RECEIPT = b'{"crc32c":"'
+# In a video's document this follows.
+SUMMARY = b'","summary":'
 PLAIN_GROUP = b'{"zarr_format":3,"node_type":"group","attributes":{}}'
 
 Fields = dict[str, Any]
+_DECODER = json.JSONDecoder()
 Bytes = bytes | npt.NDArray[np.uint8]
 
 
@@ -41,13 +44,37 @@ def seal(head: bytes, fields: Fields) -> bytes:
 
 def unseal(head: bytes, data: bytes) -> Fields | None:
     """The fields of a sealed document; None if one of its bytes changed."""
-    at = len(head)
-    zeroed = data[:at] + b"00000000" + data[at + 8 :]
-    if not data.startswith(head) or data[at : at + 8] != b"%08x" % google_crc32c.value(zeroed):
+    if not is_sealed(head, data):
         return None
     document = json.loads(data.decode())
     fields: Fields = document["attributes"]["vococache"] if head is GROUP else document
     return fields
+
+
+def seal_video(store: str, video: str, summary: Fields, record: Fields | None = None) -> bytes:
+    """The document of a video: what `list` needs first, the record of its objects behind it."""
+    return seal(GROUP, {"summary": {"store": store, "video": video, **summary}, "record": record or {}})
+
+
+def unseal_video(data: bytes) -> Fields | None:
+    """Summary and record of a video's document in one; None if one of its bytes changed."""
+    fields = unseal(GROUP, data)
+    return fields and fields["summary"] | fields["record"]
+
+
+def unseal_summary(data: bytes) -> Fields | None:
+    """The summary alone, without a look at the record: `list` reads 100,000 of them."""
+    if not is_sealed(GROUP, data):
+        return None
+    summary: Fields = _DECODER.raw_decode(data.decode(), len(GROUP) + 8 + len(SUMMARY))[0]
+    return summary
+
+
+def is_sealed(head: bytes, data: bytes) -> bool:
+    """Does a document of this kind have the crc32c that it claims?"""
+    at = len(head)
+    zeroed = data[:at] + b"00000000" + data[at + 8 :]
+    return data.startswith(head) and data[at : at + 8] == b"%08x" % google_crc32c.value(zeroed)
 
 
 def chunk_stamps(fields: Fields) -> list[Stamp]:
@@ -63,48 +90,43 @@ def record(fields: Fields) -> dict[str, Stamp]:
 
 
 def complete_fields(
-    intent: Fields,
-    duration: float,
-    receipts: Sequence[ChunkReceipt],
-    objects: dict[str, Stamp],
-) -> Fields:
-    """What a complete video's document says; `receipts` in order of their index, `objects` without the chunks."""
-    return {
+    segment_bytes: int, intent: Intent, duration: float, receipts: Sequence[ChunkReceipt], objects: dict[str, Stamp]
+) -> tuple[Fields, Fields]:
+    """Summary and record of a complete video; `receipts` in order of their index, `objects` without the chunks."""
+    segments = sum(receipt.segments for receipt in receipts)
+    stored = sum(receipt.length for receipt in receipts)
+    summary = {
         "status": "complete",
-        "segments": sum(receipt.segments for receipt in receipts),
+        "token": intent.token,
+        "segments": segments,
         "duration": duration,
-        "intent": intent,
-        "chunks": {"length": receipts[0].length, "crc32c": "".join(f"{r.crc32c:08x}" for r in receipts)},
+        "bytes": stored + sum(stamp.length for stamp in objects.values()),
+        "padding_bytes": stored - segments * segment_bytes,
+        "metadata_bytes": sum(stamp.length for key, stamp in objects.items() if key.endswith(DOCUMENT)),
+        "intent": intent.to_dict(),
+    }
+    record = {
+        "chunks": {"length": receipts[0].length, "crc32c": "".join(f"{receipt.crc32c:08x}" for receipt in receipts)},
         "objects": dict(sorted(objects.items())),
     }
+    return summary, record
 
 
-def video_info(segment_bytes: int, video: str, fields: Fields, length: int) -> VideoInfo:
+def video_info(video: str, fields: Fields, length: int) -> VideoInfo:
     """The row of `ls` that a video's document of `length` bytes says."""
-    origin = fields.get("intent") or fields
-    segments = total = padding = 0
-    metadata = length
-    if fields["status"] == "complete":
-        segments = fields["segments"]
-        objects, chunks = fields["objects"], fields["chunks"]
-        payload = chunks["length"] * (len(chunks["crc32c"]) // 8)
-        padding = payload - segments * segment_bytes
-        for key, (size, _) in objects.items():
-            total += size
-            if key.endswith(DOCUMENT):
-                metadata += size
-        total += payload
+    get = fields.get
+    origin = get("intent") or fields
     return VideoInfo(
         id=video,
         status=fields["status"],
-        reason=fields.get("reason"),
+        reason=get("reason"),
         decoder=origin.get("decoder"),
-        segments=segments,
-        duration=fields.get("duration"),
+        segments=get("segments", 0),
+        duration=get("duration"),
         source=origin.get("source", ""),
-        bytes=total + length,
-        padding_bytes=padding,
-        metadata_bytes=metadata,
+        bytes=get("bytes", 0) + length,
+        padding_bytes=get("padding_bytes", 0),
+        metadata_bytes=get("metadata_bytes", 0) + length,
         size=origin.get("size", 0),
         mtime_ns=origin.get("mtime_ns", 0),
         content_hash=origin.get("content_hash"),

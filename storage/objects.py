@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from io import FileIO
-from itertools import repeat
 from typing import Any, NamedTuple, TypeVar
 
 import google_crc32c
@@ -27,7 +26,10 @@ from vococache.storage.format import TEMPORARY
 T = TypeVar("T")
 R = TypeVar("R")
 
-READ_BLOCK = 1 << 20  # read and checked in turn, while it is in the processor's cache
+# Read into one small block, checked and copied while it is in the processor's cache: twice as fast as reading straight
+# into new memory, whose pages the kernel would have to map one by one.
+READ_BLOCK = 256 << 10
+SMALL = 4096
 
 
 class Entry(NamedTuple):
@@ -118,7 +120,8 @@ class LocalObjects(Objects):
         try:  # plain calls: `list` makes them for each of a hundred thousand videos
             file = os.open(f"{self.url}/{key}", os.O_RDONLY)
             try:
-                return os.read(file, os.fstat(file).st_size)
+                data = os.read(file, SMALL)
+                return data if len(data) < SMALL else data + os.read(file, os.fstat(file).st_size)
             finally:
                 os.close(file)
         except (FileNotFoundError, NotADirectoryError):
@@ -139,8 +142,7 @@ class LocalObjects(Objects):
                 length = os.fstat(file.fileno()).st_size
                 if length != len(out):
                     return Stamp(length, 0)
-                blocks = (out[at : at + READ_BLOCK] for at in range(0, length, READ_BLOCK))
-                return _read_blocks(file, blocks)
+                return _read_blocks(file, out)
 
     def stamp(self, key: str) -> Stamp | None:
         with self._errors("read", key):
@@ -149,7 +151,7 @@ class LocalObjects(Objects):
             except (FileNotFoundError, NotADirectoryError):
                 return None
             with file:
-                return _read_blocks(file, repeat(np.empty(READ_BLOCK, np.uint8)))
+                return _read_blocks(file)
 
     def put(self, key: str, data: Bytes, guard: Callable[[], bool] | None = None) -> bool:
         path = f"{self.url}/{key}"
@@ -270,17 +272,15 @@ class RemoteObjects(Objects):
         return sorted(Entry(path[skip:], info["size"], _modified(info)) for path, info in found.items())
 
 
-def _read_blocks(file: FileIO, blocks: Iterable[npt.NDArray[np.uint8]]) -> Stamp:
-    """Read a file into one block after the other; its stamp."""
+def _read_blocks(file: FileIO, out: npt.NDArray[np.uint8] | None = None) -> Stamp:
+    """Read a file to its end, into `out` if given; its stamp."""
+    block = np.empty(READ_BLOCK, np.uint8)
     length = crc = 0
-    for block in blocks:
-        filled = 0
-        while filled < len(block) and (count := file.readinto(block.data[filled:])):
-            filled += count
-        crc = google_crc32c.extend(crc, block[:filled])
-        length += filled
-        if filled < len(block):
-            break
+    while count := file.readinto(block.data):
+        crc = google_crc32c.extend(crc, block[:count])
+        if out is not None:
+            out[length : length + count] = block[:count]
+        length += count
     return Stamp(length, crc)
 
 

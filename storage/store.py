@@ -8,7 +8,7 @@ rest is worth (docs/design/0002-store.md).
 import builtins
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from vococache.errors import CorruptionError, InputError, StoreError, StoreMismatchError, VideoNotFoundError
 from vococache.storage import documents
-from vococache.storage.documents import GROUP, RECEIPT, Bytes, Fields, Stamp, stamp
+from vococache.storage.documents import RECEIPT, Bytes, Fields, Stamp, stamp
 from vococache.storage.encode import check_receipts, check_timestamps, encode_chunk
 from vococache.storage.format import (
     DOCUMENT,
@@ -135,10 +135,8 @@ class Store:
             self.objects.put(self._key(video, key), data)
         stamps = {key: stamp(data) for key, data in others.items()}
         self._expect_intent(video, intent_token)
-        self._put_document(
-            video,
-            {"token": intent_token} | documents.complete_fields(intent.to_dict(), float(duration), receipts, stamps),
-        )
+        segment_bytes = self.header.segment_bytes
+        self._put_document(video, *documents.complete_fields(segment_bytes, intent, float(duration), receipts, stamps))
         self.objects.delete(self._key(video, receipt_key(r.index)) for r in receipts)
         return self.info(video)
 
@@ -165,15 +163,15 @@ class Store:
         """All videos, sorted by id. One whose document is damaged is listed as failed."""
         videos = self.ids()
         keys = [f"videos/{video}/{DOCUMENT}" for video in videos]
-        infos, segment_bytes = [], self.header.segment_bytes
+        infos = []
         for video, data in zip(videos, self.objects.get_many(keys), strict=True):
             if data is None:
                 continue
             try:
-                infos.append(documents.video_info(segment_bytes, video, self.parse(video, data), len(data)))
+                infos.append(documents.video_info(video, self.parse(video, data, documents.unseal_summary), len(data)))
             except StoreError as error:
                 fields = {"status": "failed", "reason": str(error)}
-                infos.append(documents.video_info(segment_bytes, video, fields, len(data)))
+                infos.append(documents.video_info(video, fields, len(data)))
         return infos
 
     def ids(self) -> builtins.list[str]:
@@ -183,7 +181,7 @@ class Store:
     def info(self, video: str) -> VideoInfo:
         """One video's row. Raises `VideoNotFoundError`, `CorruptionError`."""
         fields, length = self.document(video)
-        return documents.video_info(self.header.segment_bytes, video, fields, length)
+        return documents.video_info(video, fields, length)
 
     def timestamps(self, video: str) -> npt.NDArray[np.float64]:
         """Presentation times in seconds [segments, frames_per_segment], float64, checked."""
@@ -235,9 +233,11 @@ class Store:
             )
         return self.parse(video, data), len(data)
 
-    def parse(self, video: str, data: bytes) -> Fields:
+    def parse(
+        self, video: str, data: bytes, unseal: Callable[[bytes], Fields | None] = documents.unseal_video
+    ) -> Fields:
         """The fields of a video's document, checked to be whole, this video's and this store's."""
-        fields = documents.unseal(GROUP, data)
+        fields = unseal(data)
         if fields is None or fields["video"] != video:
             what = "its bytes changed" if fields is None else f"it is that of video {fields['video']!r}"
             raise CorruptionError(
@@ -279,9 +279,9 @@ class Store:
             )
         return fields
 
-    def _put_document(self, video: str, fields: Fields) -> str:
+    def _put_document(self, video: str, summary: Fields, record: Fields | None = None) -> str:
         key = self._key(video, DOCUMENT)
-        self.objects.put(key, documents.seal(GROUP, {"store": self.identity, "video": video, **fields}))
+        self.objects.put(key, documents.seal_video(self.identity, video, summary, record))
         return key
 
     # Checks
