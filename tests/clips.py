@@ -115,6 +115,21 @@ def make_clip(
     return path
 
 
+def repeat_clip(source: Path, path: Path, times: int, seconds: float) -> Path:
+    """`source`, of `seconds`, over and over in `path`: a long video without the work of encoding one."""
+    with av.open(str(source)) as reader, av.open(str(path), "w") as container:
+        stream = reader.streams.video[0]
+        target = container.add_stream_from_template(stream)
+        packets = [(packet.pts, packet.dts, packet) for packet in reader.demux(stream) if packet.size]
+        length = round(Fraction(seconds) / stream.time_base)
+        for turn in range(times):
+            for pts, dts, packet in packets:
+                packet.pts, packet.dts = pts + turn * length, dts + turn * length
+                packet.time_base, packet.stream = stream.time_base, target
+                container.mux(packet)
+    return path
+
+
 def make_sound(path: Path, seconds: float = 1.0) -> Path:
     """A file with sound and no picture."""
     with av.open(str(path), "w") as container:

@@ -24,7 +24,8 @@ from vococache.workers.video import Piece, Video
 # A chosen frame: its time in seconds, how often it was chosen, and how to get its RGB picture.
 Chosen = tuple[float, int, Callable[[], Frame]]
 
-THREADS = 2
+THREADS = 2  # for decoding, and as many for resizing
+SMALL_PIXELS = 480 * 270
 BATCH_BYTES = 512 << 20  # of one piece's chosen frames, which decord holds at once
 RATE = 25  # frames are counted, not timed, in what decord is given
 # Where the two decoders' scalers give equal pixels. Elsewhere (10-bit, odd sizes) they place chroma differently.
@@ -88,7 +89,7 @@ def shaped(chosen: Iterator[Chosen], geometry: FrameGeometry) -> Iterator[tuple[
 
 def _decoded(video: Video) -> Iterator[av.VideoFrame]:
     video.context.thread_type = "AUTO"
-    video.context.thread_count = THREADS
+    video.context.thread_count = _threads(video)
     try:
         for packet in video.packets():
             yield from video.context.decode(packet)
@@ -118,7 +119,7 @@ def _reader(decord: Any, video: Video, piece: Piece) -> Any:
     """A decord reader over one piece, repacked in memory."""
     memory = _repack(video, piece)
     try:
-        reader = decord.VideoReader(memory, num_threads=THREADS, fault_tol=0)
+        reader = decord.VideoReader(memory, num_threads=_threads(video), fault_tol=0)
     except (decord.DECORDError, RuntimeError) as error:
         raise VideoError(_decord_reason(error)) from None
     if len(reader) != len(piece.packets):
@@ -175,6 +176,11 @@ def _rgb(frame: av.VideoFrame) -> Frame:
 def _upright(picture: Frame, rotation: int) -> Frame:
     """Apply the display rotation, in degrees counter-clockwise."""
     return np.rot90(picture, round(rotation / 90) % 4)
+
+
+def _threads(video: Video) -> int:
+    """Decoding threads. On small pictures, they wait for each other longer than they work."""
+    return THREADS if video.context.width * video.context.height >= SMALL_PIXELS else 1
 
 
 def _load_decord() -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.clips import make_clip, read_frame_number
+from tests.clips import make_clip, read_frame_number, repeat_clip
 
 from vococache.errors import VideoError
 from vococache.model.images import FrameGeometry
@@ -163,15 +163,9 @@ def test_noise_of_the_libraries_stays_away(tmp_path: Path, capfd: pytest.Capture
 def test_memory_does_not_grow_with_length(tmp_path: Path, name: str) -> None:
     """An hour against two minutes; the reader is slow at first, so that decoding runs ahead as far as it can."""
     peaks = []
+    clip = make_clip(tmp_path / "clip.mp4", frames=300, fps=10, size=(320, 240), gop=100)
     for minutes in (2, 60):
-        path = make_clip(
-            tmp_path / f"{minutes}.mp4",
-            frames=minutes * 60 * 10,
-            fps=10,
-            size=(320, 240),
-            gop=250,
-            options={"crf": "40"},
-        )
+        path = repeat_clip(clip, tmp_path / f"{minutes}.mp4", minutes * 2, 30.0)
         with Decoder() as decoder:
             frames = decoder.open(str(path), Sampling(), FrameGeometry(size=336), name)  # type: ignore[arg-type]
             next(frames)
