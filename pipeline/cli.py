@@ -1,6 +1,7 @@
 """The command `voco`: a thin shell over functions that Python users call too."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,6 +47,7 @@ def with_options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 def main() -> None:
     """Run the command line; every error that is meant for the user is one line and a non-zero exit code."""
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # or Ray prints to stdout how it deals with a dead worker
     try:
         code = cli.main(standalone_mode=False)
     except click.exceptions.Exit as request:
@@ -55,8 +57,6 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         code = error.exit_code
-    except KeyboardInterrupt:
-        code = _say("interrupted: the same command resumes where this one stopped", EXIT_INTERRUPTED)
     except VoCoError as error:
         code = _say(f"error: {error}", EXIT_BAD_INPUT)
     except BrokenPipeError:
@@ -111,8 +111,11 @@ def ingest(videos: tuple[str, ...], as_json: bool, dry_run: bool, **options: Any
         return 0
     from vococache.pipeline.ingest import ingest as run
 
-    with ProgressBar() as bar:
-        report = run(videos, on_progress=bar.update, **options)
+    try:
+        with ProgressBar() as bar:
+            report = run(videos, on_progress=bar.update, **options)
+    except KeyboardInterrupt:
+        return _say("interrupted: the same command resumes where this one stopped", EXIT_INTERRUPTED)
     if as_json:
         click.echo(json.dumps(report.to_dict()))
     else:

@@ -1,13 +1,14 @@
 """The driver's half of ingest: receipts come in, in any order; a video is completed when all of it is there."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from vococache.workers.rows import End, Row
 
 from vococache.errors import CorruptionError
 from vococache.storage import ChunkReceipt, Store, VideoInfo
+from vococache.workers.rows import End, Row
 
 
 @dataclass(slots=True)
@@ -74,7 +75,7 @@ class Collector:
         return info
 
 
-def _origin(end: End | None) -> dict[str, object]:
+def _origin(end: End | None) -> dict[str, Any]:
     """Which file failed, as far as the decoder found out."""
     if end is None:
         return {}

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from vococache.pipeline.collect import Collector
@@ -10,6 +11,7 @@ from vococache.pipeline.plan import Plan, Verdict, make_plan
 from vococache.pipeline.sources import find_sources
 from vococache.storage import Store, VideoInfo, open_store
 from vococache.workers.sampling import Sampling
+from vococache.workers.source import is_url
 
 # A chunk that a dying worker of an earlier run overwrote is done again; more than twice is no accident.
 MAX_PASSES = 3
@@ -86,9 +88,11 @@ def ingest(
     from vococache.workers.compress import Compressor, CompressStage, frame_geometry
     from vococache.workers.decode import DecodeStage
 
+    report = IngestReport(store=store)
+    # The actors have working directories of their own.
+    store, model = absolute(store), absolute(model) if Path(model).is_dir() else model
     compressor = Compressor(model=model, dtype=dtype, tokens=tokens, frames=segment_frames)
     started = time.perf_counter()
-    report = IngestReport(store=store)
     ours = False
     try:
         if address is None:  # refuse, or find nothing to do, before a local Ray is started
@@ -101,7 +105,7 @@ def ingest(
         _note_settled(report, plan)
         if plan.work:
             ours = actors.start_ray(address) or ours
-            actors.check_store_visible(store)
+            actors.check_store_visible(opened, store, local=address is None)
             decode = DecodeStage(
                 store_url=store,
                 sampling=sampling,
@@ -118,6 +122,11 @@ def ingest(
         if ours:
             actors.stop_ray()
     return report
+
+
+def absolute(place: str) -> str:
+    """A path from the root on; URLs as they are."""
+    return place if is_url(place) else str(Path(place).expanduser().absolute())
 
 
 def _note_settled(report: IngestReport, plan: Plan) -> None:

@@ -11,20 +11,24 @@ import logging
 import os
 import socket
 import sys
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import ray
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy
+
+from vococache import errors
+from vococache.errors import InputError, StoreError, VoCoError
+from vococache.storage import ChunkReceipt, Store, StoreHeader, open_store
+from vococache.storage.format import TEMPORARY
+from vococache.storage.objects import LocalObjects
+from vococache.workers.compress import Compressor, CompressStage, store_header
 from vococache.workers.decode import DecodeStage
 from vococache.workers.rows import End, Row, VideoTask
-
-from vococache.errors import InputError
-from vococache.storage import ChunkReceipt, StoreHeader, open_store
-from vococache.workers.compress import Compressor, CompressStage, store_header
 
 # What a local Ray may keep in flight; decoders wait while it is full, so memory does not grow with a video.
 OBJECT_STORE_BYTES = 256 << 20
@@ -95,55 +99,69 @@ def stop_ray() -> None:
     ray.shutdown()
 
 
-def describe_compressor(compressor: "Compressor", device: str | None) -> StoreHeader:
+def describe_compressor(compressor: Compressor, device: str | None) -> StoreHeader:
     """The header that `compressor` gives a store."""
-    from vococache.workers.compress import store_header
-
     return store_header(compressor.load(device))
 
 
-def describe_compressor_remotely(compressor: "Compressor", device: str | None) -> StoreHeader:
+def describe_compressor_remotely(compressor: Compressor, device: str | None) -> StoreHeader:
     """The same, found out where the compress actors will run: the driver may have no GPU, nor the memory."""
     pools = choose_pools(device, local=False)
     task = ray.remote(num_cpus=pools.cpus, num_gpus=pools.gpus)(describe_compressor)
-    header: StoreHeader = ray.get(task.remote(compressor, device))
+    header: StoreHeader = _get([task.remote(compressor, device)])[0]
     return header
 
 
-def check_store_visible(store_url: str) -> None:
-    """Refuse a store that some node of the cluster cannot open: its caches would be lost there."""
+def check_store_visible(store: Store, store_url: str, local: bool) -> None:
+    """Refuse a store that the actors of some node cannot see: their caches would be lost.
+
+    A `local` Ray's actors share the disk with us, but not an object store's credentials, nor `memory://`.
+    """
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-    if len(nodes) < 2:
+    if local and isinstance(store.objects, LocalObjects):
         return
-    driver = open_store(store_url).header.fingerprint
-    checks = [
-        ray.remote(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))(_sees).remote(
-            store_url, driver
-        )
-        for node in nodes
-    ]
-    if blind := [name for name, sees in ray.get(checks) if not sees]:
-        raise InputError(
-            f"store {store_url} is not visible on node {', '.join(blind)}: expected a shared path or an object store"
-            " (s3://...) that every node can write"
-        )
-
-
-def _sees(store_url: str, fingerprint: str) -> tuple[str, bool]:
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    # Another store may lie at the same path over there, even an equal one: only this object tells.
+    probe = f"{TEMPORARY}probe-{uuid.uuid4().hex}"
+    store.objects.put(probe, b"")
     try:
-        return socket.gethostname(), open_store(store_url, "a").header.fingerprint == fingerprint
-    except OSError:
-        return socket.gethostname(), False
+        checks = [
+            ray.remote(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))(_sees)
+            for node in nodes
+        ]
+        found = _get([check.remote(store_url, probe) for check in checks])
+    finally:
+        store.objects.delete([probe])
+    if blind := {node: reason for node, reason in sorted(found) if reason}:
+        raise InputError(
+            f"store {store.url} cannot be used on node {', '.join(blind)} ({next(iter(blind.values()))}): expected an"
+            f" object store (s3://...) or a folder that all nodes share"
+        )
 
 
-def run_stages(
-    tasks: Sequence[VideoTask], decode: DecodeStage, compress: "CompressStage", pools: Pools
-) -> Iterator[Row]:
+def _sees(store_url: str, probe: str) -> tuple[str, str]:
+    """This node's name, and why its actors cannot use the store; empty if they can."""
+    try:
+        seen = open_store(store_url, "a").objects.get(probe) is not None
+    except StoreError as error:
+        return socket.gethostname(), str(error).split(": ")[0]
+    return socket.gethostname(), "" if seen else "another store is there"
+
+
+def _get(references: list[Any]) -> list[Any]:
+    """What tasks return; an error that one raised on purpose as it was raised, without Ray's account of it."""
+    try:
+        return list(ray.get(references))
+    except ray.exceptions.RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, VoCoError) else error) from None
+
+
+def run_stages(tasks: Sequence[VideoTask], decode: DecodeStage, compress: CompressStage, pools: Pools) -> Iterator[Row]:
     """Run both stages over `tasks`, streaming; rows come back without frames, in no particular order."""
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    context = DataContext.get_current()
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    dataset = ray.data.from_items([asdict(task) for task in tasks], override_num_blocks=len(tasks))
+    context = dataset.context  # this dataset's own, so that a user's settings stay
     context.target_max_block_size = 1  # every row its own block: a chunk goes on as soon as it is decoded
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -152,46 +170,65 @@ def run_stages(
         context.execution_options.resource_limits = limits.copy(object_store_memory=CLUSTER_OBJECT_STORE_BYTES)
     # Two tasks an actor: one at hand, one on its way; with fewer, Ray does not grow a pool.
     compute = ActorPoolStrategy(min_size=1, max_size=pools.size, max_tasks_in_flight_per_actor=2)
-    dataset = (
-        ray.data.from_items([asdict(task) for task in tasks], override_num_blocks=len(tasks))
-        .flat_map(_DecodeActor, fn_constructor_args=(decode,), compute=compute, num_cpus=pools.cpus)
-        .map(
-            _CompressActor,
-            fn_constructor_args=(compress,),
-            compute=compute,
-            num_cpus=pools.cpus,
-            num_gpus=pools.gpus or None,
-        )
-    )
-    for block in dataset.iter_rows():
+    stages: dict[str, Any] = {"compute": compute, "num_cpus": pools.cpus}
+    decoded = dataset.flat_map(_DecodeActor, fn_constructor_args=(decode,), **stages)
+    compressed = decoded.map(_CompressActor, fn_constructor_args=(compress,), num_gpus=pools.gpus or None, **stages)
+    for block in compressed.iter_rows():
         yield from_block(block)
 
 
 class _DecodeActor:
     def __init__(self, stage: DecodeStage) -> None:
         self.stage = stage
-        stage.setup()
+        self.broken = _set_up(stage)
 
     def __call__(self, task: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        for row in self.stage.process(VideoTask(**task)):
-            yield to_block(row)
+        if self.broken is not None:
+            yield error_block(self.broken)
+            return
+        try:
+            for row in self.stage.process(VideoTask(**task)):
+                yield to_block(row)
+        except VoCoError as error:
+            yield error_block(error)
 
 
 class _CompressActor:
-    def __init__(self, stage: "CompressStage") -> None:
+    def __init__(self, stage: CompressStage) -> None:
         import torch
 
         torch.set_num_threads(1)
         self.stage = stage
-        stage.setup()
+        self.broken = _set_up(stage)
 
     def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
-        return to_block(self.stage.process(from_block(block)))
+        if self.broken is not None:
+            return error_block(self.broken)
+        try:
+            return to_block(self.stage.process(from_block(block)))
+        except VoCoError as error:
+            return error_block(error)
+
+
+def _set_up(stage: DecodeStage | CompressStage) -> VoCoError | None:
+    """Make a stage ready; why it cannot be. An actor that raised would only say so in Ray's words."""
+    try:
+        stage.setup()
+    except VoCoError as error:
+        return error
+    return None
+
+
+def error_block(error: VoCoError) -> dict[str, Any]:
+    """A block that ends the job: `from_block` raises its error, which names the node where it arose."""
+    message = str(error)
+    node = "" if " (on node " in message else f" (on node {socket.gethostname()})"
+    return _block({"raise": [type(error).__name__, message + node]}, None, None)
 
 
 def to_block(row: Row) -> dict[str, Any]:
     """A row as Ray Data carries it: arrays zero-copy, the rest as one JSON text."""
-    facts = {
+    facts: dict[str, Any] = {
         "video": row.video,
         "attempt": row.attempt,
         "index": row.index,
@@ -200,16 +237,23 @@ def to_block(row: Row) -> dict[str, Any]:
         "end": None if row.end is None else asdict(row.end),
         "error": row.error,
     }
+    return _block(facts, row.frames, row.timestamps)
+
+
+def _block(facts: dict[str, Any], frames: np.ndarray | None, timestamps: np.ndarray | None) -> dict[str, Any]:
     return {
         "facts": json.dumps(facts),
-        "frames": np.empty((0, 0, 0, 0, 3), np.uint8) if row.frames is None else row.frames,
-        "timestamps": np.empty((0, 0)) if row.timestamps is None else row.timestamps,
+        "frames": np.empty((0, 0, 0, 0, 3), np.uint8) if frames is None else frames,
+        "timestamps": np.empty((0, 0)) if timestamps is None else timestamps,
     }
 
 
 def from_block(block: dict[str, Any]) -> Row:
-    """The inverse of `to_block`."""
+    """The inverse of `to_block`. Raises the error of an `error_block`."""
     facts = json.loads(block["facts"])
+    if "raise" in facts:
+        name, message = facts["raise"]
+        raise getattr(errors, name)(message)
     for key, kind in (("receipt", ChunkReceipt), ("end", End)):
         facts[key] = None if facts[key] is None else kind(**facts[key])
     return Row(

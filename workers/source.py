@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,16 +69,26 @@ def local_video(source: str, max_bytes: int) -> Iterator[LocalVideo]:
     stat = stat_source(source)
     if not is_url(source):
         if stat is None:
-            raise VideoError("no such file" if not Path(source).exists() else "no permission to read it")
+            raise VideoError(f"{_why_absent(source)} on node {socket.gethostname()}: {source}")
         if not Path(source).is_file():
             raise VideoError("a directory, not a file" if Path(source).is_dir() else "not a regular file")
         yield LocalVideo(path=source, stat=stat, content_hash=content_hash(source))
         return
     if stat is None:
-        raise VideoError("no such object, or no access to it")
+        raise VideoError(f"no such object, or no access to it from node {socket.gethostname()}")
     with _temporary_file(Path(source).suffix) as file:
         digest = _copy(source, file, max_bytes)
         yield LocalVideo(path=_path_of(file), stat=stat, content_hash=digest)
+
+
+def _why_absent(path: str) -> str:
+    try:
+        Path(path).stat()
+    except PermissionError:
+        return "no permission to read it"
+    except OSError:
+        pass
+    return "no such file"
 
 
 def _copy(source: str, file: IO[bytes], max_bytes: int) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -195,7 +196,7 @@ def test_without_decord_pyav_decodes_alone(
     [
         ("text.mp4", b"hello\n" * 200, "not a media file, or a damaged one"),
         ("empty.mp4", b"", "an empty file"),
-        ("missing.mp4", None, "no such file"),
+        ("missing.mp4", None, "no such file on node {node}: {path}"),
         (".", None, "a directory, not a file"),
     ],
 )
@@ -206,7 +207,7 @@ def test_bad_file_is_one_error_row(
     if content is not None:
         path.write_bytes(content)
     (row,) = run(make_stage(), path)
-    assert row.error == reason
+    assert row.error == reason.format(node=socket.gethostname(), path=path)
     assert row.end is not None
     assert row.end.source == str(path)
     if content is not None:
@@ -250,7 +251,7 @@ def test_remote_video_is_copied_and_the_copy_is_gone(
     (row,) = run(make_stage(max_copy_bytes=1000), "memory://videos/clip.mp4")
     assert row.error == "larger than the 1000 bytes that are copied at most"
     (row,) = run(make_stage(), "memory://videos/missing.mp4")
-    assert row.error == "no such object, or no access to it"
+    assert row.error == f"no such object, or no access to it from node {socket.gethostname()}"
 
 
 def test_limits_reach_the_child(tmp_path: Path, make_stage: StageMaker) -> None:
