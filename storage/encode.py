@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vococache.errors import InputError
+from vococache.storage.documents import Stamp, stamp
 from vococache.storage.format import ChunkReceipt, StoreHeader
 
 
@@ -23,14 +24,19 @@ def encode_chunk(
     if index < 0:
         raise InputError(f"chunk {index}: expected an index of 0 or more")
     kv_le = np.ascontiguousarray(kv, header.kv_dtype)
-    if not is_finite(kv_le):
-        raise InputError(f"chunk {index} holds values that are not finite in {header.dtype}: nothing written")
     segments = len(kv_le)
     if segments < chunk_segments:
         padded = np.zeros(expected, header.kv_dtype)
         padded[:segments] = kv_le
         kv_le = padded
     return kv_le.reshape(-1).view(np.uint8), segments
+
+
+def examine(header: StoreHeader, index: int, data: npt.NDArray[np.uint8]) -> Stamp:
+    """The stamp of an encoded chunk. Raises `InputError` for values that are not finite."""
+    if not is_finite(data.view(header.kv_dtype)):
+        raise InputError(f"chunk {index} holds values that are not finite in {header.dtype}: nothing written")
+    return stamp(data)
 
 
 def is_finite(kv: npt.NDArray[Any]) -> bool:

@@ -10,7 +10,8 @@ from vococache.storage.documents import Fields, stamp
 from vococache.storage.format import DOCUMENT, Record, is_leftover, is_safe_key
 from vococache.storage.objects import Entry, open_objects
 from vococache.storage.opening import check_vacant, open_store, root_objects
-from vococache.storage.store import Store, difference
+from vococache.storage.reading import difference
+from vococache.storage.store import Store
 
 GC_AGE_S = 3600.0
 

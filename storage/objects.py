@@ -67,8 +67,12 @@ class Objects(ABC):
         """Read an object of just `out`'s length into it; its stamp (crc 0 if of another length), None if absent."""
 
     @abstractmethod
-    def put(self, key: str, data: Bytes, guard: Callable[[], bool] | None = None) -> bool:
-        """Make or replace an object, atomically. `guard` is asked at the last moment; False if it said no."""
+    def put(self, key: str, data: Bytes, guard: Callable[[], bool] | None = None) -> str | None:
+        """Make or replace an object, atomically; its version. None if `guard`, asked at the last moment, says no."""
+
+    def version(self, key: str) -> str | None:
+        """What another `put` of the object would change; "" where versions are not known, None if absent."""
+        return ""
 
     @abstractmethod
     def delete(self, keys: Iterable[str]) -> None:
@@ -153,7 +157,7 @@ class LocalObjects(Objects):
             with file:
                 return _read_blocks(file)
 
-    def put(self, key: str, data: Bytes, guard: Callable[[], bool] | None = None) -> bool:
+    def put(self, key: str, data: Bytes, guard: Callable[[], bool] | None = None) -> str | None:
         path = f"{self.url}/{key}"
         folder = path.rsplit("/", 1)[0]
         temporary = f"{folder}/{TEMPORARY}{os.getpid()}-{uuid.uuid4().hex}"
@@ -161,13 +165,20 @@ class LocalObjects(Objects):
             try:
                 with self._create(temporary, folder) as file:
                     file.write(data)
+                    file.flush()
+                    version = _version(os.fstat(file.fileno()))
                 if guard is not None and not guard():
-                    return False
+                    return None
                 os.replace(temporary, path)  # noqa: PTH105
-                return True
+                return version
             finally:
                 with suppress(OSError):
                     os.unlink(temporary)  # noqa: PTH108
+
+    def version(self, key: str) -> str | None:
+        with self._errors("read", key), suppress(FileNotFoundError, NotADirectoryError):
+            return _version(os.stat(f"{self.url}/{key}"))  # noqa: PTH116
+        return None
 
     @staticmethod
     def _create(path: str, folder: str) -> Any:
@@ -239,12 +250,12 @@ class RemoteObjects(Objects):
         out[:] = np.frombuffer(data, np.uint8)
         return stamp(data)
 
-    def put(self, key: str, data: Bytes, guard: Callable[[], bool] | None = None) -> bool:
+    def put(self, key: str, data: Bytes, guard: Callable[[], bool] | None = None) -> str | None:
         if guard is not None and not guard():
-            return False
+            return None
         with self._errors("write", key):
             self._fs.pipe_file(f"{self._root}/{key}", bytes(data))
-        return True
+        return ""
 
     def delete(self, keys: Iterable[str]) -> None:
         def delete(key: str) -> None:
@@ -282,6 +293,10 @@ def _read_blocks(file: FileIO, out: npt.NDArray[np.uint8] | None = None) -> Stam
             out[length : length + count] = block[:count]
         length += count
     return Stamp(length, crc)
+
+
+def _version(status: os.stat_result) -> str:
+    return f"{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"
 
 
 def _modified(info: dict[str, Any]) -> float:

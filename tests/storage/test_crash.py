@@ -34,7 +34,7 @@ class Recorder(LocalObjects):
         shutil.copytree(self.url, to)
         self.steps.append(str(to))
 
-    def put(self, key: str, data: Bytes, guard: Callable[[], bool] | None = None) -> bool:
+    def put(self, key: str, data: Bytes, guard: Callable[[], bool] | None = None) -> str | None:
         done = super().put(key, data, guard)
         self._copy()
         return done
