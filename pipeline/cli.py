@@ -195,9 +195,8 @@ def ask(
         click.echo(f"voco: {note}", err=True)
     if not questions:
         keys = ("start", "end", "tokens", "max_new_tokens")
-        answers = asking.chat(stage, videos, _read_lines(), **{key: options[key] for key in keys})
-        for answer in answers:
-            click.echo(json.dumps({"answer": answer}) if as_json else answer)
+        for text in asking.chat(stage, videos, _read_lines(), **{key: options[key] for key in keys}):
+            click.echo(json.dumps({"answer": text}) if as_json else text)
         return 0
     found = asking.ask(stage, videos, questions, **options)
     if as_json:

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -26,9 +26,11 @@ from vococache.errors import InputError, StoreError, VoCoError
 from vococache.storage import ChunkReceipt, Store, StoreHeader, open_store
 from vococache.storage.format import TEMPORARY
 from vococache.storage.objects import LocalObjects
-from vococache.workers.compress import Compressor, CompressStage, store_header
 from vococache.workers.decode import DecodeStage
 from vococache.workers.rows import End, Row, VideoTask
+
+if TYPE_CHECKING:  # a decode actor has no use for torch, which this would load
+    from vococache.workers.compress import Compressor, CompressStage
 
 # What a local Ray may keep in flight; decoders wait while it is full, so memory does not grow with a video.
 OBJECT_STORE_BYTES = 256 << 20
@@ -56,6 +58,8 @@ def start_ray(address: str | None) -> bool:
     if ray.is_initialized():
         return False
     os.environ.update({key: value for key, value in _QUIET.items() if key not in os.environ})
+    if address is not None:
+        _check_reachable(address)
     local = {} if address else {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     try:
         with _silent_stderr():
@@ -63,6 +67,17 @@ def start_ray(address: str | None) -> bool:
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise InputError(f"no Ray cluster at {address!r}: {str(error).splitlines()[0]}") from None
     return True
+
+
+def _check_reachable(address: str) -> None:
+    """Refuse an address where nobody listens; Ray itself would try it for many minutes."""
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if not separator or not port.isdigit():
+        return  # "auto" and the like: found out at once
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise InputError(f"no Ray cluster at {address!r}: {error.strerror or error}") from None
 
 
 @contextmanager
@@ -99,12 +114,14 @@ def stop_ray() -> None:
     ray.shutdown()
 
 
-def describe_compressor(compressor: Compressor, device: str | None) -> StoreHeader:
+def describe_compressor(compressor: "Compressor", device: str | None) -> StoreHeader:
     """The header that `compressor` gives a store."""
+    from vococache.workers.compress import store_header
+
     return store_header(compressor.load(device))
 
 
-def describe_compressor_remotely(compressor: Compressor, device: str | None) -> StoreHeader:
+def describe_compressor_remotely(compressor: "Compressor", device: str | None) -> StoreHeader:
     """The same, found out where the compress actors will run: the driver may have no GPU, nor the memory."""
     pools = choose_pools(device, local=False)
     task = ray.remote(num_cpus=pools.cpus, num_gpus=pools.gpus)(describe_compressor)
@@ -157,7 +174,9 @@ def _get(references: list[Any]) -> list[Any]:
         raise (error.cause if isinstance(error.cause, VoCoError) else error) from None
 
 
-def run_stages(tasks: Sequence[VideoTask], decode: DecodeStage, compress: CompressStage, pools: Pools) -> Iterator[Row]:
+def run_stages(
+    tasks: Sequence[VideoTask], decode: DecodeStage, compress: "CompressStage", pools: Pools
+) -> Iterator[Row]:
     """Run both stages over `tasks`, streaming; rows come back without frames, in no particular order."""
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     dataset = ray.data.from_items([asdict(task) for task in tasks], override_num_blocks=len(tasks))
@@ -194,7 +213,7 @@ class _DecodeActor:
 
 
 class _CompressActor:
-    def __init__(self, stage: CompressStage) -> None:
+    def __init__(self, stage: "CompressStage") -> None:
         import torch
 
         torch.set_num_threads(1)
@@ -210,7 +229,7 @@ class _CompressActor:
             return error_block(error)
 
 
-def _set_up(stage: DecodeStage | CompressStage) -> VoCoError | None:
+def _set_up(stage: "DecodeStage | CompressStage") -> VoCoError | None:
     """Make a stage ready; why it cannot be. An actor that raised would only say so in Ray's words."""
     try:
         stage.setup()
