@@ -220,7 +220,7 @@ def sliding_window(text: PretrainedConfig) -> int | None:
 
 
 def check_text_config(text: PretrainedConfig) -> None:
-    """Refuse, by name, a decoder whose cached keys could not be placed exactly (DESIGN.md, Model)."""
+    """Refuse, by name, a decoder whose cached keys could not be placed exactly (docs/design/0004-two-stages.md)."""
     if text.model_type not in TEXT_TYPES:
         raise ModelError(f"decoder {text.model_type!r} is not supported; expected one of {TEXT_TYPES}")
     rope = text.rope_parameters

@@ -1,7 +1,7 @@
 """Packing: questions of different length in one row, the cached entries in front of them held once.
 
 A question sees its own video's cached entries and its own earlier tokens, nothing else; its positions go on
-right after its cache (DESIGN.md, Semantics 3). So the packed row gives the logits of asking one at a time.
+right after its cache (docs/design/0004-two-stages.md, 3). So the packed row gives the logits of asking one at a time.
 """
 
 from collections.abc import Sequence
