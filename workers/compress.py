@@ -5,8 +5,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from vococache.storage.format import max_chunk_segments
-from vococache.workers.rows import Row
 
 from vococache.errors import InputError, StoreMismatchError, VoCoError
 from vococache.model import load_model
@@ -15,6 +13,8 @@ from vococache.model.fingerprint import compressor_fingerprint, dtype_name
 from vococache.model.images import FrameGeometry
 from vococache.model.voco import VoCoModel
 from vococache.storage import Store, StoreHeader, open_store
+from vococache.storage.format import max_chunk_segments
+from vococache.workers.rows import Row
 
 # Positions in one forward pass: enough to fill a GPU, small enough for a CPU's memory.
 BATCH_POSITIONS = 8192

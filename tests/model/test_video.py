@@ -77,7 +77,7 @@ def test_slice_and_join(kit):
 
 
 def test_shifting_cache_and_text_together_changes_nothing(kit):
-    """DESIGN, Semantics 3: the official place of the VoCo tokens and position 0 give the same logits."""
+    """docs/design/0004-two-stages.md, 3: the official place of the VoCo tokens and position 0 give the same logits."""
     model = kit.model()
     cache = model.compress(kit.pixels(model.config, segments=2))
     here, there = model.rotated(cache), model.rotated(cache, 40)

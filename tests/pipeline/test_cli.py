@@ -230,7 +230,9 @@ def test_no_cluster_at_the_address(clips: Path, tmp_path: Path) -> None:
     """In a process of its own: this one has a Ray already."""
     command = [sys.executable, "-c", "from vococache.pipeline.cli import main; main()", "ingest"]
     arguments = [str(clips / "plain.mp4"), "--store", str(tmp_path / "s"), "--address", "127.0.0.1:1"]
-    result = subprocess.run([*command, *arguments], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": "src"})
+    result = subprocess.run(
+        [*command, *arguments], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": "src"}
+    )
     assert result.returncode == 2
     assert result.stderr.splitlines() == [line for line in result.stderr.splitlines() if line.startswith("voco: error")]
     assert "no Ray cluster at '127.0.0.1:1'" in result.stderr
