@@ -35,12 +35,12 @@ def main() -> None:
     with os.fdopen(os.dup(1), "wb") as out:
         os.dup2(2, 1)  # a library that prints must not print into the replies
         set_limits(limits)
-        requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        threading.Thread(target=read_requests, args=(requests,), daemon=True).start()
+        inbox: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        threading.Thread(target=read_requests, args=(inbox,), daemon=True).start()
         out.write(b"ready\n")
         out.flush()
         while True:
-            serve(requests.get(), out, limits)
+            serve(inbox.get(), out, limits)
 
 
 def serve(request: dict[str, Any], out: BinaryIO, limits: dict[str, int]) -> None:
@@ -113,10 +113,10 @@ def beater(out: BinaryIO) -> Callable[[], None]:
     return beat
 
 
-def read_requests(requests: "queue.SimpleQueue[dict[str, Any]]") -> None:
+def read_requests(inbox: "queue.SimpleQueue[dict[str, Any]]") -> None:
     """Pass requests on. When stdin ends, the parent is gone, and so are we, whatever native code is doing."""
     for line in sys.stdin.buffer:
-        requests.put(json.loads(line))
+        inbox.put(json.loads(line))
     os._exit(0)
 
 
