@@ -22,7 +22,7 @@ def load_tokenizer(folder: Path, text: PretrainedConfig) -> Any:
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
         return None
     try:
-        # nosec below: nothing is downloaded, so there is no revision to pin
+        # Nothing is downloaded, so there is no revision to pin.
         return AutoTokenizer.from_pretrained(  # nosec B615
             folder, config=text, local_files_only=True, trust_remote_code=False
         )
