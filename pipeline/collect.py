@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vococache.errors import CorruptionError
+from vococache.errors import CorruptionError, StoreMismatchError
 from vococache.storage import ChunkReceipt, Store, VideoInfo
 from vococache.workers.rows import End, Row
 
@@ -63,8 +63,8 @@ class Collector:
             times = np.concatenate([video.timestamps[key] for key in keys])
             try:
                 return self._settle(name, self._store.complete(name, row.intent, receipts, times, end.duration))
-            except CorruptionError:
-                pass  # a chunk was overwritten by a worker of an older run or attempt
+            except (CorruptionError, StoreMismatchError):
+                pass  # another run or attempt overwrote a chunk, or began the video anew
         del self._open[name]
         self._unfinished.add(name)
         return None

@@ -78,6 +78,14 @@ def test_a_chunk_that_was_overwritten_is_noticed(store: Store) -> None:
     assert store.list()[0].status == "partial"
 
 
+def test_a_video_that_another_run_began_anew_is_left_to_it(store: Store) -> None:
+    rows = written(store, "a", 0, intent_of(), 2, 2)
+    store.begin("a", intent_of("pyav"))
+    collector = Collector(store)
+    assert [collector.add(row) for row in rows] == [None] * 3
+    assert collector.unfinished() == {"a"}
+
+
 def test_a_chunk_that_was_not_written_leaves_the_video_unfinished(store: Store) -> None:
     rows = written(store, "a", 0, intent_of(), 2, 2)
     rows[1] = Row(video="a", index=1, intent=rows[1].intent, timestamps=rows[1].timestamps, receipt=None)
