@@ -28,12 +28,7 @@ class Collector:
         self._open: dict[str, _OpenVideo] = {}
         self._settled: set[str] = set()
         self._unfinished: set[str] = set()
-
-    @property
-    def open_segments(self) -> int:
-        """Segments stored of videos that are not complete yet."""
-        stored = (receipt for video in self._open.values() for receipt in video.receipts.values() if receipt)
-        return sum(receipt.segments for receipt in stored)
+        self.open_segments = 0  # stored, of videos that are not complete yet
 
     def add(self, row: Row) -> VideoInfo | None:
         """Take in a row; the video's info when the row settles it as complete or failed."""
@@ -45,6 +40,8 @@ class Collector:
         if row.end is not None:
             video.end = row
         elif row.timestamps is not None:
+            if row.receipt is not None and (row.attempt, row.index) not in video.receipts:
+                self.open_segments += row.receipt.segments
             video.receipts[row.attempt, row.index] = row.receipt
             video.timestamps[row.attempt, row.index] = row.timestamps
         # Chunks of an abandoned attempt are waited for too: until they are in, one could still be written.
@@ -65,14 +62,18 @@ class Collector:
                 return self._settle(name, self._store.complete(name, row.intent, receipts, times, end.duration))
             except (CorruptionError, StoreMismatchError):
                 pass  # another run or attempt overwrote a chunk, or began the video anew
-        del self._open[name]
+        self._forget(name)
         self._unfinished.add(name)
         return None
 
     def _settle(self, name: str, info: VideoInfo) -> VideoInfo:
-        self._open.pop(name, None)
+        self._forget(name)
         self._settled.add(name)
         return info
+
+    def _forget(self, name: str) -> None:
+        video = self._open.pop(name, _OpenVideo())
+        self.open_segments -= sum(receipt.segments for receipt in video.receipts.values() if receipt)
 
 
 def _origin(end: End | None) -> dict[str, Any]:

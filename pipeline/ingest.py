@@ -27,7 +27,6 @@ class IngestReport:
     failed: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     segments: int = 0
-    reused_segments: int = 0
     bytes: int = 0
     startup_seconds: float = 0.0
     run_seconds: float = 0.0
@@ -149,7 +148,7 @@ def _run(
 ) -> None:
     """Run the stages over the plan's work, complete each video as its last receipt comes in."""
     work = plan.work
-    total = len(work)
+    failed_before = len(report.failed)
     for _ in range(MAX_PASSES):
         collector = Collector(store)
         for row in run_stages(work):
@@ -157,9 +156,9 @@ def _run(
             if info is not None:
                 _note_info(report, info)
             if on_progress is not None:
-                settled = len(report.done) + sum(task.video in report.failed for task in plan.work)
-                segments = report.segments + collector.open_segments
-                on_progress(Progress(videos=settled, total=total, segments=segments, failed=len(report.failed)))
+                failed = len(report.failed) - failed_before
+                settled, segments = len(report.done) + failed, report.segments + collector.open_segments
+                on_progress(Progress(videos=settled, total=len(plan.work), segments=segments, failed=failed))
         unfinished = collector.unfinished()
         work = [task for task in work if task.video in unfinished]
         if not work:

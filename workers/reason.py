@@ -35,7 +35,6 @@ class Context:
     """Cached segments ready to be asked about; keep it to ask again without loading."""
 
     spans: list[SegmentSpan]
-    segment_times: list[float]  # of every segment, in the order in which they are read
     tokens: int  # of each segment
     placed: PlacedCache
     load_seconds: float
@@ -105,10 +104,7 @@ class ReasonStage:
         self.check_room(spans, k, room)
         caches = [self.read(span, k) for span in spans]
         placed = self.model.place(VoCoCache.join(caches) if len(caches) > 1 else caches[0])
-        times = [float(t) for span in spans for t in self.store.timestamps(span.video)[span.start : span.stop, 0]]
-        return Context(
-            spans=spans, segment_times=times, tokens=k, placed=placed, load_seconds=time.perf_counter() - started
-        )
+        return Context(spans=spans, tokens=k, placed=placed, load_seconds=time.perf_counter() - started)
 
     def check_room(self, spans: Sequence[SegmentSpan], k: int, room: int) -> None:
         """Refuse segments that leave fewer than `room` positions, naming the window that would fit."""
