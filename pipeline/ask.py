@@ -1,5 +1,6 @@
 """Questions over precomputed caches: no video is opened, no pixel touched."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import PurePath
@@ -32,7 +33,7 @@ class AskAnswer:
 
 
 def open_reader(
-    store: str, *, model: str | None = None, dtype: str | None = None, device: str | None = None
+    store: str | os.PathLike[str], *, model: str | None = None, dtype: str | None = None, device: str | None = None
 ) -> "ReasonStage":
     """The temporal stage over the store at `store`: with the model that made it, or another reader of its caches.
 
@@ -48,7 +49,7 @@ def open_reader(
 
 
 def ask(
-    store: "str | ReasonStage",
+    store: "str | os.PathLike[str] | ReasonStage",
     videos: str | Sequence[str],
     questions: str | Sequence[str],
     *,
@@ -81,7 +82,10 @@ def ask(
         raise InputError("expected at least one video and one question")
     check_window(start, end)
     named = [video_id(text) for text in named]
-    stage = open_reader(store, model=model, dtype=dtype, device=device) if isinstance(store, str) else store
+    if isinstance(store, str | os.PathLike):
+        stage = open_reader(store, model=model, dtype=dtype, device=device)
+    else:
+        stage = store
     sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
     room = max(len(stage.question_ids(question)) for question in asked) + max_new_tokens
     context = stage.load(named, start=start, end=end, tokens=tokens, room=room)

@@ -1,5 +1,6 @@
 """The main job: videos become VoCo caches in a store, through Ray."""
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -51,8 +52,8 @@ class Progress:
 
 
 def ingest(
-    videos: str | Sequence[str],
-    store: str,
+    videos: str | os.PathLike[str] | Sequence[str],
+    store: str | os.PathLike[str],
     *,
     model: str = "synthetic",
     fps: float | None = None,
@@ -82,14 +83,14 @@ def ingest(
     `ModelError` or `StoreError` before any work starts when the job itself cannot run.
     """
     sampling = Sampling(fps=fps, num_frames=num_frames)
-    sources = find_sources([videos] if isinstance(videos, str) else videos)
+    sources = find_sources([os.fspath(videos)] if isinstance(videos, str | os.PathLike) else videos)
     from vococache.workers import actors
     from vococache.workers.compress import Compressor, CompressStage, frame_geometry
     from vococache.workers.decode import DecodeStage
 
-    report = IngestReport(store=store)
+    report = IngestReport(store=os.fspath(store))
     # The actors have working directories of their own.
-    store, model = absolute(store), absolute(model) if Path(model).is_dir() else model
+    store, model = absolute(report.store), absolute(model) if Path(model).is_dir() else model
     compressor = Compressor(model=model, dtype=dtype, tokens=tokens, frames=segment_frames)
     started = time.perf_counter()
     ours = False

@@ -16,7 +16,9 @@ VIDEOS = f"videos/{DOCUMENT}"
 FREE_SETTINGS = frozenset({"model", "chunk_segments", "micro_batch"})
 
 
-def open_store(url: str, mode: Literal["r", "a"] = "r", *, header: StoreHeader | None = None) -> Store:
+def open_store(
+    url: str | os.PathLike[str], mode: Literal["r", "a"] = "r", *, header: StoreHeader | None = None
+) -> Store:
     """Open the store at a local path or fsspec URL: "r" to read, "a" to read and write.
 
     With "a" and a `header`, an absent store is made. A `header` of another compressor, or of other geometry, than
@@ -25,7 +27,7 @@ def open_store(url: str, mode: Literal["r", "a"] = "r", *, header: StoreHeader |
     """
     if mode not in ("r", "a"):
         raise InputError(f"mode {mode!r}: expected 'r' or 'a'")
-    objects = open_objects(url)
+    objects = open_objects(os.fspath(url))
     data = objects.get(DOCUMENT)
     if data is None and mode == "a" and header is not None:
         data = _create(objects, header)

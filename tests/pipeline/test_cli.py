@@ -188,6 +188,7 @@ BAD_INPUTS: dict[str, tuple[tuple[str, ...], str]] = {
     "ask: a newer format": (("ask", "{newer}", "plain", "What?"), "version"),
     "ask: a directory as video": (("ask", "{store}", "{clips}", "What?"), "voco ingest"),
     "ask: a video that is not there": (("ask", "{store}", "plane", "What?"), "plain"),
+    "ask: a part of a name": (("ask", "{store}", "offs", "What?"), "did you mean 'offset'"),
     "ask: a video that failed": (("ask", "{store}", "text", "What?"), "text"),
     "ask: a start after the end": (("ask", "{store}", "plain", "--start", "9", "--end", "3", "What?"), "after its end"),
     "ask: a window without segments": (("ask", "{store}", "plain", "--start", "99", "What?"), "between 0 s and 4 s"),

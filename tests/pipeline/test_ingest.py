@@ -76,19 +76,19 @@ def test_a_second_run_does_nothing_and_says_so(copied: str, clips: Path) -> None
 
 def test_an_edited_file_is_done_anew_and_another_sampling_only_when_asked(copied: str, tmp_path: Path) -> None:
     file = make_clip(tmp_path / "new.mp4", frames=20, fps=10)
-    assert vococache.ingest(str(file), copied, fps=1).done == ["new"]
+    assert vococache.ingest(file, copied, fps=1).done == ["new"]
     store = open_store(copied)
     assert store.info("new").segments == 2
 
-    refused = vococache.ingest(str(file), copied, fps=5).refused
+    refused = vococache.ingest(file, copied, fps=5).refused
     assert "--overwrite" in refused["new"]
-    assert vococache.ingest(str(file), copied, fps=5, overwrite=True).done == ["new"]
+    assert vococache.ingest(file, copied, fps=5, overwrite=True).done == ["new"]
     assert store.info("new").segments == 10
 
     os.utime(file, (1, 1))  # only touched: size and time differ from the record, the content does not
-    assert vococache.ingest(str(file), copied, fps=5, check_content=True).up_to_date == ["new"]
+    assert vococache.ingest(file, copied, fps=5, check_content=True).up_to_date == ["new"]
     make_clip(file, frames=30, fps=10)
-    assert vococache.ingest(str(file), copied, fps=5).done == ["new"]
+    assert vococache.ingest(file, copied, fps=5).done == ["new"]
     assert store.info("new").segments == 15
 
 
