@@ -1,0 +1,38 @@
+"""The same numbers on a GPU. `make test-all` runs these where there is CUDA."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import vococache
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+GOLDEN = Path(__file__).parent / "data" / "golden_a"
+
+
+def test_a_golden_case_on_the_gpu() -> None:
+    case = np.load(GOLDEN / "cases" / "k2_a.npz")
+    ids = case["input_ids"][0].tolist()
+    voco = ids.index(32000)
+    model = vococache.load_model(GOLDEN, newline_ids=ids[2:voco], dtype="float32", device="cuda")
+    cache = model.compress(torch.from_numpy(case["pixel_values"])[:, None])
+    text = torch.tensor([ids[voco + 2 :]], device="cuda")
+    logits = model.read(cache, text)[0, :, case["logits_cols"]].cpu().numpy()
+    assert np.abs(logits - case["logits_sub"][0, -text.shape[1] :]).max() < 1e-3
+    assert model.generate_ids(cache, text, 8)[0].tolist() == case["gen_ids"].tolist()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_stays_near_float32(dtype: str) -> None:
+    exact = vococache.load_model("synthetic", device="cuda", dtype="float32")
+    half = vococache.load_model("synthetic", device="cuda", dtype=dtype)
+    frames = np.random.default_rng(0).integers(0, 256, (4, 1, 64, 64, 3), dtype=np.uint8)
+    expected = exact.compress(exact.pixel_values(frames)).data
+    found = half.compress(half.pixel_values(frames)).data.float()
+    assert (found - expected).abs().mean() < 0.02 * expected.abs().mean()
