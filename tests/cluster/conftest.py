@@ -10,7 +10,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -232,16 +232,10 @@ def long_content(long_video: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return plain_ingest([long_video], str(tmp_path_factory.mktemp("plain") / "store"))
 
 
-@pytest.fixture
-def free_ports() -> Iterator[Callable[[], int]]:
-    """Ports that nobody uses, each given out once."""
-    held: list[socket.socket] = []
-
-    def give() -> int:
-        held.append(socket.socket())
-        held[-1].bind(("127.0.0.1", 0))
-        return int(held[-1].getsockname()[1])
-
-    yield give
-    for each in held:
-        each.close()
+def free_ports(count: int) -> list[int]:
+    """Different ports that nobody uses just now."""
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in sockets]

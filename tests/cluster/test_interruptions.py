@@ -1,0 +1,78 @@
+"""Whatever is killed, the same command ends with the bytes of an undisturbed run, and nothing is left running."""
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.cluster.conftest import FPS, LONG_CHUNKS, Command, contents, wait_for
+
+pytestmark = pytest.mark.slow
+
+Start = Callable[[], Command]
+
+
+@pytest.fixture
+def ingest(voco: Callable[..., Command], long_video: Path) -> Start:
+    """Starts the ingest of the long clip into `store`."""
+    return lambda: voco("ingest", long_video, "--store", "store", "--fps", FPS, "--json")
+
+
+def stored(folder: Path) -> dict[str, int]:
+    """Chunks whose receipts are written, with their times of change."""
+    receipts = folder.glob("store/videos/long/kv/receipt.*.json")
+    chunks = [path.with_name(f"c.{path.name.split('.')[1]}.0.0.0.0.0") for path in receipts]
+    return {path.name: path.stat().st_mtime_ns for path in chunks}
+
+
+def test_undisturbed(ingest: Start, tmp_path: Path, long_content: dict[str, bytes]) -> None:
+    job = ingest()
+    code, out, err = job.finish()
+    assert (code, err) == (0, "")
+    assert json.loads(out)["segments"] == 256 * LONG_CHUNKS
+    assert contents(str(tmp_path / "store")) == long_content
+    job.wait_until_gone()
+
+
+@pytest.mark.parametrize("name", ["_DecodeActor", "_CompressActor"])
+def test_a_killed_actor_costs_time_alone(
+    ingest: Start, tmp_path: Path, long_content: dict[str, bytes], name: str
+) -> None:
+    job = ingest()
+    wait_for(lambda: stored(tmp_path) if name == "_CompressActor" else (tmp_path / "store/videos/long").exists())
+    victims = job.actors(name)
+    assert victims
+    for victim in victims:
+        victim.kill()
+    code, out, err = job.finish(timeout=250)
+    assert (code, err) == (0, "")
+    assert json.loads(out)["done"] == ["long"], "nothing else on stdout"
+    assert contents(str(tmp_path / "store")) == long_content
+    job.wait_until_gone()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_killed_driver_resumes_at_its_chunks(
+    ingest: Start, tmp_path: Path, long_content: dict[str, bytes], how: signal.Signals
+) -> None:
+    job = ingest()
+    wait_for(lambda: len(stored(tmp_path)) >= 2)
+    job.process.send_signal(how)
+    code, out, err = job.finish(timeout=30)
+    if how == signal.SIGINT:
+        assert (code, out) == (130, "")
+        assert err == "voco: interrupted: the same command resumes where this one stopped\n"
+    else:
+        assert code != 0
+    job.wait_until_gone()
+    kept = stored(tmp_path)
+    assert 2 <= len(kept) < LONG_CHUNKS, "hit in the middle"
+
+    again = ingest()
+    wait_for(lambda: len(stored(tmp_path)) > len(kept))
+    code, out, err = again.finish()
+    assert (code, err) == (0, "")
+    assert contents(str(tmp_path / "store")) == long_content
+    written = {name: (tmp_path / "store/videos/long/kv" / name).stat().st_mtime_ns for name in kept}
+    assert written == kept, "the stored chunks are not written again"
