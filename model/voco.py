@@ -72,7 +72,7 @@ class VoCoModel(nn.Module):
         pixels = torch.as_tensor(frames).to(self.device).float().movedim(-1, -3)
         mean = torch.tensor(self.config.image_mean, device=self.device)[:, None, None]
         std = torch.tensor(self.config.image_std, device=self.device)[:, None, None]
-        return ((pixels / 255.0 - mean) / std).to(self.dtype)
+        return pixels.div_(255.0).sub_(mean).div_(std).to(self.dtype)  # in place: a batch of frames is large
 
     def vision_tokens(self, pixel_values: Tensor) -> Tensor:
         """Pixels [S, F, 3, H, W] as projected vision tokens [S, F * n, E], frames in order."""

@@ -2,8 +2,8 @@
 
 Ray Data executes: actor pools, streaming, backpressure and retries are its own. What is ours is three facts:
 a chunk is a block (or a whole video would be decoded before its first chunk is compressed), fractional CPUs (or
-the pools starve each other on a small machine), and one torch thread an actor (or the bits would depend on
-the machine).
+the pools starve each other on a small machine), and a fixed number of torch threads (or the bits would depend
+on the machine).
 """
 
 import json
@@ -35,6 +35,8 @@ if TYPE_CHECKING:  # a decode actor has no use for torch, which this would load
 # What a local Ray may keep in flight; decoders wait while it is full, so memory does not grow with a video.
 OBJECT_STORE_BYTES = 256 << 20
 CLUSTER_OBJECT_STORE_BYTES = 8 << 30
+# Of a compressor on CPUs: the same everywhere, because a sum's last bits depend on how it is split.
+COMPRESS_THREADS = 2
 
 _QUIET = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
@@ -46,9 +48,10 @@ _QUIET = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pools:
-    """The actors of each stage: at most `size` (None: as the cluster grows), each with part of a CPU and of a GPU."""
+    """How many actors each stage has (None: as many as the cluster grows to), each with part of a CPU and of a GPU."""
 
-    size: int | None
+    decoders: int | None
+    compressors: int | None
     cpus: float
     gpus: float
 
@@ -101,12 +104,12 @@ def choose_pools(device: str | None, local: bool) -> Pools:
     threads. On a cluster an actor asks for more, because what it asks for is what brings new nodes.
     """
     resources = ray.cluster_resources()
-    if device is None:
-        device = "cuda" if resources.get("GPU", 0) else "cpu"
-    gpus = 1.0 if device.startswith("cuda") else 0.0
+    cpus, gpus = max(1, int(resources.get("CPU", 1))), int(resources.get("GPU", 0))
+    on_gpu = device.startswith("cuda") if device else gpus > 0
     if local:
-        return Pools(size=max(1, int(resources.get("CPU", 1))), cpus=0.25, gpus=gpus)
-    return Pools(size=None, cpus=0.5, gpus=gpus)
+        compressors = max(1, gpus if on_gpu else cpus // COMPRESS_THREADS)
+        return Pools(decoders=cpus, compressors=compressors, cpus=0.25, gpus=float(on_gpu))
+    return Pools(decoders=None, compressors=None, cpus=0.5, gpus=float(on_gpu))
 
 
 def stop_ray() -> None:
@@ -184,16 +187,27 @@ def run_stages(
     context.target_max_block_size = 1  # every row its own block: a chunk goes on as soon as it is decoded
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    if pools.size is None:  # on a cluster, whose object store is not ours to fill
+    if pools.decoders is None:  # on a cluster, whose object store is not ours to fill
         limits = context.execution_options.resource_limits
         context.execution_options.resource_limits = limits.copy(object_store_memory=CLUSTER_OBJECT_STORE_BYTES)
-    # Two tasks an actor: one at hand, one on its way; with fewer, Ray does not grow a pool.
-    compute = ActorPoolStrategy(min_size=1, max_size=pools.size, max_tasks_in_flight_per_actor=2)
-    stages: dict[str, Any] = {"compute": compute, "num_cpus": pools.cpus}
-    decoded = dataset.flat_map(_DecodeActor, fn_constructor_args=(decode,), **stages)
-    compressed = decoded.map(_CompressActor, fn_constructor_args=(compress,), num_gpus=pools.gpus or None, **stages)
+    decoders = None if pools.decoders is None else min(pools.decoders, len(tasks))
+    decoded = dataset.flat_map(
+        _DecodeActor, fn_constructor_args=(decode,), compute=_pool(decoders), num_cpus=pools.cpus
+    )
+    compressed = decoded.map(
+        _CompressActor,
+        fn_constructor_args=(compress,),
+        compute=_pool(pools.compressors),
+        num_cpus=pools.cpus,
+        num_gpus=pools.gpus or None,
+    )
     for block in compressed.iter_rows():
         yield from_block(block)
+
+
+def _pool(size: int | None) -> ActorPoolStrategy:
+    """Two tasks an actor: one at hand, one on its way; with fewer, Ray does not grow a pool."""
+    return ActorPoolStrategy(min_size=size or 1, max_size=size, max_tasks_in_flight_per_actor=2)
 
 
 class _DecodeActor:
@@ -216,7 +230,7 @@ class _CompressActor:
     def __init__(self, stage: "CompressStage") -> None:
         import torch
 
-        torch.set_num_threads(1)
+        torch.set_num_threads(COMPRESS_THREADS)
         self.stage = stage
         self.broken = _set_up(stage)
 
