@@ -88,6 +88,7 @@ def bare_seconds(paths: list[Path], store: Path) -> dict[str, float]:
     for path in paths:
         reader = decord.VideoReader(str(path), num_threads=1)
         frames.append(np.stack([geometry.apply(reader[index].asnumpy()) for index in wanted])[:, None])
+        reader[len(reader) - 1]  # to the end, as ours must to know that the file is whole
     decoded = time.process_time()
     with torch.inference_mode():
         caches = [to_stored(model.compress(model.pixel_values(each)).data, header.dtype) for each in frames]

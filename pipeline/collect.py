@@ -39,7 +39,7 @@ class Collector:
         video = self._open.setdefault(row.video, _OpenVideo())
         if row.end is not None:
             video.end = row
-        elif row.timestamps is not None:
+        if row.timestamps is not None:
             if row.receipt is not None and (row.attempt, row.index) not in video.receipts:
                 self.open_segments += row.receipt.segments
             video.receipts[row.attempt, row.index] = row.receipt

@@ -70,7 +70,7 @@ class DecodeStage:
                 for attempt, decoder in enumerate(available_decoders()):
                     try:
                         for row in self._attempt(task, local, attempt, decoder, emitted):
-                            emitted += row.end is None
+                            emitted += 1
                             yield row
                         return
                     except VideoError as error:
@@ -106,30 +106,31 @@ class DecodeStage:
             chunk_segments=self._chunk_segments(len(ahead), frames.expected_frames),
         )
         stored = self._store.begin(task.video, intent)
-        chunks = 0
-        for chunks, chunk in enumerate(_chunked(ahead, segments, intent.chunk_segments), 1):
-            receipt = stored.get(chunks - 1)
+        for index, (chunk, is_last) in enumerate(_chunked(ahead, segments, intent.chunk_segments)):
+            end = None
+            if is_last:
+                assert frames.duration is not None
+                end = End(
+                    duration=frames.duration,
+                    decoder=decoder,
+                    chunks=index + 1,
+                    emitted=emitted + index + 1,
+                    source=task.source,
+                    size=local.stat.size,
+                    mtime_ns=local.stat.mtime_ns,
+                    content_hash=local.content_hash,
+                )
+            receipt = stored.get(index)
             yield Row(
                 video=task.video,
                 attempt=attempt,
-                index=chunks - 1,
+                index=index,
                 intent=intent.token,
                 frames=None if receipt else np.stack([np.stack(pictures) for pictures, _ in chunk]),
                 timestamps=_times(chunk),
                 receipt=receipt,
+                end=end,
             )
-        assert frames.duration is not None
-        end = End(
-            duration=frames.duration,
-            decoder=decoder,
-            chunks=chunks,
-            emitted=emitted + chunks,
-            source=task.source,
-            size=local.stat.size,
-            mtime_ns=local.stat.mtime_ns,
-            content_hash=local.content_hash,
-        )
-        yield Row(video=task.video, attempt=attempt, intent=intent.token, end=end)
 
     def _segments(self, frames: Frames) -> Iterator[Segment]:
         """Frames in groups of a segment; the last group is filled up with its last frame."""
@@ -153,11 +154,14 @@ def joined(reasons: dict[str, str]) -> str:
     return "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
 
 
-def _chunked(ahead: list[Segment], segments: Iterator[Segment], size: int) -> Iterator[list[Segment]]:
-    """Segments in chunks of `size`; lets go of those read ahead as they are used."""
+def _chunked(ahead: list[Segment], segments: Iterator[Segment], size: int) -> Iterator[tuple[list[Segment], bool]]:
+    """Segments in chunks of `size`, and whether each is the last; lets go of those read ahead as they are used."""
     rest = chain((ahead.pop(0) for _ in range(len(ahead))), segments)
-    while chunk := list(islice(rest, size)):
-        yield chunk
+    chunk = list(islice(rest, size))
+    while chunk:
+        following = next(rest, None)
+        yield chunk, following is None
+        chunk = [] if following is None else [following, *islice(rest, size - 1)]
 
 
 def _times(chunk: list[Segment]) -> npt.NDArray[np.float64]:

@@ -36,7 +36,7 @@ class End:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """One chunk of a video; or its end (`end`), or its failure (`error`, with what is known in `end`).
+    """One chunk of a video, the last one with its `end`; or its failure (`error`, with what is known in `end`).
 
     A chunk that the store holds already comes with its receipt and without frames.
     """
