@@ -38,7 +38,9 @@ CLUSTER_OBJECT_STORE_BYTES = 8 << 30
 # Of a compressor on CPUs: the same everywhere, because a sum's last bits depend on how it is split.
 COMPRESS_THREADS = 2
 
-_QUIET = {
+_ENVIRONMENT = {
+    # Compressors' threads sleep while they wait; by default they spin, and take the decoders' processors for it.
+    "OMP_WAIT_POLICY": "PASSIVE",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -60,7 +62,7 @@ def start_ray(address: str | None) -> bool:
     """Connect to a cluster, or start a local Ray without dashboard. True if it is ours to shut down."""
     if ray.is_initialized():
         return False
-    os.environ.update({key: value for key, value in _QUIET.items() if key not in os.environ})
+    os.environ.update({key: value for key, value in _ENVIRONMENT.items() if key not in os.environ})
     if address is not None:
         _check_reachable(address)
     local = {} if address else {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
