@@ -26,13 +26,12 @@ class Collector:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._open: dict[str, _OpenVideo] = {}
-        self._settled: set[str] = set()
-        self._unfinished: set[str] = set()
+        self.settled: set[str] = set()  # videos that are complete or failed; all others are to be run again
         self.open_segments = 0  # stored, of videos that are not complete yet
 
     def add(self, row: Row) -> VideoInfo | None:
         """Take in a row; the video's info when the row settles it as complete or failed."""
-        if row.video in self._settled:
+        if row.video in self.settled:
             return None
         if row.error is not None:
             return self._settle(row.video, self._store.fail(row.video, row.error, **_origin(row.end)))
@@ -49,10 +48,6 @@ class Collector:
             return None
         return self._complete(row.video, video, video.end, video.end.end)
 
-    def unfinished(self) -> set[str]:
-        """Videos whose rows are all in, or never came, without being complete: to be run again."""
-        return self._unfinished | self._open.keys()
-
     def _complete(self, name: str, video: _OpenVideo, row: Row, end: End) -> VideoInfo | None:
         keys = [(row.attempt, index) for index in range(end.chunks)]
         receipts = [receipt for key in keys if (receipt := video.receipts.get(key)) is not None]
@@ -63,12 +58,11 @@ class Collector:
             except (CorruptionError, StoreMismatchError):
                 pass  # another run or attempt overwrote a chunk, or began the video anew
         self._forget(name)
-        self._unfinished.add(name)
         return None
 
     def _settle(self, name: str, info: VideoInfo) -> VideoInfo:
         self._forget(name)
-        self._settled.add(name)
+        self.settled.add(name)
         return info
 
     def _forget(self, name: str) -> None:

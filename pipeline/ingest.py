@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vococache.errors import WorkersLostError
 from vococache.pipeline.collect import Collector
 from vococache.pipeline.plan import Plan, Verdict, make_plan
 from vococache.pipeline.sources import find_sources
@@ -14,7 +15,7 @@ from vococache.storage import Store, VideoInfo, open_store
 from vococache.workers.sampling import Sampling
 from vococache.workers.source import is_url
 
-# A chunk that a dying worker of an earlier run overwrote is done again; more than twice is no accident.
+# What a dying worker of an earlier run overwrote, or Ray lost, is done again; more than twice is no accident.
 MAX_PASSES = 3
 
 
@@ -150,18 +151,21 @@ def _run(
     """Run the stages over the plan's work, complete each video as its last receipt comes in."""
     work = plan.work
     failed_before = len(report.failed)
-    for _ in range(MAX_PASSES):
+    for count in range(1, MAX_PASSES + 1):
         collector = Collector(store)
-        for row in run_stages(work):
-            info = collector.add(row)
-            if info is not None:
-                _note_info(report, info)
-            if on_progress is not None:
-                failed = len(report.failed) - failed_before
-                settled, segments = len(report.done) + failed, report.segments + collector.open_segments
-                on_progress(Progress(videos=settled, total=len(plan.work), segments=segments, failed=failed))
-        unfinished = collector.unfinished()
-        work = [task for task in work if task.video in unfinished]
+        try:
+            for row in run_stages(work):
+                info = collector.add(row)
+                if info is not None:
+                    _note_info(report, info)
+                if on_progress is not None:
+                    failed = len(report.failed) - failed_before
+                    settled, segments = len(report.done) + failed, report.segments + collector.open_segments
+                    on_progress(Progress(videos=settled, total=len(plan.work), segments=segments, failed=failed))
+        except WorkersLostError:
+            if count == MAX_PASSES:
+                raise
+        work = [task for task in work if task.video not in collector.settled]
         if not work:
             return
     for task in work:

@@ -22,7 +22,7 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from vococache import errors
-from vococache.errors import InputError, StoreError, VoCoError
+from vococache.errors import InputError, StoreError, VoCoError, WorkersLostError
 from vococache.storage import ChunkReceipt, Store, StoreHeader, open_store
 from vococache.storage.format import TEMPORARY
 from vococache.storage.objects import LocalObjects
@@ -37,6 +37,9 @@ OBJECT_STORE_BYTES = 256 << 20
 CLUSTER_OBJECT_STORE_BYTES = 8 << 30
 # Of a compressor on CPUs: the same everywhere, because a sum's last bits depend on how it is split.
 COMPRESS_THREADS = 2
+
+# When nothing moved for half an hour; Ray before 2.60 waits for ever.
+_STALLED: type[Exception] = getattr(ray.data.exceptions, "ExecutionTimeoutError", ray.exceptions.RayError)
 
 _ENVIRONMENT = {
     # Compressors' threads sleep while they wait; by default they spin, and take the decoders' processors for it.
@@ -103,12 +106,14 @@ def choose_pools(device: str | None, local: bool) -> Pools:
     """Pools for the Ray that is running, which is `local` to this job or a cluster that may grow.
 
     CPUs are fractional so that the two stages never starve each other; an actor's real use is bounded by its
-    threads. On a cluster an actor asks for more, because what it asks for is what brings new nodes.
+    threads. Without GPUs so much is left over that the actors of a node that dies find room on the others: were
+    the CPUs full of compressors that wait for the dead node's chunks, no decoder could start to make them again.
+    With GPUs a cluster is expected to replace its nodes, and to grow: what actors ask for is what brings new ones.
     """
     resources = ray.cluster_resources()
     cpus, gpus = max(1, int(resources.get("CPU", 1))), int(resources.get("GPU", 0))
     on_gpu = device.startswith("cuda") if device else gpus > 0
-    if local:
+    if local or not on_gpu:
         compressors = max(1, gpus if on_gpu else cpus // COMPRESS_THREADS)
         return Pools(decoders=cpus, compressors=compressors, cpus=0.25, gpus=float(on_gpu))
     return Pools(decoders=None, compressors=None, cpus=0.5, gpus=float(on_gpu))
@@ -203,8 +208,21 @@ def run_stages(
         num_cpus=pools.cpus,
         num_gpus=pools.gpus or None,
     )
-    for block in compressed.iter_rows():
-        yield from_block(block)
+    try:
+        for block in compressed.iter_rows():
+            yield from_block(block)
+    except (ray.exceptions.RayError, _STALLED) as error:
+        cause = getattr(error, "cause", None) or error
+        if not _is_loss(cause):
+            raise  # a bug of ours: with all that is known about it
+        reason = str(cause).strip().splitlines()[0]
+        raise WorkersLostError(f"Ray gave up: {reason}; the same command resumes where this one stopped") from error
+
+
+def _is_loss(error: Exception) -> bool:
+    """Did Ray lose an actor or a block, or wait in vain? Otherwise our code failed in an actor."""
+    ours = isinstance(error, ray.exceptions.UserCodeException) or getattr(error, "actor_init_failed", False)
+    return isinstance(error, (ray.exceptions.RayError, _STALLED)) and not ours
 
 
 def _pool(size: int | None) -> ActorPoolStrategy:

@@ -38,5 +38,9 @@ class CorruptionError(StoreError):
     """Stored bytes differ from their record: changed, missing or truncated."""
 
 
+class WorkersLostError(VoCoError, RuntimeError):
+    """Ray gave a job up: its workers died too often, or nothing moved any more."""
+
+
 class VideoNotFoundError(StoreError, LookupError):
     """The store holds no complete video of that id."""

@@ -22,6 +22,7 @@ from tests.storage.conftest import s3_url as s3_url
 
 from vococache.pipeline.collect import Collector
 from vococache.storage import open_store
+from vococache.workers.actors import COMPRESS_THREADS
 from vococache.workers.compress import Compressor, CompressStage, frame_geometry, store_header
 from vococache.workers.decode import DecodeStage
 from vococache.workers.rows import VideoTask
@@ -192,7 +193,7 @@ def long_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plain_ingest(sources: Sequence[Path], store_url: str) -> dict[str, bytes]:
     """The content of a store that the stages fill one after the other in this process, without Ray."""
     compressor, threads = Compressor(model="synthetic"), torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(COMPRESS_THREADS)
     try:
         header = store_header(compressor.load("cpu"))
         collector = Collector(open_store(store_url, "a", header=header))

@@ -53,7 +53,7 @@ def test_rows_may_come_in_any_order_and_twice(store: Store, seed: int) -> None:
     collector = Collector(store)
     infos = [info for row in rows if (info := collector.add(row))]
     assert sorted(info.id for info in infos) == ["a", "b"]
-    assert not collector.unfinished()
+    assert collector.settled == {"a", "b"}
     assert store.timestamps("a")[:, 0].tolist() == list(range(8))
     assert store.read("a")[:, 0, 0, 0, 0, 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
 
@@ -75,7 +75,7 @@ def test_a_chunk_that_was_overwritten_is_noticed(store: Store) -> None:
     chunk.write_bytes(bytes(chunk.stat().st_size))  # a worker of an older run was slower than all checks
     collector = Collector(store)
     assert [collector.add(row) for row in rows] == [None] * 2
-    assert collector.unfinished() == {"a"}
+    assert not collector.settled
     assert store.list()[0].status == "partial"
 
 
@@ -84,7 +84,7 @@ def test_a_video_that_another_run_began_anew_is_left_to_it(store: Store) -> None
     store.begin("a", intent_of("pyav"))
     collector = Collector(store)
     assert [collector.add(row) for row in rows] == [None] * 2
-    assert collector.unfinished() == {"a"}
+    assert not collector.settled
 
 
 def test_a_chunk_that_was_not_written_leaves_the_video_unfinished(store: Store) -> None:
@@ -92,7 +92,7 @@ def test_a_chunk_that_was_not_written_leaves_the_video_unfinished(store: Store) 
     rows[1] = replace(rows[1], receipt=None)
     collector = Collector(store)
     assert [collector.add(row) for row in rows] == [None] * 2
-    assert collector.unfinished() == {"a"}
+    assert not collector.settled
 
 
 def test_rows_that_never_came_leave_the_video_unfinished(store: Store) -> None:
@@ -100,7 +100,7 @@ def test_rows_that_never_came_leave_the_video_unfinished(store: Store) -> None:
     for missing in rows:
         collector = Collector(store)
         assert [collector.add(row) for row in rows if row is not missing] == [None]
-        assert collector.unfinished() == {"a"}
+        assert not collector.settled
 
 
 def test_an_error_settles_the_video(store: Store) -> None:
@@ -111,4 +111,4 @@ def test_an_error_settles_the_video(store: Store) -> None:
     assert [info.status for info in infos if info] == ["failed"]
     (info,) = store.list()
     assert (info.status, info.reason, info.size, info.mtime_ns) == ("failed", "decord: broken", 5, 7)
-    assert not collector.unfinished()
+    assert collector.settled == {"a"}

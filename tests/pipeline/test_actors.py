@@ -1,0 +1,116 @@
+"""Ray at its seams: what a stage raises, what Ray loses, and what stays as the user had it."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.data import DataContext
+
+import vococache
+from vococache.errors import InputError, StoreError, WorkersLostError
+from vococache.pipeline import ingest as job
+from vococache.storage import open_store
+from vococache.workers import actors
+from vococache.workers.rows import Row, VideoTask
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+class Broken:
+    """A stage that fails in its own way."""
+
+    def __init__(self, where: str, error: Exception) -> None:
+        self.where, self.error = where, error
+
+    def setup(self) -> None:
+        if self.where == "setup":
+            raise self.error
+
+    def process(self, _: Any) -> Any:
+        raise self.error
+
+
+@dataclass
+class Fake:
+    """A stage that passes one row for each task."""
+
+    def setup(self) -> None:
+        pass
+
+    def process(self, task: Any) -> Any:
+        return iter([Row(video=task.video)]) if isinstance(task, VideoTask) else task
+
+
+@pytest.fixture(autouse=True, scope="module")
+def stages_travel_by_value() -> Iterator[None]:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield
+    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
+def run(decode: Any, compress: Any) -> list[Row]:
+    tasks = [VideoTask(video=name, source="") for name in ("a", "b")]
+    pools = actors.Pools(decoders=1, compressors=1, cpus=0.25, gpus=0)
+    return list(actors.run_stages(tasks, decode, compress, pools))
+
+
+def test_the_settings_of_a_user_of_ray_data_stay() -> None:
+    before = DataContext.get_current().copy()
+    assert {row.video for row in run(Fake(), Fake())} == {"a", "b"}
+    after = DataContext.get_current()
+    for name in ("target_max_block_size", "enable_progress_bars", "print_on_execution_start", "execution_options"):
+        assert getattr(after, name) == getattr(before, name)
+
+
+@pytest.mark.parametrize(("stage", "where"), [("decode", "setup"), ("compress", "process")])
+def test_an_error_that_is_meant_for_the_user_arrives_as_it_is(stage: str, where: str) -> None:
+    broken = Broken(where, StoreError("the store burns"))
+    with pytest.raises(StoreError, match=r"^the store burns \(on node [^ ]+\)$"):
+        run(*((broken, Fake()) if stage == "decode" else (Fake(), broken)))
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    with pytest.raises(ray.exceptions.RayError, match="ZeroDivisionError"):
+        run(Broken("process", ZeroDivisionError("a bug")), Fake())
+
+
+def test_a_store_that_only_this_process_sees_is_refused(clips: Path) -> None:
+    with pytest.raises(InputError, match=r"store memory://seen-here cannot be used on node .*no store at memory"):
+        vococache.ingest(str(clips), "memory://seen-here")
+
+
+def test_what_ray_loses_is_run_again(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[list[str]] = []
+    whole = actors.run_stages
+
+    def losing(tasks: Sequence[VideoTask], *others: Any) -> Iterator[Row]:
+        passes.append([task.video for task in tasks])
+        if len(passes) == 1:
+            yield from whole(tasks[:1], *others)
+            raise WorkersLostError("Ray gave up")
+        yield from whole(tasks[1:] if len(passes) == 2 else tasks, *others)
+
+    monkeypatch.setattr(actors, "run_stages", losing)
+    names = ["offset", "plain", "short"]
+    report = vococache.ingest([str(next(clips.glob(f"{name}.*"))) for name in names], str(tmp_path / "store"), fps=2)
+    assert passes == [names, names[1:], names[1:2]], "what never came is missed too"
+    assert sorted(report.done) == names
+    assert {info.status for info in open_store(str(tmp_path / "store")).list()} == {"complete"}
+
+
+def test_what_ray_loses_every_time_is_an_error(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[int] = []
+
+    def losing(tasks: Sequence[VideoTask], *_: Any) -> Iterator[Row]:
+        passes.append(len(tasks))
+        raise WorkersLostError("Ray gave up")
+        yield
+
+    monkeypatch.setattr(actors, "run_stages", losing)
+    with pytest.raises(WorkersLostError):
+        vococache.ingest(str(clips / "plain.mp4"), str(tmp_path / "store"))
+    assert len(passes) == job.MAX_PASSES
