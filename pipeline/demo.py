@@ -73,10 +73,10 @@ def _tell_sizes(stage: "ReasonStage", paths: dict[str, Path], say: Callable[[str
 def _tell_times(stage: "ReasonStage", paths: dict[str, Path], clips: list[Clip], say: Callable[[str], None]) -> None:
     """Seconds to an answer: from the store, and from pixels (decode, compress, answer)."""
     import torch
-    from vococache.workers.decode import Decoder
-    from vococache.workers.sampling import Sampling
 
     from vococache.workers.compress import frame_geometry
+    from vococache.workers.decode import Decoder
+    from vococache.workers.sampling import Sampling
 
     cached, fresh = [], []
     with Decoder() as decoder:
