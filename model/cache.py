@@ -57,10 +57,6 @@ class VoCoCache:
         """The segments of `caches`, one after the other."""
         return VoCoCache(torch.cat([cache.data for cache in caches]))
 
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "VoCoCache":
-        """The cache on another device, optionally in another dtype."""
-        return VoCoCache(self.data.to(device=device, dtype=dtype))
-
 
 class PlacedCache:
     """A cache rotated to its positions 0..P-1, with room behind it for the text's own keys and values.
