@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from vococache.errors import InputError
 
@@ -51,6 +52,17 @@ class VoCoCache:
     def slice(self, start: int, stop: int) -> "VoCoCache":
         """Segments `start` to `stop` (exclusive)."""
         return VoCoCache(self.data[start:stop])
+
+    def rows(self, segments: Sequence[int]) -> Tensor:
+        """The cache of B rows, row b with the next `segments[b]` segments: [layers, 2, B, G, P, D].
+
+        P is the longest row's; shorter ones are filled up with zeros behind their end.
+        """
+        if sum(segments) != self.segments:
+            raise InputError(f"{self.segments} segments cannot be shared by rows of {list(segments)}")
+        parts = list(torch.split(self.data, list(segments)))
+        padded = pad_sequence(parts, batch_first=True) if len(parts) > 1 else self.data[None]
+        return padded.permute(2, 3, 0, 4, 1, 5, 6).flatten(4, 5)
 
     @staticmethod
     def join(caches: Sequence["VoCoCache"]) -> "VoCoCache":

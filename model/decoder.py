@@ -7,17 +7,21 @@ Letters: B rows, L positions, Q queries, H heads, G key-value heads, D head dime
 """
 
 from collections.abc import Callable
+from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vococache.model.rope import rotate
 
 Angles = tuple[Tensor, Tensor]
-# Given a layer's index, rotated keys and values of the new entries: all the entries that queries may see.
-KeyValues = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
+# Given rotated keys and values of the new entries: all the entries that queries may see.
+KeyValues = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Extend = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def split_heads(x_BLE: Tensor, head_dim: int) -> Tensor:
@@ -40,7 +44,7 @@ def project_query(attention: Any, x_BQE: Tensor) -> Tensor:
 
 
 def attend(attention: Any, query_BHQD: Tensor, key_BGLD: Tensor, value_BGLD: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention output [B, Q, E]. `mask` is boolean [Q, L], True where visible; None: plain causal, Q = L."""
+    """Attention output [B, Q, E]. `mask` is boolean [..., Q, L], True where visible; None: plain causal, Q = L."""
     out = F.scaled_dot_product_attention(
         query_BHQD,
         key_BGLD,
@@ -54,50 +58,84 @@ def attend(attention: Any, query_BHQD: Tensor, key_BGLD: Tensor, value_BGLD: Ten
     return projected
 
 
-def feed_forward(layer: Any, x_BLE: Tensor) -> Tensor:
-    """The second half of a decoder layer, residual included."""
+def two_stage_layer(
+    layer: Any,
+    x_BLE: Tensor,
+    angles: Angles,
+    *,
+    mask: Tensor | None = None,
+    key_values: KeyValues | None = None,
+    queries: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One layer: hidden states of its last `queries` positions (None: all), its new keys before RoPE, its values.
+
+    `key_values` extends the new rotated keys and values by the entries that came before. This is the `forward` of
+    every layer (`bind`), so that what hooks a module's forward (FSDP, checkpointing) works.
+    """
+    attention = layer.self_attn
+    normed = layer.input_layernorm(x_BLE)
+    key, value = project_key_value(attention, normed)
+    if queries == 0:
+        return x_BLE[:, :0], key, value
+    length = x_BLE.shape[1]
+    keys, values = rotate(key, angles), value
+    if key_values is not None:
+        keys, values = key_values(keys, values)
+    if queries is not None and queries < length:
+        cos, sin = angles
+        x_BLE, normed, angles = x_BLE[:, -queries:], normed[:, -queries:], (cos[-queries:], sin[-queries:])
+        mask = torch.ones(queries, length, dtype=torch.bool, device=x_BLE.device).tril(length - queries)
+    query = rotate(project_query(attention, normed), angles)
+    x_BLE = x_BLE + attend(attention, query, keys, values, mask)
     mlp: Tensor = layer.mlp(layer.post_attention_layernorm(x_BLE))
-    return x_BLE + mlp
+    return x_BLE + mlp, key, value
 
 
-def run_layers(layers: nn.ModuleList, x_BLE: Tensor, angles: Angles, mask: Tensor, key_values: KeyValues) -> Tensor:
-    """The text's hidden states [B, L, E] after all layers, before the final norm."""
-    layer: Any
+def bind(layers: nn.ModuleList) -> None:
+    """Make `two_stage_layer` the forward of every layer."""
+    for layer in layers:
+        layer.forward = MethodType(two_stage_layer, layer)
+
+
+def call(module: nn.Module, *args: Any, recompute: bool, **kwargs: Any) -> Any:
+    """`module(...)`; with `recompute`, its inner values are computed again in the backward pass, not kept.
+
+    The stock gradient-checkpointing flag cannot serve: it drops the keys and values that stage 2 reads.
+    """
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(module, *args, use_reentrant=False, **kwargs)
+    return module(*args, **kwargs)
+
+
+def run_layers(
+    layers: nn.ModuleList, x_BLE: Tensor, angles: Angles, mask: Tensor, extend: Extend, *, recompute: bool = False
+) -> Tensor:
+    """The text's hidden states [B, L, E] after all layers, before the final norm.
+
+    `extend`: given a layer's index and its new keys and values, all the entries that queries may see.
+    """
     for index, layer in enumerate(layers):
-        attention = layer.self_attn
-        normed = layer.input_layernorm(x_BLE)
-        key, value = project_key_value(attention, normed)
-        query = rotate(project_query(attention, normed), angles)
-        key, value = key_values(index, rotate(key, angles), value)
-        x_BLE = x_BLE + attend(attention, query, key, value, mask)
-        x_BLE = feed_forward(layer, x_BLE)
+        x_BLE, _, _ = call(
+            layer, x_BLE, angles, mask=mask, key_values=partial(extend, index), recompute=recompute
+        )
     return x_BLE
 
 
-def last_entries(layers: nn.ModuleList, x_BLE: Tensor, angles: Angles, keep: int) -> list[tuple[Tensor, Tensor]]:
+def last_entries(
+    layers: nn.ModuleList, x_BLE: Tensor, angles: Angles, keep: int, *, recompute: bool = False
+) -> list[tuple[Tensor, Tensor]]:
     """Position-free keys and values [B, G, keep, D] of the last `keep` positions, for each layer.
 
     What cannot reach those entries is not computed: the last layer stops at its keys and values, and the
     layer before it computes the outputs of the last `keep` positions only.
     """
     kept: list[tuple[Tensor, Tensor]] = []
-    length = x_BLE.shape[1]
-    layer: Any
+    last = len(layers) - 1
     for index, layer in enumerate(layers):
-        attention = layer.self_attn
-        if index == len(layers) - 1:
-            kept.append(project_key_value(attention, layer.input_layernorm(x_BLE[:, -keep:])))
-            break
-        normed = layer.input_layernorm(x_BLE)
-        key, value = project_key_value(attention, normed)
+        queries = {last: 0, last - 1: keep}.get(index)
+        if index == last:
+            x_BLE = x_BLE[:, -keep:]
+        x_BLE, key, value = call(layer, x_BLE, angles, queries=queries, recompute=recompute)
         # Copies, so that the entries nobody keeps are freed layer by layer.
         kept.append((key[:, :, -keep:].contiguous(), value[:, :, -keep:].contiguous()))
-        key = rotate(key, angles)
-        mask = None
-        cos, sin = angles
-        if index == len(layers) - 2 and keep < length:
-            x_BLE, normed, cos, sin = x_BLE[:, -keep:], normed[:, -keep:], cos[-keep:], sin[-keep:]
-            mask = torch.ones(keep, length, dtype=torch.bool, device=x_BLE.device).tril(length - keep)
-        query = rotate(project_query(attention, normed), (cos, sin))
-        x_BLE = feed_forward(layer, x_BLE + attend(attention, query, key, value, mask))
     return kept

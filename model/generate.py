@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vococache.errors import InputError
 from vococache.model.cache import PlacedCache
-from vococache.model.packing import pack
+from vococache.model.packing import arrange, pack
 from vococache.model.voco import VoCoModel
 
 
@@ -56,18 +56,20 @@ def generate(
         raise InputError("expected at least one question of at least one token, and at least one new token")
     model.check_length(placed.prefix + max(len(question) for question in questions) + max_new_tokens)
     started = time.perf_counter()
-    packing = pack(questions, [placed.prefix], [0] * len(questions), model.device)
-    placed.rewind(len(packing.ids) + max_new_tokens * len(questions))
-    hidden = model.text_layers(packing.ids, packing.positions, packing.mask, placed.append)
-    placed.length += len(packing.ids)
+    ids, text = pack(questions, model.device)
+    packed, mask = arrange(text, torch.tensor([placed.prefix], device=model.device), placed.prefix)
+    placed.rewind(ids.shape[1] + max_new_tokens * len(questions))
+    hidden = model.text_layers(ids, packed, mask, placed.append)[0]
+    placed.length += ids.shape[1]
+    ends = torch.tensor([len(question) for question in questions], device=model.device).cumsum(0) - 1
     chooser = Chooser(sampling, len(questions), model.device)
     active = torch.arange(len(questions), device=model.device)
-    chosen = chooser.choose(model.logits(hidden[packing.ends]), active)
+    chosen = chooser.choose(model.logits(hidden[ends]), active)
     new_ids = [[int(token)] for token in chosen]
     prefilled = time.perf_counter()
 
     stop = set(model.config.prompt.stop_ids if sampling.stop_ids is None else sampling.stop_ids)
-    owner, positions = packing.question, packing.positions[packing.ends] + 1
+    owner, positions = text[0] - 1, packed[0, ends] + 1
     for _ in range(max_new_tokens - 1):
         going = torch.tensor([new_ids[question][-1] not in stop for question in active.tolist()], device=model.device)
         active, chosen, positions = active[going], chosen[going], positions[going]
@@ -76,7 +78,7 @@ def generate(
         owner = torch.cat((owner, active))
         mask = active[:, None] == owner[None, :]
         mask = torch.cat((mask.new_ones(len(active), placed.prefix), mask), dim=1)
-        hidden = model.text_layers(chosen, positions, mask, placed.append)
+        hidden = model.text_layers(chosen[None], positions[None], mask, placed.append)[0]
         placed.length += len(active)
         chosen = chooser.choose(model.logits(hidden), active)
         for question, token in zip(active.tolist(), chosen.tolist(), strict=True):

@@ -1,49 +1,40 @@
-"""Packing: questions of different length in one row, the cached entries in front of them held once.
+"""Packing: several texts in one row, the cached entries in front of them held once.
 
-A question sees its own video's cached entries and its own earlier tokens, nothing else; its positions go on
-right after its cache (docs/design/0004-two-stages.md, 3). So the packed row gives the logits of asking one at a time.
+A text sees its own row's cached entries and its own earlier tokens, nothing else; its positions go on right
+after the cache (docs/design/0004-two-stages.md, 3). So a packed row gives the logits of asking one at a time.
+
+Letters: B rows, L length, P cached entries of the longest row.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Packing:
-    """One packed row: `ids`, `positions`, `question` [N] and the mask over cached and packed entries.
+def pack(texts: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+    """One row of `texts` (1-D id tensors): ids [1, N] and the number of each token's text [1, N], from 1."""
+    lengths = torch.tensor([len(text) for text in texts], device=device)
+    numbers = torch.arange(1, len(texts) + 1, device=device)
+    return torch.cat([text.to(device) for text in texts])[None], numbers.repeat_interleave(lengths)[None]
 
-    `mask`: [N, P + N], True where visible. `ends`: [B], index of each question's last token in the row.
+
+def seen_before(text: Tensor) -> Tensor:
+    """[B, L, L] boolean, True where token l may see token m <= l: `text` [B, L] is equal, and not 0 (padding)."""
+    same = (text[:, :, None] == text[:, None, :]) & (text > 0)[:, None, :]
+    return same.tril()
+
+
+def arrange(text: Tensor, cached: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Positions [B, L] and the mask [B, 1, L, P + L] of packed rows; True where visible.
+
+    `text` [B, L]: the number of each token's text, 0 on padding. `cached` [B]: cached entries of each row, of
+    `width` (P) that are there.
     """
-
-    ids: Tensor
-    positions: Tensor
-    question: Tensor
-    mask: Tensor
-    ends: Tensor
-
-
-def pack(questions: Sequence[Tensor], cached: Sequence[int], owners: Sequence[int], device: torch.device) -> Packing:
-    """Pack `questions` (1-D id tensors); question b reads cache `owners[b]`, `cached[owners[b]]` long."""
-    lengths = torch.tensor([len(question) for question in questions], device=device)
-    question = torch.repeat_interleave(torch.arange(len(questions), device=device), lengths)
-    ends = lengths.cumsum(0) - 1
-    starts = ends + 1 - lengths
-    within = torch.arange(int(lengths.sum()), device=device) - starts[question]
-    sizes = torch.tensor(list(cached), device=device)
-    owner = torch.tensor(list(owners), device=device)[question]
-    entry_owner = torch.repeat_interleave(torch.arange(len(sizes), device=device), sizes)
-    return Packing(
-        ids=torch.cat([q.to(device) for q in questions]),
-        positions=sizes[owner] + within,
-        question=question,
-        mask=torch.cat((owner[:, None] == entry_owner[None, :], same_question(question).tril()), dim=1),
-        ends=ends,
-    )
-
-
-def same_question(question: Tensor) -> Tensor:
-    """[N, N] boolean: do two packed tokens belong to one question?"""
-    return question[:, None] == question[None, :]
+    seen = seen_before(text)
+    positions = (cached[:, None] + seen.sum(-1) - 1).clamp(min=0)
+    entries = torch.arange(width, device=text.device)[None] < cached[:, None]
+    # A padded query sees itself: a row of the softmax with nothing to see would be NaN.
+    itself = torch.eye(text.shape[1], dtype=torch.bool, device=text.device)
+    mask = torch.cat((entries[:, None].expand(-1, text.shape[1], -1), seen | itself), dim=2)
+    return positions, mask[:, None]

@@ -1,6 +1,6 @@
 """The VoCo model: `compress` frames into a cache, `read` it in front of a text (arXiv 2406.12275, 3.2-3.4).
 
-Letters: S segments, F frames of a segment, B rows, L length, P cached entries, G key-value heads,
+Letters: S segments, F frames of a segment, B rows of text, L length, P cached entries, G key-value heads,
 K tokens of a segment, D head dimension, E hidden size, V vocabulary.
 """
 
@@ -17,7 +17,7 @@ from vococache.errors import ContextLimitError, InputError, ModelError
 from vococache.model import decoder
 from vococache.model.cache import PlacedCache, VoCoCache
 from vococache.model.config import VoCoConfig
-from vococache.model.packing import pack
+from vococache.model.packing import arrange, pack, seen_before
 from vococache.model.rope import Rope, rotate
 
 IGNORED_LABEL = -100
@@ -43,6 +43,7 @@ class VoCoModel(nn.Module):
         self.name = "unnamed"
         # Of the checkpoint that the weights came from; None once they may differ.
         self.weights_digest: str | None = None
+        self.gradient_checkpointing = False  # in training: compute again in the backward pass what a layer held
         build: Any = AutoModel.from_config
         self.vision_tower = build(config.vision)
         # The feature is the last kept layer's output: nothing behind it is ever used.
@@ -52,6 +53,7 @@ class VoCoModel(nn.Module):
         self.projector = build_projector(config.projector, config.vision.hidden_size, config.text.hidden_size)
         self.language_model = build(config.text)
         del self.language_model.rotary_emb
+        decoder.bind(self.language_model.layers)
         self.lm_head = nn.Linear(config.text.hidden_size, config.text.vocab_size, bias=False)
         if config.text.tie_word_embeddings:
             self.lm_head.weight = self.language_model.embed_tokens.weight
@@ -84,7 +86,7 @@ class VoCoModel(nn.Module):
         if self.config.has_class_token:
             x = tower.pre_layrnorm(x)
         for layer in tower.encoder.layers:
-            x = layer(x, None)
+            x = decoder.call(layer, x, None, recompute=self.gradient_checkpointing)
         if self.config.has_class_token:
             x = x[:, 1:]
         tokens: Tensor = self.projector(x)
@@ -116,23 +118,32 @@ class VoCoModel(nn.Module):
                 f"a segment of {length} positions does not fit the decoder's {self.config.max_positions}"
             )
         angles = self.rope.angles(torch.arange(length, device=self.device), x_SLE.dtype)
-        kept = decoder.last_entries(self.language_model.layers, x_SLE, angles, keep)
+        layers = self.language_model.layers
+        kept = decoder.last_entries(layers, x_SLE, angles, keep, recompute=self.gradient_checkpointing)
         return VoCoCache(torch.stack([torch.stack(pair, dim=1) for pair in kept], dim=1))
+
+    def empty_cache(self) -> VoCoCache:
+        """The cache of no segments: what stands in front of a text without a video."""
+        config = self.config
+        shape = (0, config.layers, 2, config.kv_heads, config.num_voco_tokens, config.head_dim)
+        return VoCoCache(torch.zeros(shape, dtype=self.dtype, device=self.device))
 
     # ---- stage 2 -------------------------------------------------------------------------------------
 
-    def rotated(self, cache: VoCoCache, first: int = 0) -> Tensor:
-        """The cache at positions `first`, `first` + 1, ...: [layers, 2, G, P, D] in the model's dtype."""
+    def rotated(self, cache: VoCoCache, first: int = 0, segments: Sequence[int] | None = None) -> Tensor:
+        """The cache at positions `first`, `first` + 1, ...: [layers, 2, B, G, P, D] in the model's dtype.
+
+        `segments`: how many of the segments belong to each of B rows; by default one row has them all.
+        """
         self.check_cache(cache)
-        data = cache.data.to(self.device, self.dtype)
-        placed = data.permute(1, 2, 3, 0, 4, 5).flatten(3, 4)  # [layers, 2, G, S * K, D]
-        positions = torch.arange(first, first + cache.positions, device=self.device)
-        keys = rotate(placed[:, 0], self.rope.angles(positions, self.dtype))
-        return torch.stack((keys, placed[:, 1]), dim=1)
+        rows = cache.rows(segments or [cache.segments]).to(self.device, self.dtype)
+        positions = torch.arange(first, first + rows.shape[4], device=self.device)
+        keys = rotate(rows[:, 0], self.rope.angles(positions, self.dtype))
+        return torch.stack((keys, rows[:, 1]), dim=1)
 
     def place(self, cache: VoCoCache) -> PlacedCache:
         """Rotate a cache to its positions once, for any number of `generate` calls over it."""
-        return PlacedCache(self.rotated(cache).detach())
+        return PlacedCache(self.rotated(cache)[:, :, 0].detach())
 
     def read(self, cache: VoCoCache, input_ids: Tensor) -> Tensor:
         """Stage 2: B texts [B, L], each behind the whole cache -> logits [B, L, V]. Gradients flow.
@@ -141,26 +152,33 @@ class VoCoModel(nn.Module):
         texts are packed into one row, so the cache is held once.
         """
         rows, length = input_ids.shape
-        logits = self.read_packed([cache], list(input_ids), [0] * rows)
-        return logits.reshape(rows, length, -1)
+        ids, text = pack(list(input_ids), self.device)
+        return self.logits(self.read_rows(cache, [cache.segments], ids, text)[0]).reshape(rows, length, -1)
 
-    def read_packed(self, caches: Sequence[VoCoCache], texts: Sequence[Tensor], owners: Sequence[int]) -> Tensor:
-        """Logits [N, V] of all tokens of `texts` in a row; text b is read behind `caches[owners[b]]`."""
-        self.check_length(max(caches[owner].positions + len(text) for owner, text in zip(owners, texts, strict=True)))
-        past = torch.cat([self.rotated(cache) for cache in caches], dim=3)
-        packing = pack(texts, [cache.positions for cache in caches], owners, self.device)
+    def read_rows(self, cache: VoCoCache, segments: Sequence[int], ids: Tensor, text: Tensor) -> Tensor:
+        """Stage 2 for B rows: hidden states [B, L, E], before the final norm, of texts behind each row's cache.
 
-        def key_values(layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-            return torch.cat((past[layer, 0, None], key), 2), torch.cat((past[layer, 1, None], value), 2)
+        `segments` [B]: how many of the cache's segments are row b's, in order. `ids` [B, L]. `text` [B, L]: the
+        number of each token's text, from 1 (several may share a row and its cache), 0 on padding.
+        """
+        cached = torch.tensor([count * cache.tokens for count in segments], device=self.device)
+        past = self.rotated(cache, segments=segments)
+        positions, mask = arrange(text, cached, past.shape[4])
+        self.check_length(int(positions.max()) + 1)
 
-        hidden = self.text_layers(packing.ids, packing.positions, packing.mask, key_values)
-        return self.logits(hidden)
+        def extend(layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+            # Under autocast the new entries are narrower than the rotated old ones.
+            old = past[layer].to(value.dtype)
+            return torch.cat((old[0], key.to(value.dtype)), 2), torch.cat((old[1], value), 2)
 
-    def text_layers(self, ids: Tensor, positions: Tensor, mask: Tensor, key_values: decoder.KeyValues) -> Tensor:
-        """Hidden states [N, E] of one packed row of token ids [N], before the final norm."""
-        embedded = self.language_model.embed_tokens(ids)[None]
-        angles = self.rope.angles(positions, embedded.dtype)
-        return decoder.run_layers(self.language_model.layers, embedded, angles, mask, key_values)[0]
+        return self.text_layers(ids, positions, mask, extend)
+
+    def text_layers(self, ids: Tensor, positions: Tensor, mask: Tensor, extend: decoder.Extend) -> Tensor:
+        """Hidden states [B, L, E] of token ids [B, L] at `positions` [B, L], before the final norm."""
+        embedded = self.language_model.embed_tokens(ids)
+        angles = self.rope.angles(positions[:, None], embedded.dtype)
+        layers = self.language_model.layers
+        return decoder.run_layers(layers, embedded, angles, mask, extend, recompute=self.gradient_checkpointing)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm and output projection: [N, E] -> [N, V]."""
@@ -184,34 +202,51 @@ class VoCoModel(nn.Module):
     # ---- training ------------------------------------------------------------------------------------
 
     def forward(
-        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None
+        self,
+        pixel_values: Tensor | VoCoCache,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        labels: Tensor | None = None,
+        *,
+        segments: Sequence[int] | None = None,
+        tokens: int | None = None,
     ) -> dict[str, Tensor]:
-        """Both stages for B rows: compress each row's segments, read its text behind them.
+        """Both stages for B rows: compress each row's segments, read its texts behind them.
 
-        `pixel_values`: [S, F, 3, H, W], the same number of segments S / B for each row, in order.
-        `input_ids`: [B, L], what follows the last VoCo token, padded anywhere; `attention_mask`: [B, L], True
-        on real tokens. `labels`: [B, L], -100 where ignored. Returns `logits` [B, L, V] (zeros on padding)
-        and, with labels, `loss`: the mean cross-entropy of each labelled token given what precedes it.
+        `pixel_values`: [S, F, 3, H, W], or a cache of S segments: then only stage 2 runs. `segments` [B]: how many
+        of them belong to each row, in order (by default equally many; 0 is a row of text alone). `tokens`: the texts
+        see only the first so many of each segment's K. `input_ids`: [B, L], what follows the last VoCo token, padded
+        anywhere. `attention_mask`: [B, L], 0 on padding; a row may pack several texts, numbered 1, 2, ..., that see
+        the row's cache but not one another. `labels`: [B, L], -100 where ignored.
+
+        Without labels, returns `logits` [B, L, V]. With labels: `loss`, the mean cross-entropy of the N labelled
+        tokens given what precedes each in its text (a text's first token is never labelled), `logits` [N, V], from
+        which they are predicted, and `targets` [N].
         """
         rows = len(input_ids)
-        if len(pixel_values) % rows:
-            raise InputError(f"{len(pixel_values)} segments cannot be shared evenly by {rows} rows of text")
-        cache = self.compress(pixel_values)
-        each = cache.segments // rows
-        caches = [cache.slice(row * each, (row + 1) * each) for row in range(rows)]
-        keep = attention_mask.bool()
-        packed = self.read_packed(caches, [ids[real] for ids, real in zip(input_ids, keep, strict=True)], range(rows))
-        logits = packed.new_zeros(*input_ids.shape, packed.shape[-1])
-        logits[keep] = packed
+        if isinstance(pixel_values, VoCoCache):
+            cache = pixel_values
+        else:
+            cache = self.compress(pixel_values) if len(pixel_values) else self.empty_cache()
+        if segments is None:
+            if cache.segments % rows:
+                raise InputError(f"{cache.segments} segments cannot be shared evenly by {rows} rows of text")
+            segments = [cache.segments // rows] * rows
+        if tokens is not None:
+            cache = cache.first_tokens(tokens)
+        text = attention_mask.to(self.device, torch.long)
+        ids = input_ids.to(self.device).masked_fill(text == 0, 0)  # whatever stood there
+        hidden = self.read_rows(cache, segments, ids, text)
         if labels is None:
-            return {"logits": logits}
-        real_labels = labels[keep]
-        first = keep.cumsum(1)[keep] == 1  # no text precedes a row's first token
-        targets = real_labels.masked_fill(first, IGNORED_LABEL).roll(-1)
-        return {
-            "loss": F.cross_entropy(packed.float(), targets, ignore_index=IGNORED_LABEL),
-            "logits": logits,
-        }
+            return {"logits": self.logits(hidden)}
+        # A token is predicted from the last one before it in the same text.
+        before = seen_before(text).tril(-1) & (text > 0)[:, :, None]
+        index = torch.arange(text.shape[1], device=self.device)
+        previous = torch.where(before, index, -1).amax(-1)
+        row, column = ((labels.to(self.device) != IGNORED_LABEL) & (previous >= 0)).nonzero(as_tuple=True)
+        targets = labels.to(self.device)[row, column]
+        logits = self.logits(hidden[row, previous[row, column]])
+        return {"loss": F.cross_entropy(logits.float(), targets), "logits": logits, "targets": targets}
 
     # ---- checks --------------------------------------------------------------------------------------
 

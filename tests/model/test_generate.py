@@ -83,15 +83,6 @@ def test_a_long_answer_equals_one_read_of_the_whole_text(scene):
         torch.testing.assert_close(torch.stack([step[row] for step in steps]), expected, atol=1e-4, rtol=0)
 
 
-def test_questions_of_different_videos_in_one_row_do_not_see_each_other(kit):
-    model = kit.model("qwen2")
-    caches = [model.compress(kit.pixels(model.config, segments=s, seed=s)) for s in (1, 3)]
-    texts, owners = kit.ids(4, 6, 2), [1, 0, 1]
-    packed = model.read_packed(caches, texts, owners).split([4, 6, 2])
-    for text, owner, logits in zip(texts, owners, packed, strict=True):
-        torch.testing.assert_close(logits, model.read(caches[owner], text[None])[0], atol=1e-4, rtol=0)
-
-
 @pytest.mark.parametrize("top_p", [1.0, 0.7])
 def test_a_sampled_answer_does_not_depend_on_its_neighbours(scene, top_p):
     model, cache, questions = scene()
