@@ -1,6 +1,6 @@
-"""What VoCo is compared with. So far: plain LLaVA, every vision token visible to the text.
+"""What VoCo is compared with (section 4.2 of the paper), each as a model with its own `compress`.
 
-The paper's upper bound is the same with VoCo tokens in the sequence and no mask (section 4.2).
+All are read behind the question by the same decoder, so training, evaluation and questions work alike.
 """
 
 from torch import Tensor
@@ -8,6 +8,14 @@ from torch import Tensor
 from vococache.errors import InputError
 from vococache.model.cache import VoCoCache
 from vococache.model.voco import VoCoModel
+
+
+class FullAttention(VoCoModel):
+    """The upper bound: the text sees every entry of stage 1, vision tokens included (VoCo tokens stand there too)."""
+
+    def compress(self, pixel_values: Tensor) -> VoCoCache:
+        """All entries: [S, layers, 2, G, 1 + F * n + newline + K, D]."""
+        return self.encode(pixel_values, self.config.num_voco_tokens, self.config.stage1_length)
 
 
 def full_cache(model: VoCoModel, pixel_values: Tensor, voco_tokens: int = 0) -> VoCoCache:

@@ -115,9 +115,7 @@ def run_layers(
     `extend`: given a layer's index and its new keys and values, all the entries that queries may see.
     """
     for index, layer in enumerate(layers):
-        x_BLE, _, _ = call(
-            layer, x_BLE, angles, mask=mask, key_values=partial(extend, index), recompute=recompute
-        )
+        x_BLE, _, _ = call(layer, x_BLE, angles, mask=mask, key_values=partial(extend, index), recompute=recompute)
     return x_BLE
 
 

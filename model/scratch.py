@@ -5,10 +5,11 @@ random weights. It computes exactly, and knows nothing: its answers are noise un
 """
 
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedTokenizerFast
 
@@ -21,32 +22,39 @@ from vococache.model.voco import VoCoModel
 BOS, EOS = "<s>", "</s>"
 
 
-def byte_tokenizer() -> Any:
-    """A tokenizer with one token a byte, and the special tokens `<s>`, `</s>` and `<voco>`."""
+def byte_tokenizer(texts: Iterable[str] = (), size: int = 0) -> Any:
+    """A byte-level BPE tokenizer with the special tokens `<s>`, `</s>` and `<voco>`.
+
+    Its merges are learned from `texts`, up to a vocabulary of `size`; without them it has one token a byte.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate([BOS, EOS, VOCO_TOKEN, *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    special = [BOS, EOS, VOCO_TOKEN]
+    tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate([*special, *alphabet])}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in (BOS, EOS, VOCO_TOKEN)])
+    if size:
+        trainer = trainers.BpeTrainer(
+            vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        )
+        tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special])
     fast: Any = PreTrainedTokenizerFast
     return fast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS)
 
 
-def small_config(tokenizer: Any) -> VoCoConfig:
-    """The embedded model's shape: 64 x 64 pixels, 64 vision tokens a frame, K = 2."""
+def small_config(tokenizer: Any, *, width: int = 64, layers: int = 4, heads: int = 4, size: int = 64) -> VoCoConfig:
+    """A small model's shape: frames of `size` pixels, 36 or 64 vision tokens each (patches of 10 or 8), K = 2."""
     newline = tuple(tokenizer.encode("\n", add_special_tokens=False))
-    width = 64
     return VoCoConfig(
         text=LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=width, intermediate_size=176, num_hidden_layers=4,
-            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096,
-            tie_word_embeddings=False, bos_token_id=tokenizer.bos_token_id,
+            vocab_size=len(tokenizer), hidden_size=width, intermediate_size=width * 8 // 3,
+            num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=heads,
+            max_position_embeddings=4096, tie_word_embeddings=False, bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
         ),
         vision=CLIPVisionConfig(
-            hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2, num_attention_heads=4,
-            image_size=64, patch_size=8, projection_dim=width,
+            hidden_size=width, intermediate_size=4 * width, num_hidden_layers=2, num_attention_heads=heads,
+            image_size=size, patch_size=10 if size == 60 else 8, projection_dim=width,
         ),
         voco_token_id=tokenizer.convert_tokens_to_ids(VOCO_TOKEN),
         prompt=PromptPieces(
@@ -54,10 +62,10 @@ def small_config(tokenizer: Any) -> VoCoConfig:
             newline_ids=newline,
             text_newline_ids=newline,
             stop_ids=(tokenizer.eos_token_id,),
-            template="{question} Answer:",
-            followup="</s>{question} Answer:",
+            template="{question}\n",
+            followup="</s>{question}\n",
         ),
-        geometry=FrameGeometry(size=64),
+        geometry=FrameGeometry(size=size),
         image_mean=CLIP_MEAN,
         image_std=CLIP_STD,
     )  # fmt: skip
@@ -66,15 +74,17 @@ def small_config(tokenizer: Any) -> VoCoConfig:
 def random_model(config: VoCoConfig, seed: int) -> VoCoModel:
     """A model with random weights: matrices 1 / sqrt(fan-in), embeddings 0.3, biases zero, norms one.
 
-    Hugging Face's fixed std of 0.02 leaves attention almost uniform at small widths.
+    What a layer adds to the residual stream starts at 0.4 of that. Hugging Face's fixed std of 0.02 leaves attention
+    almost uniform at small widths.
     """
     generator = torch.Generator().manual_seed(seed)
     model = VoCoModel(config)
     with torch.no_grad():
-        for module in model.modules():
+        for name, module in model.named_modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 fan_in = module.weight[0].numel()
-                module.weight.normal_(0, fan_in**-0.5, generator=generator)
+                gain = 0.4 if name.endswith(("o_proj", "down_proj", "out_proj", "fc2")) else 1.0
+                module.weight.normal_(0, gain * fan_in**-0.5, generator=generator)
                 if module.bias is not None:
                     module.bias.zero_()
             elif isinstance(module, nn.Embedding):

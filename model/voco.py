@@ -166,10 +166,13 @@ class VoCoModel(nn.Module):
         positions, mask = arrange(text, cached, past.shape[4])
         self.check_length(int(positions.max()) + 1)
 
+        # Not indexed layer by layer: the gradient of each index would be as large as the whole.
+        layers = [layer.unbind(0) for layer in past.unbind(0)]
+
         def extend(layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-            # Under autocast the new entries are narrower than the rotated old ones.
-            old = past[layer].to(value.dtype)
-            return torch.cat((old[0], key.to(value.dtype)), 2), torch.cat((old[1], value), 2)
+            # Under autocast the new values are narrower than what was rotated.
+            old_key, old_value = (old.to(value.dtype) for old in layers[layer])
+            return torch.cat((old_key, key.to(value.dtype)), 2), torch.cat((old_value, value), 2)
 
         return self.text_layers(ids, positions, mask, extend)
 
@@ -221,7 +224,7 @@ class VoCoModel(nn.Module):
 
         Without labels, returns `logits` [B, L, V]. With labels: `loss`, the mean cross-entropy of the N labelled
         tokens given what precedes each in its text (a text's first token is never labelled), `logits` [N, V], from
-        which they are predicted, and `targets` [N].
+        which they are predicted, `targets` [N], and their places `row` and `column` [N].
         """
         rows = len(input_ids)
         if isinstance(pixel_values, VoCoCache):
@@ -246,7 +249,8 @@ class VoCoModel(nn.Module):
         row, column = ((labels.to(self.device) != IGNORED_LABEL) & (previous >= 0)).nonzero(as_tuple=True)
         targets = labels.to(self.device)[row, column]
         logits = self.logits(hidden[row, previous[row, column]])
-        return {"loss": F.cross_entropy(logits.float(), targets), "logits": logits, "targets": targets}
+        loss = F.cross_entropy(logits.float(), targets)
+        return {"loss": loss, "logits": logits, "targets": targets, "row": row, "column": column}
 
     # ---- checks --------------------------------------------------------------------------------------
 

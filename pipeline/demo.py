@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vococache.pipeline.ask import ask, open_reader
 from vococache.pipeline.ingest import ingest
-from vococache.pipeline.synthetic import Clip, make_clips, write_clip
+from vococache.pipeline.synthetic.clips import Clip, make_clips, write_clip
 
 if TYPE_CHECKING:
     from vococache.workers.reason import ReasonStage

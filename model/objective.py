@@ -1,0 +1,70 @@
+"""What training minimises: the reader's cross-entropy on answers behind a cache, through both stages."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vococache.model.cache import VoCoCache
+from vococache.model.voco import IGNORED_LABEL, VoCoModel
+
+
+class Objective(nn.Module):
+    """One `forward` for trainers, DDP and FSDP: a batch in, its loss out.
+
+    `elastic`: in training, let the texts of each batch see 1, 2, 4, ... or all of the K tokens, drawn at random, so
+    that one cache can be read at any of these. `teacher`: a frozen model that sees more (full attention); the loss
+    then is `1 - weight` times the cross-entropy plus `weight` times the divergence KL(teacher || student) of the
+    labelled tokens' distributions (the paper's equation 1).
+    """
+
+    def __init__(
+        self, voco: VoCoModel, *, elastic: bool = False, teacher: VoCoModel | None = None, weight: float = 0.5
+    ) -> None:
+        super().__init__()
+        self.voco = voco
+        self.elastic = elastic
+        self.weight = weight
+        # Not a submodule: it is neither trained, saved nor sharded.
+        self._teacher = [teacher.requires_grad_(False)] if teacher is not None else []
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        labels: Tensor,
+        segments: Sequence[int],
+        frames: Tensor | None = None,
+        cache: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **_: Any,
+    ) -> dict[str, Tensor]:
+        """`frames` uint8 [S, F, H, W, 3] or a ready `cache` (canonical layout); the rest as `VoCoModel.forward`.
+
+        Returns `loss` (a sum over `num_items_in_batch` labels where given, else their mean) and `predicted` [B, L]:
+        the likeliest id for each labelled token, -100 elsewhere.
+        """
+        source = VoCoCache(cache) if cache is not None else self.voco.pixel_values(frames)  # type: ignore[arg-type]
+        tokens = self._visible_tokens() if self.elastic and self.training else None
+        out = self.voco(source, input_ids, attention_mask, labels, segments=segments, tokens=tokens)
+        logits, targets = out["logits"].float(), out["targets"]
+        loss = F.cross_entropy(logits, targets, reduction="sum")
+        if self._teacher and self.training:
+            with torch.no_grad():
+                taught = self._teacher[0](source, input_ids, attention_mask, labels, segments=segments)["logits"]
+            divergence = F.kl_div(
+                logits.log_softmax(-1), taught.float().log_softmax(-1), reduction="sum", log_target=True
+            )
+            loss = (1 - self.weight) * loss + self.weight * divergence
+        predicted = torch.full_like(labels, IGNORED_LABEL)
+        predicted[out["row"], out["column"]] = logits.argmax(-1)
+        items = max(1, len(targets)) if num_items_in_batch is None else num_items_in_batch
+        return {"loss": loss / items, "predicted": predicted}
+
+    def _visible_tokens(self) -> int:
+        """1, 2, 4, ... or K, each as likely."""
+        k = self.voco.config.num_voco_tokens
+        choices = [2**power for power in range(k.bit_length()) if 2**power < k] + [k]
+        return choices[int(torch.randint(len(choices), ()))]

@@ -1,0 +1,1 @@
+"""Training: examples in, a better model out, on the Hugging Face Trainer."""

@@ -1,0 +1,42 @@
+"""Examples from the synthetic world, drawn as they are needed."""
+
+from random import Random
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from vococache.model.voco import VoCoModel
+from vococache.pipeline.synthetic.questions import questions
+from vococache.pipeline.synthetic.render import as_recorded, frames
+from vococache.pipeline.synthetic.scene import LOOKS, make_scene
+from vococache.pipeline.training.examples import Example, encode_turns
+
+RECORDED = 0.25  # share of clips that go through a real encoder; the others only get the camera's noise
+
+
+class WorldExamples(Dataset[Example]):
+    """Clip number i of a split, with several questions; the same for the same split and number.
+
+    `still`: single pictures, in which nothing moves.
+    """
+
+    def __init__(self, model: VoCoModel, split: str, count: int, *, asked: int, still: bool = False) -> None:
+        self.prompt, self.tokenizer = model.config.prompt, model.tokenizer
+        self.side = model.config.geometry.size
+        self.split, self.count, self.asked, self.still = split, count, asked, still
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Example:
+        seed = f"{self.split} {index}"
+        scene = make_scene(seed, still=self.still)
+        random = Random(f"{seed} questions")
+        texts = [
+            encode_turns(self.tokenizer, self.prompt, [(question.text, question.answer)])
+            for question in questions(scene, self.asked, random)
+        ]
+        show: Any = as_recorded if random.random() < RECORDED else frames
+        pictures: np.ndarray = show(scene, (0.0,) if self.still else LOOKS, self.side)
+        return Example(texts, frames=pictures[:, None])
