@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vococache.errors import ModelError
 from vococache.model import foreign
+from vococache.model.baselines import COMPRESSIONS
 from vococache.model.config import MODEL_TYPE, VoCoConfig
 from vococache.model.fingerprint import (
     compressor_fingerprint,
@@ -27,6 +28,7 @@ from vococache.model.fingerprint import (
     tensor_digest,
     weights_digest,
 )
+from vococache.model.reader import own_weights
 from vococache.model.voco import VoCoModel
 
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -70,10 +72,14 @@ def load_model(
     if newline_ids is not None:
         config = replace(config, prompt=replace(config.prompt, newline_ids=tuple(newline_ids)))
     config.check_stage1_ids()
+    reader = config.reader
+    config = replace(config, reader=None)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with torch.device("meta"):
-        model = VoCoModel(config)
+        model = COMPRESSIONS[config.compression](config)
     _fill(model, layout, folder, _resolve_dtype(dtype, where), where)
+    if reader is not None:
+        _fill_reader(model, reader, folder)
     model.name = str(path_or_name)
     model.tokenizer = layout.tokenizer
     return model.eval().requires_grad_(False)
@@ -132,9 +138,7 @@ def save_pretrained(model: VoCoModel, folder: str | Path, *, note: str | None = 
     """Write `model` as a folder that `load_model` reads: config.json, safetensors, tokenizer, fingerprint."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    if model.config.text.tie_word_embeddings:
-        del state["lm_head.weight"]
+    state = {name: tensor.contiguous() for name, tensor in own_weights(model.state_dict()).items()}
     save_torch_state_dict(state, folder)
     for file in folder.glob("*.safetensors"):
         file.chmod(0o644)  # written private; a checkpoint is as readable as its folder
@@ -188,7 +192,7 @@ def _fill(model: VoCoModel, layout: Layout, folder: Path, dtype: torch.dtype | N
     for source, rename in layout.sources:
         for stored, tensor in _tensors(source):
             name = rename(stored)
-            if name is None or _unused(name, layers, model.config):
+            if name is None or name.startswith("reader.") or _unused(name, layers, model.config):
                 continue
             if name not in wanted:
                 raise ModelError(f"{folder}: weight {stored!r} has no place in this model")
@@ -212,6 +216,20 @@ def _fill(model: VoCoModel, layout: Layout, folder: Path, dtype: torch.dtype | N
         model.lm_head.weight = model.language_model.embed_tokens.weight
     _restore_buffers(model, device)
     model.weights_digest = weights_digest(digests.items())
+
+
+def _fill_reader(model: VoCoModel, settings: dict[str, Any], folder: Path) -> None:
+    """Add the reader that a checkpoint of ours has, with its weights."""
+    model.add_reader(settings)
+    wanted = own_weights(model.state_dict())
+    wanted = {name: tensor for name, tensor in wanted.items() if name.startswith("reader.")}
+    state = {name: tensor for name, tensor in _tensors(folder) if name.startswith("reader.")}
+    if state.keys() != wanted.keys():
+        odd = sorted(state.keys() ^ wanted.keys())
+        raise ModelError(f"{folder}: the reader's weights do not fit its settings {settings}: {odd[0]!r} first")
+    for name, tensor in state.items():
+        cast = _checked(f"{folder}: weight {name!r}", tensor, wanted[name].shape, model.dtype)
+        wanted[name].copy_(cast.to(model.device))
 
 
 def _checked(what: str, tensor: Tensor, shape: torch.Size, dtype: torch.dtype | None) -> Tensor:

@@ -17,6 +17,7 @@ TEXT_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 VISION_TYPES = ("clip_vision_model", "siglip_vision_model")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 MAX_VOCO_TOKENS = 128
+COMPRESSION_KINDS = ("voco", "full", "mean", "qformer")
 
 VICUNA_TEMPLATE = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -65,6 +66,8 @@ class VoCoConfig:
     projector: str = "mlp2x_gelu"
     num_voco_tokens: int = 2
     frames_per_segment: int = 1
+    compression: str = "voco"  # how `compress` works: a name in `vococache.model.baselines`
+    reader: dict[str, Any] | None = None  # `build_reader`'s settings, where the reader has weights of its own
     extra: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
@@ -75,6 +78,8 @@ class VoCoConfig:
             )
         if self.projector not in ("linear", "mlp2x_gelu"):
             raise ModelError(f"projector {self.projector!r} is not supported; expected 'linear' or 'mlp2x_gelu'")
+        if self.compression not in COMPRESSION_KINDS:
+            raise ModelError(f"compression {self.compression!r} is not supported; expected one of {COMPRESSION_KINDS}")
         if not 1 <= self.num_voco_tokens <= MAX_VOCO_TOKENS:
             raise ModelError(f"expected 1 to {MAX_VOCO_TOKENS} VoCo tokens, found {self.num_voco_tokens}")
         if not 0 <= self.voco_token_id < self.text.vocab_size:
@@ -172,6 +177,8 @@ class VoCoConfig:
             "geometry": self.geometry.to_dict(),
             "image_mean": list(self.image_mean),
             "image_std": list(self.image_std),
+            **({"compression": self.compression} if self.compression != "voco" else {}),
+            **({"reader": self.reader} if self.reader else {}),
             **self.extra,
         }
 
@@ -185,6 +192,8 @@ class VoCoConfig:
                 voco_token_id=data["voco_token_id"],
                 num_voco_tokens=data["num_voco_tokens"],
                 frames_per_segment=data["frames_per_segment"],
+                compression=data.get("compression", "voco"),
+                reader=data.get("reader"),
                 projector=data["projector"],
                 prompt=PromptPieces.from_dict(data["prompt"]),
                 geometry=FrameGeometry.from_dict(data["geometry"]),

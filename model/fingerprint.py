@@ -27,7 +27,7 @@ _BEHIND_LAST_KEYS = (
 
 def is_stage1(name: str, config: VoCoConfig) -> bool:
     """Does stage 1 use the weight of that name?"""
-    if name.startswith(("lm_head.", "language_model.norm.")):
+    if name.startswith(("lm_head.", "language_model.norm.", "reader.")):
         return False
     last = f"language_model.layers.{config.layers - 1}."
     return not (name.startswith(last) and name.removeprefix(last).startswith(_BEHIND_LAST_KEYS))

@@ -1,5 +1,6 @@
 """What training minimises: the reader's cross-entropy on answers behind a cache, through both stages."""
 
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vococache.errors import InputError
 from vococache.model.cache import VoCoCache
 from vococache.model.voco import IGNORED_LABEL, VoCoModel
 
@@ -46,7 +48,9 @@ class Objective(nn.Module):
         Returns `loss` (a sum over `num_items_in_batch` labels where given, else their mean) and `predicted` [B, L]:
         the likeliest id for each labelled token, -100 elsewhere.
         """
-        source = VoCoCache(cache) if cache is not None else self.voco.pixel_values(frames)  # type: ignore[arg-type]
+        if (frames is None) == (cache is None):
+            raise InputError("a batch has either frames or a cache")
+        source = VoCoCache(cache) if frames is None else self._source(frames)  # type: ignore[arg-type]
         tokens = self._visible_tokens() if self.elastic and self.training else None
         out = self.voco(source, input_ids, attention_mask, labels, segments=segments, tokens=tokens)
         logits, targets = out["logits"].float(), out["targets"]
@@ -60,11 +64,23 @@ class Objective(nn.Module):
             loss = (1 - self.weight) * loss + self.weight * divergence
         predicted = torch.full_like(labels, IGNORED_LABEL)
         predicted[out["row"], out["column"]] = logits.argmax(-1)
-        items = max(1, len(targets)) if num_items_in_batch is None else num_items_in_batch
-        return {"loss": loss / items, "predicted": predicted}
+        items = torch.as_tensor(len(targets) if num_items_in_batch is None else num_items_in_batch)
+        return {"loss": loss / items.clamp(min=1).to(loss.device), "predicted": predicted}
+
+    def _source(self, frames: Tensor) -> Tensor | VoCoCache:
+        """The batch's pixels; without any, no cache, but one that every weight of stage 1 took part in.
+
+        Under DDP and FSDP every process must use the same weights, also with a batch of texts alone.
+        """
+        if len(frames) or not self.training:
+            return self.voco.pixel_values(frames)
+        config = self.voco.config
+        side = config.geometry.size
+        black = torch.zeros(1, config.frames_per_segment, side, side, 3, dtype=torch.uint8)
+        return self.voco.compress(self.voco.pixel_values(black)).slice(0, 0)
 
     def _visible_tokens(self) -> int:
         """1, 2, 4, ... or K, each as likely."""
         k = self.voco.config.num_voco_tokens
-        choices = [2**power for power in range(k.bit_length()) if 2**power < k] + [k]
-        return choices[int(torch.randint(len(choices), ()))]
+        choices = [1 << power for power in range(k.bit_length()) if 1 << power < k] + [k]
+        return random.choice(choices)  # the Trainer seeds it, and restores its state on resume  # nosec B311

@@ -8,15 +8,14 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import nn
 from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedTokenizerFast
 
 from vococache.model.checkpoints import save_pretrained
 from vococache.model.config import PromptPieces, VoCoConfig
 from vococache.model.foreign import CLIP_MEAN, CLIP_STD, VOCO_TOKEN
 from vococache.model.images import FrameGeometry
+from vococache.model.initialise import initialise
 from vococache.model.voco import VoCoModel
 
 BOS, EOS = "<s>", "</s>"
@@ -42,7 +41,9 @@ def byte_tokenizer(texts: Iterable[str] = (), size: int = 0) -> Any:
     return fast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS)
 
 
-def small_config(tokenizer: Any, *, width: int = 64, layers: int = 4, heads: int = 4, size: int = 64) -> VoCoConfig:
+def small_config(
+    tokenizer: Any, *, width: int = 64, layers: int = 4, heads: int = 4, size: int = 64, tower_layers: int = 2
+) -> VoCoConfig:
     """A small model's shape: frames of `size` pixels, 36 or 64 vision tokens each (patches of 10 or 8), K = 2."""
     newline = tuple(tokenizer.encode("\n", add_special_tokens=False))
     return VoCoConfig(
@@ -53,7 +54,8 @@ def small_config(tokenizer: Any, *, width: int = 64, layers: int = 4, heads: int
             eos_token_id=tokenizer.eos_token_id,
         ),
         vision=CLIPVisionConfig(
-            hidden_size=width, intermediate_size=4 * width, num_hidden_layers=2, num_attention_heads=heads,
+            hidden_size=width, intermediate_size=4 * width, num_hidden_layers=tower_layers,
+            num_attention_heads=heads,
             image_size=size, patch_size=10 if size == 60 else 8, projection_dim=width,
         ),
         voco_token_id=tokenizer.convert_tokens_to_ids(VOCO_TOKEN),
@@ -72,25 +74,11 @@ def small_config(tokenizer: Any, *, width: int = 64, layers: int = 4, heads: int
 
 
 def random_model(config: VoCoConfig, seed: int) -> VoCoModel:
-    """A model with random weights: matrices 1 / sqrt(fan-in), embeddings 0.3, biases zero, norms one.
-
-    What a layer adds to the residual stream starts at 0.4 of that. Hugging Face's fixed std of 0.02 leaves attention
-    almost uniform at small widths.
-    """
-    generator = torch.Generator().manual_seed(seed)
+    """A model with random weights (`initialise`)."""
     model = VoCoModel(config)
-    with torch.no_grad():
-        for name, module in model.named_modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                fan_in = module.weight[0].numel()
-                gain = 0.4 if name.endswith(("o_proj", "down_proj", "out_proj", "fc2")) else 1.0
-                module.weight.normal_(0, gain * fan_in**-0.5, generator=generator)
-                if module.bias is not None:
-                    module.bias.zero_()
-            elif isinstance(module, nn.Embedding):
-                module.weight.normal_(0, 0.3, generator=generator)
-        if config.text.tie_word_embeddings:
-            model.lm_head.weight = model.language_model.embed_tokens.weight
+    initialise(model, seed)
+    if config.text.tie_word_embeddings:
+        model.lm_head.weight = model.language_model.embed_tokens.weight
     return model.eval().requires_grad_(False)
 
 

@@ -5,6 +5,7 @@ K tokens of a segment, D head dimension, E hidden size, V vocabulary.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from vococache.model import decoder
 from vococache.model.cache import PlacedCache, VoCoCache
 from vococache.model.config import VoCoConfig
 from vococache.model.packing import arrange, pack, seen_before
+from vococache.model.reader import build_reader
 from vococache.model.rope import Rope, rotate
 
 IGNORED_LABEL = -100
@@ -58,6 +60,21 @@ class VoCoModel(nn.Module):
         if config.text.tie_word_embeddings:
             self.lm_head.weight = self.language_model.embed_tokens.weight
         self.rope = Rope(config.text)
+        self.reader: nn.Module | None = None
+
+    def add_reader(self, settings: dict[str, Any]) -> None:
+        """Give stage 2 weights of its own (`vococache.model.reader`), which start as the decoder's."""
+        if self.reader is not None:
+            raise ModelError(f"model {self.name!r} already has a reader of its own ({self.config.reader})")
+        self.reader = build_reader(self.language_model, settings)
+        self.config = replace(self.config, reader=settings)
+        if self.config.text.tie_word_embeddings and settings["kind"] == "full":
+            self.lm_head.weight = self.reader.embed_tokens.weight  # type: ignore[assignment, union-attr]
+
+    @property
+    def reading(self) -> Any:
+        """The decoder of stage 2."""
+        return self.language_model if self.reader is None else self.reader
 
     @property
     def device(self) -> torch.device:
@@ -78,6 +95,11 @@ class VoCoModel(nn.Module):
 
     def vision_tokens(self, pixel_values: Tensor) -> Tensor:
         """Pixels [S, F, 3, H, W] as projected vision tokens [S, F * n, E], frames in order."""
+        tokens: Tensor = self.projector(self.vision_features(pixel_values))
+        return tokens
+
+    def vision_features(self, pixel_values: Tensor) -> Tensor:
+        """Pixels [S, F, 3, H, W] as the vision tower's features [S, F * n, vision size], frames in order."""
         if pixel_values.dim() != 5:
             raise InputError(f"expected pixel values [S, F, 3, H, W], found the shape {tuple(pixel_values.shape)}")
         segments, frames = pixel_values.shape[:2]
@@ -89,8 +111,8 @@ class VoCoModel(nn.Module):
             x = decoder.call(layer, x, None, recompute=self.gradient_checkpointing)
         if self.config.has_class_token:
             x = x[:, 1:]
-        tokens: Tensor = self.projector(x)
-        return tokens.reshape(segments, frames * tokens.shape[1], -1)
+        features: Tensor = x.reshape(segments, frames * x.shape[1], -1)
+        return features
 
     def stage1_embeddings(self, pixel_values: Tensor, voco_tokens: int) -> Tensor:
         """`[BOS] [vision tokens] [newline ids] [VoCo x K]` of each segment as embeddings [S, L, E]."""
@@ -109,8 +131,8 @@ class VoCoModel(nn.Module):
         """
         return self.encode(pixel_values, self.config.num_voco_tokens, self.config.num_voco_tokens)
 
-    def encode(self, pixel_values: Tensor, voco_tokens: int, keep: int) -> VoCoCache:
-        """The last `keep` entries of stage 1 with `voco_tokens` VoCo tokens (baselines keep more)."""
+    def encode(self, pixel_values: Tensor, voco_tokens: int, keep: int | None) -> VoCoCache:
+        """The last `keep` entries (None: all) of stage 1 with `voco_tokens` VoCo tokens (baselines keep more)."""
         x_SLE = self.stage1_embeddings(pixel_values, voco_tokens)
         length = x_SLE.shape[1]
         if length > self.config.max_positions:
@@ -119,7 +141,7 @@ class VoCoModel(nn.Module):
             )
         angles = self.rope.angles(torch.arange(length, device=self.device), x_SLE.dtype)
         layers = self.language_model.layers
-        kept = decoder.last_entries(layers, x_SLE, angles, keep, recompute=self.gradient_checkpointing)
+        kept = decoder.last_entries(layers, x_SLE, angles, keep or length, recompute=self.gradient_checkpointing)
         return VoCoCache(torch.stack([torch.stack(pair, dim=1) for pair in kept], dim=1))
 
     def empty_cache(self) -> VoCoCache:
@@ -178,14 +200,15 @@ class VoCoModel(nn.Module):
 
     def text_layers(self, ids: Tensor, positions: Tensor, mask: Tensor, extend: decoder.Extend) -> Tensor:
         """Hidden states [B, L, E] of token ids [B, L] at `positions` [B, L], before the final norm."""
-        embedded = self.language_model.embed_tokens(ids)
+        embedded = self.reading.embed_tokens(ids)
         angles = self.rope.angles(positions[:, None], embedded.dtype)
-        layers = self.language_model.layers
-        return decoder.run_layers(layers, embedded, angles, mask, extend, recompute=self.gradient_checkpointing)
+        return decoder.run_layers(
+            self.reading.layers, embedded, angles, mask, extend, recompute=self.gradient_checkpointing
+        )
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm and output projection: [N, E] -> [N, V]."""
-        out: Tensor = self.lm_head(self.language_model.norm(hidden))
+        out: Tensor = self.lm_head(self.reading.norm(hidden))
         return out
 
     def generate_ids(

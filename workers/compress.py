@@ -37,6 +37,11 @@ class Compressor:
         """The model, ready to compress. Raises `InputError` where it does not have that K or segment size."""
         model = load_model(self.model, dtype=self.dtype, device=device)
         config = model.config
+        if config.compression != "voco":
+            raise InputError(
+                f"model {self.model!r} compresses by {config.compression!r}, a baseline for comparison: stores hold"
+                " VoCo caches"
+            )
         for name, wanted, has in (
             ("tokens", self.tokens, config.num_voco_tokens),
             ("frames in a segment", self.frames, config.frames_per_segment),

@@ -44,23 +44,24 @@ def encode_turns(tokenizer: Any, prompt: PromptPieces, turns: Sequence[Turn]) ->
     The ids before an answer are those that `ask` encodes, so training and asking see the same.
     """
 
-    def encode(text: str) -> list[int]:
-        return list(tokenizer.encode(text, add_special_tokens=False))
+    def extended(ids: list[int], text: str, addition: str) -> list[int]:
+        # In one piece: a tokenizer may split a text differently where it stands alone. But what `ask` fed is fixed
+        # before the answer comes: where the two would merge, the addition is encoded alone.
+        whole = list(tokenizer.encode(text, add_special_tokens=False))
+        return whole if whole[: len(ids)] == ids else ids + list(tokenizer.encode(addition, add_special_tokens=False))
 
-    stop = list(prompt.stop_ids[:1])
-    ids, labels = list(prompt.text_newline_ids), [IGNORED_LABEL] * len(prompt.text_newline_ids)
+    newline, stop = list(prompt.text_newline_ids), list(prompt.stop_ids[:1])
+    ids: list[int] = []
+    labels: list[int] = []
     for index, (question, answer) in enumerate(turns):
-        asked = encode(prompt_text(prompt, question, turns[:index]))
-        # With its answer: a tokenizer may split the two together differently than apart.
-        full = encode(prompt_text(prompt, question, turns[:index]) + f" {answer}") + stop
-        same = next((i for i, (a, b) in enumerate(zip(asked, full, strict=False)) if a != b), len(asked))
-        start = len(prompt.text_newline_ids)
-        known = len(ids) - start
-        # The follow-up's template holds the stop token; it was labelled with the answer before it.
-        ids = ids[:start] + full
-        labels = labels + [IGNORED_LABEL] * (same - known) + full[max(same, known) :]
-        labels = labels[: len(ids)]
-    return Text(ids, labels)
+        template = prompt.template if index == 0 else prompt.followup
+        text = prompt_text(prompt, question, turns[:index])
+        reply = f" {answer}" if answer else ""
+        asked = extended(ids, text, template.replace("{question}", question))
+        ids = extended(asked, text + reply, reply)
+        # The stop is predicted behind each answer, whatever the follow-up starts with.
+        labels += [IGNORED_LABEL] * (len(newline) + len(asked) - len(labels)) + ids[len(asked) :] + stop
+    return Text(newline + ids + stop, labels)
 
 
 def collate(examples: Sequence[Example]) -> dict[str, Any]:

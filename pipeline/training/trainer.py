@@ -8,6 +8,7 @@ import numpy as np
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from vococache.model.objective import Objective
+from vococache.model.reader import own_weights
 from vococache.model.voco import IGNORED_LABEL
 from vococache.pipeline.training.examples import collate
 
@@ -30,6 +31,14 @@ class CsvLog(TrainerCallback):
             writer.writerows((state.global_step, name, value) for name, value in logs.items())
 
 
+class VoCoTrainer(Trainer):
+    """Saves each weight once: a LoRA reader's base and tied embeddings appear under two names."""
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        assert self.model is not None
+        super()._save(output_dir, own_weights(self.model.state_dict() if state_dict is None else state_dict))
+
+
 def answer_accuracy(prediction: Any) -> dict[str, float]:
     """Share of rows' labelled tokens, and of whole rows, that the likeliest ids match."""
     predicted, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
@@ -42,12 +51,12 @@ def make_trainer(
     objective: Objective, arguments: TrainingArguments, train: Any, evaluate: Any | None = None
 ) -> Trainer:
     """A Trainer over `Example` data sets."""
-    return Trainer(
+    return VoCoTrainer(
         model=objective,
         args=arguments,
         data_collator=collate,
         train_dataset=train,
         eval_dataset=evaluate,
         compute_metrics=answer_accuracy,
-        callbacks=[CsvLog(Path(arguments.output_dir))],
+        callbacks=[CsvLog(Path(str(arguments.output_dir)))],
     )

@@ -1,0 +1,161 @@
+"""A training run: settings in, a checkpoint folder out."""
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import ConcatDataset, Dataset
+from transformers import TrainingArguments, set_seed
+
+from vococache.errors import InputError
+from vococache.model.baselines import with_compression
+from vococache.model.checkpoints import load_model, read_layout, save_pretrained
+from vococache.model.objective import Objective
+from vococache.model.scratch import random_model
+from vococache.model.voco import VoCoModel
+from vococache.pipeline.training.conversations import read_conversations
+from vococache.pipeline.training.examples import Example
+from vococache.pipeline.training.media import ConversationExamples, MediaReport
+from vococache.pipeline.training.settings import TrainSettings
+from vococache.pipeline.training.stored import StoredExamples
+from vococache.pipeline.training.trainer import make_trainer
+from vococache.pipeline.training.world import WorldExamples
+from vococache.storage import open_store
+from vococache.workers.reason import ReasonStage
+from vococache.workers.sampling import Sampling
+
+MODEL, REPORT = "model", "report.jsonl"  # where in a run's folder the result is, and what data was left out
+logger = logging.getLogger(__name__)
+
+
+def train(settings: TrainSettings, out: Path, *, resume: bool = False) -> dict[str, float]:
+    """Train as `settings` say; the run's folder `out` gets checkpoints, `log.csv` and the trained `model/`.
+
+    `resume`: go on from the last checkpoint there. Returns the last evaluation's figures. Runs as it is under
+    torchrun and Ray Train, one process a worker.
+    """
+    set_seed(settings.seed)
+    model = _starting_model(settings)
+    out.mkdir(parents=True, exist_ok=True)
+    train_set = _data(settings.data, model, settings, out)
+    evaluation = _data(settings.evaluation, model, settings, out) if settings.evaluation else None
+    objective = Objective(
+        model, elastic=settings.elastic, teacher=_teacher(settings, model), weight=settings.distillation
+    )
+    trainer = make_trainer(objective, arguments(settings, out), train_set, evaluation)
+    if trainer.is_world_process_zero():
+        (out / "settings.yaml").write_text(yaml.safe_dump(asdict(settings), sort_keys=False))
+    with fast_attention(model):
+        trainer.train(resume_from_checkpoint=resume)
+        figures = trainer.evaluate() if evaluation is not None else {}
+    if trainer.is_world_process_zero():
+        save_pretrained(model.eval(), out / MODEL, note=settings.note)
+    return figures
+
+
+def arguments(settings: TrainSettings, out: Path) -> TrainingArguments:
+    """The Trainer's arguments: the settings' own, and what our batches need."""
+    try:
+        return TrainingArguments(
+            output_dir=str(out),
+            seed=settings.seed,
+            remove_unused_columns=False,
+            **{"report_to": ["tensorboard"]} | settings.trainer,
+        )
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the trainer's settings do not fit: {error}") from None
+
+
+def fast_attention(model: VoCoModel) -> Any:
+    """The attention kernel to train with: on a CPU, plain matrix products beat the fused kernel's backward pass."""
+    on_cpu = model.device.type == "cpu"
+    return sdpa_kernel(SDPBackend.MATH if on_cpu else [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION])
+
+
+def _starting_model(settings: TrainSettings) -> VoCoModel:
+    """The model as training starts, the parts that learn in float32 and marked."""
+    changes = {"tokens": settings.voco_tokens, "frames": settings.frames_per_segment}
+    if settings.from_scratch:
+        layout = read_layout(Path(settings.model))
+        model = random_model(layout.config.with_voco(**changes), settings.seed)
+        model.tokenizer = layout.tokenizer
+    else:
+        model = load_model(settings.model, dtype="float32")
+        model.config = model.config.with_voco(**changes)
+        model.config.check_stage1_ids()
+    if model.tokenizer is None:
+        raise InputError(f"model {settings.model!r} has no tokenizer beside its weights: texts cannot be encoded")
+    if settings.compression is not None:
+        model = with_compression(model, settings.compression, settings.seed)
+    if settings.reader and model.reader is None:
+        model.add_reader(settings.reader)
+    model.gradient_checkpointing = settings.gradient_checkpointing
+    model.requires_grad_(False)
+    parts = dict(model.named_children())
+    if "vision_tower" in settings.train:
+        parts["vision_tower"].requires_grad_(True)
+    if "projector" in settings.train:
+        # A baseline's own modules stand between the tower and the decoder too.
+        for name in parts.keys() - {"vision_tower", "language_model", "lm_head", "reader"}:
+            parts[name].requires_grad_(True)
+    if "language_model" in settings.train:
+        parts["language_model"].requires_grad_(True)
+        parts["lm_head"].requires_grad_(True)
+    if "reader" in settings.train:
+        train_reader(model)
+    if set(settings.train) - {"reader"}:
+        model.weights_digest = None
+    return model
+
+
+def train_reader(model: VoCoModel) -> None:
+    """Let the reader's own weights learn, and no weight that stage 1 uses."""
+    assert model.reader is not None
+    assert model.config.reader is not None
+    if model.config.reader["kind"] == "full":
+        model.reader.requires_grad_(True)
+        model.lm_head.requires_grad_(True)
+    for name, weight in model.reader.named_parameters():
+        if "lora_" in name:
+            weight.requires_grad_(True)
+
+
+def _teacher(settings: TrainSettings, model: VoCoModel) -> VoCoModel | None:
+    if settings.teacher is None:
+        return None
+    teacher = load_model(settings.teacher, dtype="float32")
+    teacher.config = teacher.config.with_voco(tokens=model.config.num_voco_tokens)
+    return with_compression(teacher, "full").eval()
+
+
+def _data(
+    entries: tuple[dict[str, Any], ...], model: VoCoModel, settings: TrainSettings, out: Path
+) -> Dataset[Example]:
+    """All entries, one after the other."""
+    parts = [_entry(entry, model, settings, out) for entry in entries]
+    return parts[0] if len(parts) == 1 else ConcatDataset(parts)
+
+
+def _entry(entry: dict[str, Any], model: VoCoModel, settings: TrainSettings, out: Path) -> Dataset[Example]:
+    if "synthetic" in entry:
+        still = entry.get("still", False)
+        return WorldExamples(model, entry["synthetic"], entry["count"], asked=entry["asked"], still=still)
+    file = Path(entry["file"])
+    conversations = read_conversations(file, Path(entry.get("media", file.parent)))
+    report = out / REPORT
+    if settings.store is not None:
+        stored = StoredExamples(ReasonStage(model, open_store(settings.store)), conversations, report)
+        _tell(file, len(conversations), stored.left_out, report)
+        return stored
+    sampling = Sampling(fps=settings.fps, num_frames=settings.num_frames)
+    examples = ConversationExamples(model, conversations, sampling, report, max_frames=settings.max_frames)
+    _tell(file, len(conversations), examples.check_media(), report)
+    return examples
+
+
+def _tell(file: Path, rows: int, left_out: MediaReport, report: Path) -> None:
+    if left_out.counts:
+        logger.warning("%s: of %d rows, left out %s; see %s", file, rows, left_out, report)
