@@ -83,4 +83,4 @@ class Objective(nn.Module):
         """1, 2, 4, ... or K, each as likely."""
         k = self.voco.config.num_voco_tokens
         choices = [1 << power for power in range(k.bit_length()) if 1 << power < k] + [k]
-        return random.choice(choices)  # the Trainer seeds it, and restores its state on resume  # nosec B311
+        return random.choice(choices)  # the Trainer seeds it, and restores its state on resume

@@ -11,7 +11,7 @@ import click
 
 from vococache import __version__
 from vococache.errors import VoCoError
-from vococache.pipeline import cli_store
+from vococache.pipeline import cli_store, cli_synthetic, cli_train
 from vococache.pipeline.cli_store import json_option
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ def _read_lines() -> Iterator[str]:
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("demo"), show_default=True)
 @json_option
 def demo(seed: int, clips: int, out: Path, as_json: bool) -> int:
-    """Make synthetic clips, ingest them through Ray, ask about them from the store.
+    """Make synthetic clips, ingest them through Ray, ask about them from the store, and tell what is right.
 
     \b
     Example:
@@ -241,5 +241,5 @@ def demo(seed: int, clips: int, out: Path, as_json: bool) -> int:
     return 0
 
 
-for command in cli_store.COMMANDS:
+for command in (*cli_store.COMMANDS, *cli_synthetic.COMMANDS, *cli_train.COMMANDS):
     cli.add_command(command)

@@ -71,3 +71,5 @@ _command(
       voco train temporal --config temporal.yaml --out runs/temporal --set store=/data/store
     """,
 )
+
+COMMANDS = (train_group,)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from random import Random
 
-from vococache.pipeline.synthetic.scene import COLOURS, EVENTS, SHAPES, Scene, Thing, held_out_things
+from vococache.pipeline.synthetic.scene import COLOURS, EVENTS, HELD_OUT_COLOURS, SHAPES, Scene, Thing, held_out_things
 
 PREFERENCE = {
     "motion": 3, "change": 3, "order": 4, "times": 4, "interaction": 4, "activity": 2, "relation": 2, "background": 0.5,
@@ -48,6 +48,10 @@ class View:
         if all(thing.colour not in other.colours() for other in others):
             names.append(f"the {thing.colour} object")
         return self.random.choice(names)
+
+    def full_name(self, thing: Thing) -> str:
+        """A name that holds the object's shape: for questions that are answered with it."""
+        return f"the {thing.colour} {thing.shape}"
 
     def others(self) -> list[Thing]:
         return [other for other in self.scene.things if other is not self.thing]
@@ -111,7 +115,7 @@ def exists(view: View) -> Asked | None:
     colour, shape = view.thing.colour, view.thing.shape
     present = {(c, thing.shape) for thing in view.scene.things for c in thing.colours()}
     truth = view.random.random() < 0.5
-    while not truth and (colour, shape) in present:
+    while not truth and ((colour, shape) in present or (shape, colour) in HELD_OUT_COLOURS):
         way = view.random.randrange(3)
         if way == 0:  # both are there, but not together
             colour = view.random.choice(view.scene.things).colour
@@ -238,6 +242,8 @@ def above(view: View) -> Asked | None:
 def size_of(view: View) -> Asked | None:
     if view.thing.new_size != view.thing.size:
         return None
+    if view.thing.role and view.thing.size == "small" and view.random.random() < 0.6:
+        return None  # most that meet are small
     name = view.name(view.thing)
     return view.one_of(f"is {name} small or large?", f"what size is {name}, small or large?"), view.thing.size
 
@@ -446,7 +452,7 @@ def which_change(view: View) -> Asked | None:
 @template("order")
 def happens_first(view: View) -> Asked | None:
     events = _events(view.scene)
-    if len(events) != 2 or events[0].action == events[1].action or view.thing not in events:
+    if len(events) != 2 or events[0].action == events[1].action or not _nothing_else(view, events):
         return None
     early = view.random.random() < 0.5
     asked = (
@@ -460,10 +466,10 @@ def happens_first(view: View) -> Asked | None:
 @template("order")
 def shape_first(view: View) -> Asked | None:
     events = _events(view.scene)
-    if len(events) != 2 or events[0].shape == events[1].shape or view.thing not in events:
+    if len(events) != 2 or events[0].shape == events[1].shape or not _nothing_else(view, events):
         return None
     early = view.random.random() < 0.5
-    one, two = view.random.sample([view.name(thing) for thing in events], 2)
+    one, two = view.random.sample([view.full_name(thing) for thing in events], 2)
     answer = events[0 if early else 1].shape
     return view.one_of(
         f"what shape changes {'first' if early else 'last'}?",
@@ -553,7 +559,7 @@ def faster(view: View) -> Asked | None:
     behind, ahead = _met(view.scene)
     if behind.shape == ahead.shape:
         return None
-    one, two = view.random.sample([view.name(behind), view.name(ahead)], 2)
+    one, two = view.random.sample([view.full_name(behind), view.full_name(ahead)], 2)
     word = view.random.choice(("faster", "slower"))
     quick, slow = (behind, ahead) if view.scene.event == "overtaking" else (ahead, behind)
     return f"which is {word}, {one} or {two}?", (quick if word == "faster" else slow).shape
@@ -579,6 +585,11 @@ def _only_shape(view: View, thing: Thing) -> bool:
 def _events(scene: Scene) -> list[Thing]:
     """The objects that change, in the order in which they do."""
     return sorted((thing for thing in scene.things if thing.action in EVENTS), key=lambda thing: thing.at)
+
+
+def _nothing_else(view: View, events: list[Thing]) -> bool:
+    """Is the view's object one of these, and does no other object do anything that might be called an event?"""
+    return view.thing in events and all(thing in events or thing.action == "nothing" for thing in view.scene.things)
 
 
 def _met(scene: Scene) -> tuple[Thing, Thing]:

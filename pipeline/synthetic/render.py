@@ -23,7 +23,7 @@ PALETTE = {
 SIDE, FPS = 128, 8  # of video files
 
 # Signed distances to the edge in units of the radius; x to the right, y down, the object's centre at 0.
-EDGES: dict[str, Callable[[Floats, Floats], Floats]] = {
+EDGES: dict[str, Callable[[Floats, Floats], Any]] = {
     "circle": lambda x, y: np.hypot(x, y) - 0.95,
     "square": lambda x, y: np.maximum(abs(x), abs(y)) - 0.85,
     "triangle": lambda x, y: np.maximum(0.873 * abs(x) - 0.488 * (y + 1.0), y - 0.75),
@@ -64,7 +64,8 @@ def frames(scene: Scene, times: Sequence[float], side: int) -> Pixels:
     noise = np.random.default_rng(random.getrandbits(32))
     strength = random.uniform(0.0, 5.0)
     pictures += noise.standard_normal(pictures.shape, np.float32) * strength
-    return np.clip(pictures + 0.5, 0, 255).astype(np.uint8)
+    recorded: Pixels = np.clip(pictures + 0.5, 0, 255).astype(np.uint8)
+    return recorded
 
 
 def _paint(picture: Floats, shape: str, centre: tuple[float, float], radius: float, paint: Floats) -> None:
@@ -81,9 +82,14 @@ def _paint(picture: Floats, shape: str, centre: tuple[float, float], radius: flo
 
 
 def encode(pictures: Pixels, rate: int, quality: int, target: str | io.BytesIO) -> None:
-    """Write pictures [N, side, side, 3] as H.264 in MP4 (x264, 4:2:0, constant rate factor `quality`)."""
+    """Write pictures [N, side, side, 3] as H.264 (x264, 4:2:0, constant rate factor `quality`).
+
+    The container is the one that a file's suffix names; MP4 in memory.
+    """
     options = {"preset": "veryfast", "threads": "1", "crf": str(quality)}
-    with av.open(target, "w", format="mp4") as container:
+    if isinstance(target, str) and target.endswith(".avi"):
+        options["bf"] = "0"  # AVI keeps no presentation times, so pictures have to be stored in their order
+    with av.open(target, "w", format=None if isinstance(target, str) else "mp4") as container:
         stream = container.add_stream("libx264", rate=rate, options=options)
         stream.height, stream.width, stream.pix_fmt = *pictures.shape[1:3], "yuv420p"
         for index, pixels in enumerate(pictures):
@@ -93,11 +99,11 @@ def encode(pictures: Pixels, rate: int, quality: int, target: str | io.BytesIO) 
         container.mux(stream.encode(None))
 
 
-def decoded(source: io.BytesIO) -> Iterator[Pixels]:
-    """The pictures of an encoded clip."""
-    with av.open(source) as container:
+def decoded(source: str | io.BytesIO) -> Iterator[Pixels]:
+    """The pictures [side, side, 3] of an encoded clip, a file or in memory."""
+    with av.open(source, "r") as container:
         for frame in container.decode(video=0):
-            yield frame.to_ndarray(format="rgb24")
+            yield frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
 
 
 def quality(scene: Scene) -> int:
@@ -114,7 +120,7 @@ def as_recorded(scene: Scene, times: Sequence[float], side: int) -> Pixels:
 
 
 def write_clip(scene: Scene, path: Path) -> Path:
-    """The scene as a video file: H.264 in MP4, 128 x 128, 8 frames a second."""
+    """The scene as a video file: H.264, 128 x 128, 8 frames a second, in the container that its suffix names."""
     times = [index / FPS for index in range(int(SECONDS * FPS))]
     encode(frames(scene, times, SIDE), FPS, quality(scene), str(path))
     return path

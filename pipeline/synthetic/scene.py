@@ -26,6 +26,8 @@ ACTIONS = {
 # What happens between two objects; in a sequence, two of them change one after the other.
 MEETINGS = {"": 56, "sequence": 16, "collision": 7, "miss": 6, "overtaking": 8, "pursuit": 7}
 EVENTS = ("appears", "disappears", "grows", "shrinks", "changes color")
+# How far a shape reaches along its axes, in radii; a triangle, which does so nowhere, takes no part in collisions.
+REACH = {"circle": 0.95, "square": 0.85, "cross": 1.0, "ring": 1.0}
 MARGIN = 0.03  # between objects, and to the border
 
 # Combinations that no training clip shows (the compositional split): shape with colour, shape with action.
@@ -153,6 +155,17 @@ def make_scene(seed: str, *, still: bool = False, compositional: bool = False) -
             return scene
 
 
+def split_scenes(split: str, count: int) -> dict[str, Scene]:
+    """The first `count` scenes of a split by their clips' names, such as "test_0007"; its seed is "test 7".
+
+    Splits whose name begins with "compositional" show combinations that no other split shows.
+    """
+    return {
+        f"{split}_{index:04d}": make_scene(f"{split} {index}", compositional=split.startswith("compositional"))
+        for index in range(count)
+    }
+
+
 def _draw(random: Random, seed: str, still: bool, compositional: bool) -> Scene | None:
     count = random.choices((1, 2, 3, 4), (18, 34, 30, 18))[0]
     event = "" if still else random.choices([*MEETINGS], [*MEETINGS.values()])[0]
@@ -227,13 +240,15 @@ def _fits(thing: Thing, others: list[Thing]) -> bool:
 def _pair(random: Random, event: str) -> tuple[Thing, Thing]:
     """Two objects that meet, or nearly so; along x, then turned into one of four directions."""
     one, two = (_thing(random, "nothing") for _ in range(2))
+    if event in ("collision", "miss"):
+        one, two = (replace(thing, shape=random.choice([*REACH])) for thing in (one, two))
     one, two = replace(one, size="small"), replace(two, size=random.choice(("small", "large")))
     if event in ("collision", "miss"):
         there = random.uniform(0.74, 0.8)
-        gap = RADII[one.size] * one.scale + RADII[two.size] * two.scale
+        gap = sum(REACH[thing.shape] * RADII[thing.size] * thing.scale for thing in (one, two))
         start = random.uniform(0.12, 0.16)
         # A miss goes away from the other object, from where a hit would have ended.
-        end = there - gap + 0.015
+        end = there - gap + 0.008
         near = (end if event == "collision" else start) - (start if event == "collision" else end - 0.12)
         begin = start if event == "collision" else end - 0.12
         lane = random.uniform(0.2, 0.8)

@@ -1,5 +1,6 @@
 """Data-parallel training over a Ray cluster, with Ray Train: the same `train`, one process a worker."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from vococache.errors import InputError
+from vococache.pipeline.training.run import FIGURES, train
 from vococache.pipeline.training.settings import TrainSettings
 from vococache.workers.actors import start_ray
 
@@ -35,7 +37,8 @@ def train_on_ray(
             scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=gpu),
             run_config=ray.train.RunConfig(name="ray", storage_path=str(out.absolute())),
         )
-        figures: dict[str, float] = trainer.fit().metrics or {}
+        trainer.fit()
+        figures: dict[str, float] = json.loads((out / FIGURES).read_text())
         return figures
     finally:
         if ours:
@@ -44,7 +47,4 @@ def train_on_ray(
 
 def _loop(config: dict[str, Any]) -> None:
     """One worker's part. Ray Train has set up the process group that the Hugging Face Trainer finds."""
-    from vococache.pipeline.training.run import train
-
-    figures = train(config["settings"], Path(config["out"]), resume=config["resume"])
-    ray.train.report(figures)
+    train(config["settings"], Path(config["out"]), resume=config["resume"])

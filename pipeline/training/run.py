@@ -1,5 +1,6 @@
 """A training run: settings in, a checkpoint folder out."""
 
+import json
 import logging
 from dataclasses import asdict
 from pathlib import Path
@@ -9,6 +10,7 @@ import yaml
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import ConcatDataset, Dataset
 from transformers import TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
 
 from vococache.errors import InputError
 from vococache.model.baselines import with_compression
@@ -27,12 +29,13 @@ from vococache.storage import open_store
 from vococache.workers.reason import ReasonStage
 from vococache.workers.sampling import Sampling
 
-MODEL, REPORT = "model", "report.jsonl"  # where in a run's folder the result is, and what data was left out
+# In a run's folder: the result, the last evaluation, and the rows of the data that were left out.
+MODEL, FIGURES, REPORT = "model", "figures.json", "report.jsonl"
 logger = logging.getLogger(__name__)
 
 
 def train(settings: TrainSettings, out: Path, *, resume: bool = False) -> dict[str, float]:
-    """Train as `settings` say; the run's folder `out` gets checkpoints, `log.csv` and the trained `model/`.
+    """Train as `settings` say; the run's folder `out` gets checkpoints, logs, `figures.json`, `report.jsonl` and `model/`.
 
     `resume`: go on from the last checkpoint there. Returns the last evaluation's figures. Runs as it is under
     torchrun and Ray Train, one process a worker.
@@ -48,11 +51,14 @@ def train(settings: TrainSettings, out: Path, *, resume: bool = False) -> dict[s
     trainer = make_trainer(objective, arguments(settings, out), train_set, evaluation)
     if trainer.is_world_process_zero():
         (out / "settings.yaml").write_text(yaml.safe_dump(asdict(settings), sort_keys=False))
+    if resume and get_last_checkpoint(str(out)) is None:
+        raise InputError(f"nothing to resume: {out} has no checkpoint; start without --resume")
     with fast_attention(model):
         trainer.train(resume_from_checkpoint=resume)
         figures = trainer.evaluate() if evaluation is not None else {}
     if trainer.is_world_process_zero():
         save_pretrained(model.eval(), out / MODEL, note=settings.note)
+        (out / FIGURES).write_text(json.dumps(figures, indent=2) + "\n")
     return figures
 
 

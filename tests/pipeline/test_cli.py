@@ -7,12 +7,14 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import pytest
+from PIL import Image
 from tests.clips import make_clip
 
 import vococache
@@ -261,8 +263,15 @@ def test_demo(voco: Voco, tmp_path: Path, local_ray: None) -> None:
     assert result.code == 0, result.err
     found = json.loads(result.out.splitlines()[-1])
     assert 0 <= found["accuracy"] <= 1
-    assert len(found["rows"]) == 6
-    assert all(set(row) == {"video", "question", "truth", "prediction"} for row in found["rows"])
+    assert Counter(row["video"] for row in found["rows"]) == {"demo-1_0000": 5, "demo-1_0001": 5}
+    assert all(set(row) == {"video", "question", "truth", "prediction", "type", "template"} for row in found["rows"])
+    right = [row["prediction"].strip().lower() == row["truth"] for row in found["rows"]]
+    assert found["accuracy"] == sum(right) / len(right)
+    with Image.open(tmp_path / "demo" / "clips-1-2.png") as sheet:
+        assert sheet.width > 8 * 128, "eight frames of each clip"
+    for told in ("clips-1-2.png", "sizes: ", "first token: ", "right: ", f"accuracy: {sum(right)} of 10"):
+        assert told in result.err
+    assert all(row["question"] in result.err for row in found["rows"])
 
 
 def test_a_video_path_with_odd_characters_is_asked_by_the_id_that_ls_tells(

@@ -1,0 +1,121 @@
+"""How well a model answers about clips that it never saw, through the whole product: files, ingest, store, ask."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from vococache.pipeline.ingest import IngestReport, ingest
+from vococache.pipeline.synthetic.questions import questions
+from vococache.pipeline.synthetic.render import write_clip
+from vococache.pipeline.synthetic.scene import Scene
+
+if TYPE_CHECKING:
+    from vococache.workers.reason import Context, ReasonStage
+
+LOOKS_A_SECOND = 2  # the instants of `scene.LOOKS`
+ANSWER_TOKENS = 8  # answers have one or two words
+RESAMPLES = 2000
+
+Look = Literal["all", "shuffled", "one"]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One question about one clip: the true answer and the model's, the question's type and its template."""
+
+    video: str
+    question: str
+    truth: str
+    prediction: str
+    type: str
+    template: str
+
+    @property
+    def right(self) -> bool:
+        return self.prediction.strip().lower() == self.truth
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What a model answered, in the order of the clips."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def accuracy(self) -> float:
+        """The share of right answers."""
+        return sum(row.right for row in self.rows) / len(self.rows)
+
+    def by_type(self) -> dict[str, tuple[int, int]]:
+        """Of each type of question: right answers, questions."""
+        answers: dict[str, list[bool]] = defaultdict(list)
+        for row in sorted(self.rows, key=lambda row: row.type):
+            answers[row.type].append(row.right)
+        return {kind: (sum(right), len(right)) for kind, right in answers.items()}
+
+    def interval(self, seed: int = 0) -> tuple[float, float]:
+        """A 95% bootstrap interval of the accuracy: videos are resampled, as the questions of one share its cache."""
+        videos: dict[str, list[bool]] = defaultdict(list)
+        for row in self.rows:
+            videos[row.video].append(row.right)
+        right = np.array([sum(answers) for answers in videos.values()])
+        asked = np.array([len(answers) for answers in videos.values()])
+        drawn = np.random.default_rng(seed).integers(len(videos), size=(RESAMPLES, len(videos)))
+        low, high = np.quantile(right[drawn].sum(axis=1) / asked[drawn].sum(axis=1), (0.025, 0.975))
+        return float(low), float(high)
+
+
+def write_clips(scenes: Mapping[str, Scene], folder: Path) -> list[Path]:
+    """A video file below `folder` for each scene by its clip's name; those that are there already are kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.mp4" for name in scenes]
+    for path, scene in zip(paths, scenes.values(), strict=True):
+        if not path.exists():
+            # Renamed when whole: an interrupted run leaves no half clip that the next one keeps.
+            write_clip(scene, path.with_stem(f".{path.stem}")).replace(path)
+    return paths
+
+
+def ingest_clips(scenes: Mapping[str, Scene], folder: Path, store: str, *, model: str = "synthetic") -> IngestReport:
+    """Write the scenes' clips below `folder` and ingest them into `store`, at the instants of `scene.LOOKS`."""
+    paths = write_clips(scenes, folder)
+    return ingest([str(path) for path in paths], store, fps=LOOKS_A_SECOND, model=model)
+
+
+def run_trial(
+    stage: "ReasonStage", scenes: Mapping[str, Scene], *, asked: int, tokens: int | None = None, look: Look = "all"
+) -> Trial:
+    """Ask up to `asked` questions about each ingested clip, in one pass over its cache.
+
+    `tokens`: read only the first so many VoCo tokens of each segment. `look` tells what an answer rests on:
+    "shuffled" reads a clip's segments in a random order, "one" only the one in its middle.
+    Raises `VideoNotFoundError` where a clip is not in the store, so none is left out of the count.
+    """
+    rows = []
+    for name, scene in scenes.items():
+        posed = questions(scene, asked, Random(f"{scene.seed} questions"))
+        context = _load(stage, name, tokens, look)
+        answers = stage.answer(context, [question.text for question in posed], max_new_tokens=ANSWER_TOKENS)
+        rows += [
+            Row(name, question.text, question.answer, answer.answer, question.type, question.template)
+            for question, answer in zip(posed, answers, strict=True)
+        ]
+    return Trial(tuple(rows))
+
+
+def _load(stage: "ReasonStage", video: str, tokens: int | None, look: Look) -> "Context":
+    """A clip's cache, placed as `look` says."""
+    from vococache.model.cache import VoCoCache
+
+    context = stage.load([video], tokens=tokens)
+    if look != "all":
+        (span,) = context.spans
+        count = span.stop - span.start
+        order = Random(f"{video} order").sample(range(count), count) if look == "shuffled" else [count // 2]
+        context.placed = stage.model.place(VoCoCache(stage.read(span, tokens).data[order]))
+    return context

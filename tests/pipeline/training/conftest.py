@@ -1,0 +1,42 @@
+"""A folder to train from scratch from, and settings that take seconds."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vococache.model.scratch import byte_tokenizer, small_config
+from vococache.pipeline.training.settings import TrainSettings
+
+
+@pytest.fixture(scope="session")
+def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model's folder with its config and tokenizer, without weights."""
+    folder = tmp_path_factory.mktemp("blank")
+    words = [f"is there a {colour} object? left right above below" for colour in ("red", "green", "blue")]
+    tokenizer = byte_tokenizer(words * 10, 320)
+    config = small_config(tokenizer, width=32, layers=2, heads=2, size=60, tower_layers=1)
+    (folder / "config.json").write_text(json.dumps(config.to_dict()))
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def settings(blank: Path) -> Any:
+    """Make settings of a short run; keyword arguments change them, `trainer` those of the Trainer."""
+
+    def make(trainer: dict[str, Any] | None = None, **changes: Any) -> TrainSettings:
+        short = {
+            "max_steps": 12, "per_device_train_batch_size": 8, "learning_rate": 1e-3, "lr_scheduler_type": "cosine",
+            "warmup_steps": 2, "logging_steps": 1, "save_steps": 6, "use_cpu": True, "disable_tqdm": True,
+        }  # fmt: skip
+        defaults: dict[str, Any] = {
+            "model": str(blank),
+            "from_scratch": True,
+            "data": ({"synthetic": "train", "count": 96, "asked": 3, "still": True},),
+            "train": ("vision_tower", "projector", "language_model"),
+        }
+        return TrainSettings(**defaults | changes, trainer=short | (trainer or {}))
+
+    return make
