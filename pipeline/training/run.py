@@ -10,7 +10,6 @@ import yaml
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import ConcatDataset, Dataset
 from transformers import TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from vococache.errors import InputError
 from vococache.model.baselines import with_compression
@@ -35,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 def train(settings: TrainSettings, out: Path, *, resume: bool = False) -> dict[str, float]:
-    """Train as `settings` say; the run's folder `out` gets checkpoints, logs, `figures.json`, `report.jsonl` and `model/`.
+    """Train as `settings` say; the run's folder `out` gets checkpoints, logs, figures, a report and the `model/`.
 
     `resume`: go on from the last checkpoint there. Returns the last evaluation's figures. Runs as it is under
     torchrun and Ray Train, one process a worker.
@@ -51,7 +50,7 @@ def train(settings: TrainSettings, out: Path, *, resume: bool = False) -> dict[s
     trainer = make_trainer(objective, arguments(settings, out), train_set, evaluation)
     if trainer.is_world_process_zero():
         (out / "settings.yaml").write_text(yaml.safe_dump(asdict(settings), sort_keys=False))
-    if resume and get_last_checkpoint(str(out)) is None:
+    if resume and not any(out.glob("checkpoint-*")):
         raise InputError(f"nothing to resume: {out} has no checkpoint; start without --resume")
     with fast_attention(model):
         trainer.train(resume_from_checkpoint=resume)

@@ -128,9 +128,9 @@ class TestResume:
 class TestParallel:
     def test_two_processes_train_what_one_does_with_twice_the_batch(self, settings: Any, tmp_path: Path) -> None:
         train(settings(trainer={"max_steps": 5, "per_device_train_batch_size": 8}), tmp_path / "one")
-        torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python")
+        torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
         chosen = settings(trainer={"max_steps": 5, "per_device_train_batch_size": 4, "ddp_backend": "gloo"})
-        process = in_process(chosen, tmp_path / "two", *torchrun)
+        process = in_process(chosen, tmp_path / "two", *torchrun, "--no-python")
         output, _ = process.communicate(timeout=300)
         assert process.returncode == 0, output
         one, two = weights(tmp_path / "one/model"), weights(tmp_path / "two/model")
