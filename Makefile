@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help demo test test-all lint bench wheel clean
+.PHONY: help demo test test-all lint bench train-embedded wheel clean
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
@@ -27,6 +27,9 @@ lint: $(STAMP)  ## style, layers, types, security
 bench: $(STAMP)  ## every benchmark in turn
 	@for file in $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py)); do \
 	  echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+train-embedded: $(STAMP)  ## the embedded model from scratch: about 100 minutes on 2 CPU cores; resumes where it was stopped
+	RECIPES=pipeline/training/recipes RUNS=runs/embedded BIN=$(BIN) pipeline/training/recipes/embedded.sh
 
 wheel: $(STAMP)  ## dist/vococache-*.whl, which ray_cluster.yaml installs on every node
 	rm -rf build dist

@@ -1,17 +1,11 @@
-"""Models from scratch: random weights with fan-in initialisation, and the embedded model's shape.
+"""Small models from scratch: a tokenizer, a shape, random weights."""
 
-`python -m vococache.model.scratch FOLDER` writes the embedded model as it stands: a byte-level tokenizer and
-random weights. It computes exactly, and knows nothing: its answers are noise until it is trained.
-"""
-
-import sys
 from collections.abc import Iterable
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedTokenizerFast
 
-from vococache.model.checkpoints import save_pretrained
 from vococache.model.config import PromptPieces, VoCoConfig
 from vococache.model.foreign import CLIP_MEAN, CLIP_STD, VOCO_TOKEN
 from vococache.model.images import FrameGeometry
@@ -80,16 +74,3 @@ def random_model(config: VoCoConfig, seed: int) -> VoCoModel:
     if config.text.tie_word_embeddings:
         model.lm_head.weight = model.language_model.embed_tokens.weight
     return model.eval().requires_grad_(False)
-
-
-def main(folder: str) -> None:
-    """Write the embedded model, with random weights in float16, to `folder`."""
-    tokenizer = byte_tokenizer()
-    model = random_model(small_config(tokenizer), seed=0).half()
-    model.tokenizer = tokenizer
-    note = "The embedded model has random weights and was never trained: its answers mean nothing."
-    save_pretrained(model, folder, note=note)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

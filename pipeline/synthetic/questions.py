@@ -13,7 +13,8 @@ from random import Random
 from vococache.pipeline.synthetic.scene import COLOURS, EVENTS, HELD_OUT_COLOURS, SHAPES, Scene, Thing, held_out_things
 
 PREFERENCE = {
-    "motion": 3, "change": 3, "order": 4, "times": 4, "interaction": 4, "activity": 2, "relation": 2, "background": 0.5,
+    "motion": 3, "change": 3, "order": 4, "times": 4, "interaction": 4, "activity": 2, "relation": 3, "position": 2,
+    "background": 0.5,
 }  # fmt: skip
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
 

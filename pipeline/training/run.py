@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import ConcatDataset, Dataset
-from transformers import TrainingArguments, set_seed
+from transformers import set_seed
 
 from vococache.errors import InputError
 from vococache.model.baselines import with_compression
@@ -22,7 +21,7 @@ from vococache.pipeline.training.examples import Example
 from vococache.pipeline.training.media import ConversationExamples, MediaReport
 from vococache.pipeline.training.settings import TrainSettings
 from vococache.pipeline.training.stored import StoredExamples
-from vococache.pipeline.training.trainer import make_trainer
+from vococache.pipeline.training.trainer import fast_attention, make_trainer, training_arguments
 from vococache.pipeline.training.world import WorldExamples
 from vococache.storage import open_store
 from vococache.workers.reason import ReasonStage
@@ -47,7 +46,7 @@ def train(settings: TrainSettings, out: Path, *, resume: bool = False) -> dict[s
     objective = Objective(
         model, elastic=settings.elastic, teacher=_teacher(settings, model), weight=settings.distillation
     )
-    trainer = make_trainer(objective, arguments(settings, out), train_set, evaluation)
+    trainer = make_trainer(objective, training_arguments(settings.trainer, out, settings.seed), train_set, evaluation)
     if trainer.is_world_process_zero():
         (out / "settings.yaml").write_text(yaml.safe_dump(asdict(settings), sort_keys=False))
     if resume and not any(out.glob("checkpoint-*")):
@@ -59,25 +58,6 @@ def train(settings: TrainSettings, out: Path, *, resume: bool = False) -> dict[s
         save_pretrained(model.eval(), out / MODEL, note=settings.note)
         (out / FIGURES).write_text(json.dumps(figures, indent=2) + "\n")
     return figures
-
-
-def arguments(settings: TrainSettings, out: Path) -> TrainingArguments:
-    """The Trainer's arguments: the settings' own, and what our batches need."""
-    try:
-        return TrainingArguments(
-            output_dir=str(out),
-            seed=settings.seed,
-            remove_unused_columns=False,
-            **{"report_to": ["tensorboard"]} | settings.trainer,
-        )
-    except (TypeError, ValueError) as error:
-        raise InputError(f"the trainer's settings do not fit: {error}") from None
-
-
-def fast_attention(model: VoCoModel) -> Any:
-    """The attention kernel to train with: on a CPU, plain matrix products beat the fused kernel's backward pass."""
-    on_cpu = model.device.type == "cpu"
-    return sdpa_kernel(SDPBackend.MATH if on_cpu else [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION])
 
 
 def _starting_model(settings: TrainSettings) -> VoCoModel:

@@ -6,24 +6,38 @@ tower and projector first learn to name what each patch of a picture shows. The 
 Letters: B pictures, P patches along a side, N = P * P, E hidden size.
 """
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+import yaml
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from transformers import Trainer
 
+from vococache.model.checkpoints import save_pretrained
+from vococache.model.config import VoCoConfig
+from vococache.model.scratch import byte_tokenizer, random_model, small_config
 from vococache.model.voco import IGNORED_LABEL, VoCoModel
+from vococache.pipeline.synthetic.questions import all_questions
 from vococache.pipeline.synthetic.render import EDGES, frames
 from vococache.pipeline.synthetic.scene import BACKGROUNDS, COLOURS, RADII, SHAPES, Scene, make_scene
+from vococache.pipeline.training.trainer import CsvLog, fast_attention, training_arguments
 
 COVERED = 0.06  # share of a patch that an object must cover to be what the patch shows
-HEADS = {
-    "shape": len(SHAPES) + 1, "colour": len(COLOURS) + 1, "size": len(RADII), "centre": 2,
-    "pattern": len(BACKGROUNDS), "bright": 2,
-}  # fmt: skip
+HEADS = ("shape", "colour", "size", "centre", "pattern", "bright", "row", "column")
+
+
+def classes(config: VoCoConfig) -> dict[str, int]:
+    """How many classes each head tells apart."""
+    grid = config.vision.image_size // config.vision.patch_size
+    counts = (len(SHAPES) + 1, len(COLOURS) + 1, len(RADII), 2, len(BACKGROUNDS), 2, grid, grid)
+    return dict(zip(HEADS, counts, strict=True))
 
 
 def patch_labels(scene: Scene, time: float, side: int, patch: int) -> dict[str, np.ndarray]:
@@ -49,6 +63,9 @@ def patch_labels(scene: Scene, time: float, side: int, patch: int) -> dict[str, 
     return {name: values.ravel() for name, values in flat.items()} | {
         "pattern": np.full(grid * grid, BACKGROUNDS.index(scene.background)),
         "bright": np.full(grid * grid, int(scene.bright)),
+        # Where a patch is; without being asked, a tower forgets it wherever an object is to be named.
+        "row": np.arange(grid * grid) // grid,
+        "column": np.arange(grid * grid) % grid,
     }
 
 
@@ -83,9 +100,8 @@ class TowerObjective(nn.Module):
     def __init__(self, voco: VoCoModel) -> None:
         super().__init__()
         self.voco = voco
-        self.heads = nn.ModuleDict(
-            {name: nn.Linear(voco.config.text.hidden_size, size) for name, size in HEADS.items()}
-        )
+        width = voco.config.text.hidden_size
+        self.heads = nn.ModuleDict({name: nn.Linear(width, count) for name, count in classes(voco.config).items()})
 
     def forward(self, frames: Tensor, labels: Tensor, **_: Any) -> dict[str, Tensor]:
         """The loss, and `predicted` [B, N, heads] where there is a label, -100 elsewhere."""
@@ -103,11 +119,59 @@ def head_accuracy(prediction: Any) -> dict[str, float]:
     """Share of labelled patches that each head names rightly; shape and colour where there is an object."""
     predicted, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
     found = {}
-    for index, (name, size) in enumerate(HEADS.items()):
+    for index, name in enumerate(HEADS):
         asked = labels[..., index] != IGNORED_LABEL
-        if name in ("shape", "colour"):
-            asked &= labels[..., index] != size - 1
+        if name in ("shape", "colour"):  # of objects: no object is each one's last class
+            asked &= labels[..., index] != (len(SHAPES) if name == "shape" else len(COLOURS))
         if name == "centre":
             asked &= labels[..., index] == 1
         found[name] = float((predicted[..., index] == labels[..., index])[asked].mean())
     return found
+
+
+def blank_model(*, width: int, layers: int, heads: int, size: int, tower_layers: int, vocabulary: int) -> VoCoModel:
+    """A model with random weights and a tokenizer whose merges come from the world's own questions and answers."""
+    texts = (
+        text
+        for number in range(4000)
+        for question in all_questions(make_scene(f"words {number}", still=number % 2 == 0), Random(number))
+        for text in (f"{question.text}\n", f" {question.answer}")
+    )
+    tokenizer = byte_tokenizer(texts, vocabulary)
+    config = small_config(tokenizer, width=width, layers=layers, heads=heads, size=size, tower_layers=tower_layers)
+    model = random_model(config, seed=0)
+    model.tokenizer = tokenizer
+    return model
+
+
+def train_tower(config: Path, out: Path, *, resume: bool = False) -> dict[str, float]:
+    """Train a new model's tower and projector as the YAML file `config` says; `out` gets the run and its `model/`."""
+    recipe = yaml.safe_load(config.read_text())
+    model = blank_model(**recipe["model"])
+    model.vision_tower.requires_grad_(True)
+    model.projector.requires_grad_(True)
+    out.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(
+        model=TowerObjective(model),
+        args=training_arguments(recipe["trainer"], out, seed=0),
+        data_collator=collate_patches,
+        train_dataset=Patches(model, "train", recipe["count"]),
+        eval_dataset=Patches(model, "val", 256),
+        compute_metrics=head_accuracy,
+        callbacks=[CsvLog(out)],
+    )
+    with fast_attention(model):
+        trainer.train(resume_from_checkpoint=resume)
+        figures: dict[str, float] = trainer.evaluate()
+    model.requires_grad_(False)
+    save_pretrained(model.eval(), out / "model")
+    return figures
+
+
+def main(config: str, out: str, *flags: str) -> None:
+    """`python -m vococache.pipeline.training.tower CONFIG OUT [--resume]`."""
+    print(train_tower(Path(config), Path(out), resume="--resume" in flags))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

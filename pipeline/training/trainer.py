@@ -1,15 +1,19 @@
 """The Hugging Face Trainer with what VoCo needs: our batches, our checkpoints, the share of right answers."""
 
 import csv
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from vococache.errors import InputError
 from vococache.model.objective import Objective
 from vococache.model.reader import own_weights
-from vococache.model.voco import IGNORED_LABEL
+from vococache.model.voco import IGNORED_LABEL, VoCoModel
 from vococache.pipeline.training.examples import collate
 
 
@@ -40,11 +44,32 @@ class VoCoTrainer(Trainer):
 
 
 def answer_accuracy(prediction: Any) -> dict[str, float]:
-    """Share of rows' labelled tokens, and of whole rows, that the likeliest ids match."""
-    predicted, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+    """The share of labelled tokens that are the likeliest, and of answers of which every token is.
+
+    An answer is a run of labelled tokens: between two of them there is always a question.
+    """
+    predicted, labels = (np.pad(np.asarray(ids), ((0, 0), (1, 0)), constant_values=IGNORED_LABEL)
+                         for ids in (prediction.predictions, prediction.label_ids))  # fmt: skip
     asked = labels != IGNORED_LABEL
-    right = (predicted == labels) & asked
-    return {"token_accuracy": float(right.sum() / max(1, asked.sum()))}
+    wrong = (predicted != labels)[asked]
+    starts = asked & ~np.roll(asked, 1, axis=1)
+    answers = np.bincount(starts.ravel().cumsum()[asked.ravel()] - 1, weights=wrong)
+    return {"token_accuracy": float(1 - wrong.mean()), "answer_accuracy": float((answers == 0).mean())}
+
+
+def training_arguments(trainer: dict[str, Any], out: Path, seed: int) -> TrainingArguments:
+    """The Trainer's arguments: the settings' own, and what our batches need. Raises `InputError`."""
+    values: dict[str, Any] = {"report_to": ["tensorboard"], "use_cpu": not torch.cuda.is_available()} | trainer
+    try:
+        return TrainingArguments(output_dir=str(out), seed=seed, remove_unused_columns=False, **values)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the trainer's settings do not fit: {error}") from None
+
+
+def fast_attention(model: VoCoModel) -> AbstractContextManager[Any]:
+    """The attention kernel to train with: on a CPU, plain matrix products beat the fused kernel's backward pass."""
+    fused = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
+    return sdpa_kernel([SDPBackend.MATH] if model.device.type == "cpu" else [*fused, SDPBackend.MATH])
 
 
 def make_trainer(
