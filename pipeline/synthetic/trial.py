@@ -1,7 +1,7 @@
 """How well a model answers about clips that it never saw, through the whole product: files, ingest, store, ask."""
 
-from collections import defaultdict
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -12,7 +12,7 @@ import numpy as np
 from vococache.pipeline.ingest import IngestReport, ingest
 from vococache.pipeline.synthetic.questions import questions
 from vococache.pipeline.synthetic.render import write_clip
-from vococache.pipeline.synthetic.scene import Scene
+from vococache.pipeline.synthetic.scene import Scene, make_scene
 
 if TYPE_CHECKING:
     from vococache.workers.reason import Context, ReasonStage
@@ -106,6 +106,25 @@ def run_trial(
             for question, answer in zip(posed, answers, strict=True)
         ]
     return Trial(tuple(rows))
+
+
+def question_only(scenes: Iterable[Scene], *, asked: int, learned_from: int, still: bool = False) -> float:
+    """Accuracy of the best guess without any picture, over the questions of a trial of `scenes`.
+
+    The guess is the most frequent answer to a question's exact text (else to its template) in `learned_from` training
+    scenes: what a model can learn that reads nothing but the question.
+    """
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    for number in range(learned_from):
+        for question in questions(make_scene(f"train {number}", still=still), asked, Random(number)):
+            answers[question.text][question.answer] += 1
+            answers[question.template][question.answer] += 1
+    right = []
+    for scene in scenes:
+        for question in questions(scene, asked, Random(f"{scene.seed} questions")):
+            known = answers[question.text] or answers[question.template]
+            right.append(known.most_common(1)[0][0] == question.answer)
+    return sum(right) / len(right)
 
 
 def _load(stage: "ReasonStage", video: str, tokens: int | None, look: Look) -> "Context":

@@ -72,7 +72,7 @@ def read_settings(path: Path, changes: dict[str, str]) -> TrainSettings:
     try:
         data = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"settings {path} cannot be read as YAML: {error}") from None
+        raise InputError(f"settings {path} cannot be read as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise InputError(f"settings {path} hold {type(data).__name__}; expected names and values")
     for name, value in changes.items():

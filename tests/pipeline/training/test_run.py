@@ -158,28 +158,29 @@ class TestParallel:
             train_on_ray(settings(), tmp_path, workers=5000)
 
 
-class TestFromAStore:
-    @pytest.fixture(scope="class")
-    def corpus(self, tmp_path_factory: pytest.TempPathFactory, blank: Path) -> tuple[Path, Path, Path]:
-        """(model folder, store, conversations about its videos); the videos themselves are gone."""
-        root = tmp_path_factory.mktemp("corpus")
-        settings = TrainSettings(
-            model=str(blank), from_scratch=True, data=({"synthetic": "train", "count": 8, "asked": 1, "still": True},),
-            trainer={"max_steps": 1, "use_cpu": True, "disable_tqdm": True, "report_to": []},
-        )  # fmt: skip
-        train(settings, root / "start")
-        (root / "videos").mkdir()
-        rows = []
-        for number in range(3):
-            path = write_clip(make_scene(f"train {number}"), root / f"videos/clip{number}.mp4")
-            rows.append({"video": path.name, "question": f"which one is it, {number}?", "answer": "red left"})
-        rows.append({"video": "gone.mp4", "question": "where is it?", "answer": "nowhere"})
-        ingest(str(root / "videos"), str(root / "store"), fps=2, model=str(root / "start/model"))
-        for path in (root / "videos").iterdir():
-            path.unlink()
-        (root / "rows.json").write_text("\n".join(map(json.dumps, rows)))
-        return root / "start/model", root / "store", root / "rows.json"
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory, blank: Path, local_ray: None) -> tuple[Path, Path, Path]:
+    """(model folder, store, conversations about its videos); the videos themselves are gone."""
+    root = tmp_path_factory.mktemp("corpus")
+    settings = TrainSettings(
+        model=str(blank), from_scratch=True, data=({"synthetic": "train", "count": 8, "asked": 1, "still": True},),
+        trainer={"max_steps": 1, "use_cpu": True, "disable_tqdm": True, "report_to": []},
+    )  # fmt: skip
+    train(settings, root / "start")
+    (root / "videos").mkdir()
+    rows = []
+    for number in range(3):
+        path = write_clip(make_scene(f"train {number}"), root / f"videos/clip{number}.mp4")
+        rows.append({"video": path.name, "question": f"which one is it, {number}?", "answer": "red left"})
+    rows.append({"video": "gone.mp4", "question": "where is it?", "answer": "nowhere"})
+    ingest(str(root / "videos"), str(root / "store"), fps=2, model=str(root / "start/model"))
+    for path in (root / "videos").iterdir():
+        path.unlink()
+    (root / "rows.json").write_text("\n".join(map(json.dumps, rows)))
+    return root / "start/model", root / "store", root / "rows.json"
 
+
+class TestFromAStore:
     @pytest.mark.parametrize("reader", [{"kind": "lora", "r": 4}, {"kind": "full"}], ids=["lora", "full"])
     def test_only_the_reader_learns_and_the_store_stays_valid(
         self, settings: Any, corpus: Any, reader: dict[str, Any], tmp_path: Path

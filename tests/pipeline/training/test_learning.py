@@ -1,0 +1,69 @@
+"""Training from scratch at a tiny size learns to see, to compress and to answer."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+
+from vococache.model.checkpoints import load_model
+from vococache.pipeline.synthetic.render import frames
+from vococache.pipeline.synthetic.scene import SHAPES, make_scene
+from vococache.pipeline.synthetic.trial import question_only
+from vococache.pipeline.training.run import train
+from vococache.pipeline.training.settings import TrainSettings
+from vococache.pipeline.training.tower import Patches, patch_labels, train_tower
+
+
+def test_a_tiny_model_learns_to_answer_through_its_cache(tmp_path: Path) -> None:
+    recipe = {
+        "model": {"width": 64, "layers": 3, "heads": 4, "size": 60, "tower_layers": 2, "vocabulary": 512},
+        "count": 16000,
+        "trainer": {
+            "max_steps": 250, "per_device_train_batch_size": 64, "learning_rate": 3e-3, "warmup_steps": 20,
+            "lr_scheduler_type": "cosine", "bf16": True, "report_to": [], "disable_tqdm": True,
+        },
+    }  # fmt: skip
+    (tmp_path / "tower.yaml").write_text(yaml.safe_dump(recipe))
+    figures = train_tower(tmp_path / "tower.yaml", tmp_path / "tower")
+    assert figures["eval_colour"] > 0.8
+    settings = TrainSettings(
+        model=str(tmp_path / "tower/model"),
+        data=({"synthetic": "train", "count": 9600, "asked": 4, "still": True},),
+        evaluation=({"synthetic": "val", "count": 100, "asked": 8, "still": True},),
+        train=("vision_tower", "projector", "language_model"),
+        trainer=recipe["trainer"] | {"per_device_train_batch_size": 32, "max_steps": 300},
+    )  # fmt: skip
+    answered = train(settings, tmp_path / "compress")["eval_answer_accuracy"]
+    scenes = [make_scene(f"val {number}", still=True) for number in range(100)]
+    guessed = question_only(scenes, asked=8, learned_from=3000, still=True)
+    assert guessed < 0.5
+    assert answered > guessed + 0.1
+    model = load_model(tmp_path / "compress/model", device="cpu")
+    assert model.config.num_voco_tokens == 2, "all of it went through two tokens a picture"
+
+
+def test_patches_are_labelled_by_what_covers_them() -> None:
+    for number in range(30):
+        scene = make_scene(f"patches {number}", still=True)
+        labels = patch_labels(scene, 0.0, 60, 10)
+        grid = labels["shape"].reshape(6, 6)
+        assert (labels["centre"] == 1).sum() == len(scene.things)
+        for thing in scene.things:
+            row, column = int(thing.y * 6), int(thing.x * 6)
+            named = grid[max(0, row - 1) : row + 2, max(0, column - 1) : column + 2]
+            assert SHAPES.index(thing.shape) in named
+        picture = frames(scene, (0.0,), 60)[0].astype(int)
+        spread = np.ptp(picture.reshape(6, 10, 6, 10, 3).mean((1, 3)), axis=2).ravel()
+        vivid = {"red", "green", "blue", "yellow", "purple"}
+        if {thing.colour for thing in scene.things} <= vivid:
+            assert spread[labels["size"] >= 0].mean() > spread[labels["size"] < 0].mean()
+
+
+def test_patch_batches_are_reproducible(tmp_path: Path) -> None:
+    from vococache.pipeline.training.tower import blank_model
+
+    model = blank_model(width=32, layers=2, heads=2, size=60, tower_layers=1, vocabulary=320)
+    one, two = (Patches(model, "train", 4)[3] for _ in range(2))
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+    assert torch.tensor(one["frames"]).shape == (1, 1, 60, 60, 3)
