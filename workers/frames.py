@@ -36,7 +36,7 @@ def pyav_frames(video: Video, targets: Targets) -> Iterator[Chosen]:
     """Decode the whole stream with PyAV, in presentation order."""
     held: tuple[float, av.VideoFrame] | None = None
     for frame in _decoded(video):
-        pts = frame.pts if frame.pts is not None else frame.dts
+        pts = video.time_of(frame)
         if pts is None:
             raise VideoError("frames without presentation times")
         if not video.shown(pts):

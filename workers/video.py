@@ -6,7 +6,7 @@ are shown. Runs in the decoder child; free of torch.
 
 import os
 import stat
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -94,6 +94,9 @@ class Video:
         self.context.options = {"max_pixels": str(max_pixels)}
         self._first_key: int | None = None
         self._last: tuple[int, int] = (0, 0)  # pts and duration of the packet shown last
+        # AVI counts packets in decoding order and keeps no presentation times; what FFmpeg guesses is out of order
+        # where there are B-frames. Packets' places are right: the next frame that is shown takes the next one.
+        self._untimed: deque[int] | None = deque() if self._container.format.name == "avi" else None
         self.clock = self.new_clock()
         self._check_whole()
 
@@ -128,6 +131,9 @@ class Video:
                     continue
                 if packet.is_corrupt:
                     raise VideoError(f"a broken packet at byte {packet.pos}")
+                if self._untimed is not None:
+                    packet.pts, packet.duration = packet.dts, 0
+                    self._untimed.append(packet.dts)
                 if self._first_key is None:
                     self._first_key = packet.pts if packet.pts is not None else packet.dts
                 if packet.pts is not None and packet.pts >= self._last[0]:
@@ -135,6 +141,13 @@ class Video:
                 yield packet
         except av.FFmpegError as error:
             raise VideoError(_reason(error)) from None
+
+    def time_of(self, frame: Any) -> int | None:
+        """The presentation time of the next decoded frame, in the stream's time base; None where there is none."""
+        if self._untimed:
+            return self._untimed.popleft()
+        time: int | None = frame.pts if frame.pts is not None else frame.dts
+        return time
 
     def shown(self, pts: int) -> bool:
         """Not one of the frames that would need what lies before the first keyframe?"""

@@ -87,8 +87,6 @@ def encode(pictures: Pixels, rate: int, quality: int, target: str | io.BytesIO) 
     The container is the one that a file's suffix names; MP4 in memory.
     """
     options = {"preset": "veryfast", "threads": "1", "crf": str(quality)}
-    if isinstance(target, str) and target.endswith(".avi"):
-        options["bf"] = "0"  # AVI keeps no presentation times, so pictures have to be stored in their order
     with av.open(target, "w", format=None if isinstance(target, str) else "mp4") as container:
         stream = container.add_stream("libx264", rate=rate, options=options)
         stream.height, stream.width, stream.pix_fmt = *pictures.shape[1:3], "yuv420p"

@@ -143,14 +143,14 @@ class Scene:
         return any(thing.held_out() for thing in self.things)
 
 
-def make_scene(seed: str, *, still: bool = False, compositional: bool = False) -> Scene:
-    """The scene of a seed. `still`: nothing moves or changes (for single images).
+def make_scene(seed: str, *, still: bool = False, compositional: bool = False, most: int = 4) -> Scene:
+    """The scene of a seed. `still`: nothing moves or changes (for single images). `most`: so many objects at most.
 
     `compositional`: at least one combination that no other scene has; otherwise none.
     """
     random = Random(seed)
     while True:
-        scene = _draw(random, seed, still, compositional)
+        scene = _draw(random, seed, still, compositional, most)
         if scene is not None:
             return scene
 
@@ -166,7 +166,7 @@ def split_scenes(split: str, count: int) -> dict[str, Scene]:
     }
 
 
-def _draw(random: Random, seed: str, still: bool, compositional: bool) -> Scene | None:
+def _draw(random: Random, seed: str, still: bool, compositional: bool, most: int) -> Scene | None:
     count = random.choices((1, 2, 3, 4), (18, 34, 30, 18))[0]
     event = "" if still else random.choices([*MEETINGS], [*MEETINGS.values()])[0]
     if event == "sequence":
@@ -180,7 +180,7 @@ def _draw(random: Random, seed: str, still: bool, compositional: bool) -> Scene 
             if _fits(thing, things):
                 things.append(thing)
                 break
-    if not things or not _names_differ(things) or not _events_apart(things):
+    if not 0 < len(things) <= most or not _names_differ(things) or not _events_apart(things):
         return None
     random.shuffle(things)
     scene = Scene(tuple(things), random.choice(BACKGROUNDS), random.random() < 0.5, event, seed)

@@ -18,20 +18,22 @@ RECORDED = 0.25  # share of clips that go through a real encoder; the others onl
 class WorldExamples(Dataset[Example]):
     """Clip number i of a split, with several questions; the same for the same split and number.
 
-    `still`: single pictures, in which nothing moves.
+    `still`: single pictures, in which nothing moves. `most`: scenes of at most so many objects.
     """
 
-    def __init__(self, model: VoCoModel, split: str, count: int, *, asked: int, still: bool = False) -> None:
+    def __init__(
+        self, model: VoCoModel, split: str, count: int, *, asked: int, still: bool = False, most: int = 4
+    ) -> None:
         self.prompt, self.tokenizer = model.config.prompt, model.tokenizer
         self.side = model.config.geometry.size
-        self.split, self.count, self.asked, self.still = split, count, asked, still
+        self.split, self.count, self.asked, self.still, self.most = split, count, asked, still, most
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> Example:
         seed = f"{self.split} {index}"
-        scene = make_scene(seed, still=self.still)
+        scene = make_scene(seed, still=self.still, most=self.most)
         random = Random(f"{seed} questions")
         texts = [
             encode_turns(self.tokenizer, self.prompt, [(question.text, question.answer)])
