@@ -126,8 +126,8 @@ def _data(
 
 def _entry(entry: dict[str, Any], model: VoCoModel, settings: TrainSettings, out: Path) -> Dataset[Example]:
     if "synthetic" in entry:
-        still = entry.get("still", False)
-        return WorldExamples(model, entry["synthetic"], entry["count"], asked=entry["asked"], still=still)
+        more = {name: entry[name] for name in ("still", "most") if name in entry}
+        return WorldExamples(model, entry["synthetic"], entry["count"], asked=entry["asked"], **more)
     file = Path(entry["file"])
     conversations = read_conversations(file, Path(entry.get("media", file.parent)))
     report = out / REPORT
