@@ -11,7 +11,12 @@ STAGES = ("compress", "temporal")
 
 @click.group("train")
 def train_group() -> None:
-    """Make a model: learn to compress, then to reason over sequences of caches."""
+    """Make a model: learn to compress, then to reason over sequences of caches.
+
+    \b
+    Example:
+      voco train compress --config compress.yaml --out runs/compress
+    """
 
 
 def _changes(pairs: tuple[str, ...]) -> dict[str, str]:
