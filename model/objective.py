@@ -70,9 +70,10 @@ class Objective(nn.Module):
     def _source(self, frames: Tensor) -> Tensor | VoCoCache:
         """The batch's pixels; without any, no cache, but one that every weight of stage 1 took part in.
 
-        Under DDP and FSDP every process must use the same weights, also with a batch of texts alone.
+        Under DDP every process must use the same weights, also with a batch of texts alone; under FSDP, which gathers
+        them layer by layer, in evaluation too.
         """
-        if len(frames) or not self.training:
+        if len(frames):
             return self.voco.pixel_values(frames)
         config = self.voco.config
         side = config.geometry.size

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from torch.utils.data import ConcatDataset, Dataset
 from transformers import set_seed
@@ -39,28 +40,35 @@ def train(settings: TrainSettings, out: Path, *, resume: bool = False) -> dict[s
     torchrun and Ray Train, one process a worker.
     """
     set_seed(settings.seed)
-    model = _starting_model(settings)
+    arguments = training_arguments(settings.trainer, out, settings.seed)
+    model = _starting_model(settings, arguments.device)
+    if arguments.fsdp and (model.config.reader or {}).get("kind") == "lora":
+        raise InputError("a LoRA reader shares the decoder's weights, which FSDP cannot shard: train it without `fsdp`")
     out.mkdir(parents=True, exist_ok=True)
     train_set = _data(settings.data, model, settings, out)
     evaluation = _data(settings.evaluation, model, settings, out) if settings.evaluation else None
-    objective = Objective(
-        model, elastic=settings.elastic, teacher=_teacher(settings, model), weight=settings.distillation
-    )
-    trainer = make_trainer(objective, training_arguments(settings.trainer, out, settings.seed), train_set, evaluation)
+    teacher = _teacher(settings, model, arguments.device)
+    objective = Objective(model, elastic=settings.elastic, teacher=teacher, weight=settings.distillation)
+    trainer = make_trainer(objective, arguments, train_set, evaluation)
     if trainer.is_world_process_zero():
         (out / "settings.yaml").write_text(yaml.safe_dump(asdict(settings), sort_keys=False))
     if resume and not any(out.glob("checkpoint-*")):
         raise InputError(f"nothing to resume: {out} has no checkpoint; start without --resume")
-    with fast_attention(model):
+    with fast_attention(arguments.device):
         trainer.train(resume_from_checkpoint=resume)
         figures = trainer.evaluate() if evaluation is not None else {}
+    if arguments.fsdp:  # `model` holds shards: the first process gathers the weights into another
+        state = trainer.accelerator.get_state_dict(trainer.model)
+        if trainer.is_world_process_zero():
+            model = _starting_model(settings, torch.device("cpu"))
+            Objective(model).load_state_dict(state)
     if trainer.is_world_process_zero():
         save_pretrained(model.eval(), out / MODEL, note=settings.note)
         (out / FIGURES).write_text(json.dumps(figures, indent=2) + "\n")
     return figures
 
 
-def _starting_model(settings: TrainSettings) -> VoCoModel:
+def _starting_model(settings: TrainSettings, device: torch.device) -> VoCoModel:
     """The model as training starts, the parts that learn in float32 and marked."""
     changes = {"tokens": settings.voco_tokens, "frames": settings.frames_per_segment}
     if settings.from_scratch:
@@ -68,7 +76,7 @@ def _starting_model(settings: TrainSettings) -> VoCoModel:
         model = random_model(layout.config.with_voco(**changes), settings.seed)
         model.tokenizer = layout.tokenizer
     else:
-        model = load_model(settings.model, dtype="float32")
+        model = load_model(settings.model, dtype="float32", device=device)
         model.config = model.config.with_voco(**changes)
         model.config.check_stage1_ids()
     if model.tokenizer is None:
@@ -108,10 +116,10 @@ def train_reader(model: VoCoModel) -> None:
             weight.requires_grad_(True)
 
 
-def _teacher(settings: TrainSettings, model: VoCoModel) -> VoCoModel | None:
+def _teacher(settings: TrainSettings, model: VoCoModel, device: torch.device) -> VoCoModel | None:
     if settings.teacher is None:
         return None
-    teacher = load_model(settings.teacher, dtype="float32")
+    teacher = load_model(settings.teacher, dtype="float32", device=device)
     teacher.config = teacher.config.with_voco(tokens=model.config.num_voco_tokens)
     return with_compression(teacher, "full").eval()
 

@@ -160,7 +160,7 @@ def train_tower(config: Path, out: Path, *, resume: bool = False) -> dict[str, f
         compute_metrics=head_accuracy,
         callbacks=[CsvLog(out)],
     )
-    with fast_attention(model):
+    with fast_attention(trainer.args.device):
         trainer.train(resume_from_checkpoint=resume)
         figures: dict[str, float] = trainer.evaluate()
     model.requires_grad_(False)

@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import DistributedType, PartialState
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from vococache.errors import InputError
 from vococache.model.objective import Objective
 from vococache.model.reader import own_weights
-from vococache.model.voco import IGNORED_LABEL, VoCoModel
+from vococache.model.voco import IGNORED_LABEL
 from vococache.pipeline.training.examples import collate
 
 
@@ -37,6 +39,18 @@ class CsvLog(TrainerCallback):
 
 class VoCoTrainer(Trainer):
     """Saves each weight once: a LoRA reader's base and tied embeddings appear under two names."""
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Shard where FSDP is asked for, between processes on CPUs as well."""
+        if self.args.fsdp and self.args.bf16:
+            # accelerate's own policy rounds the loss and the sum of the gradients to bfloat16 too.
+            policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+            self.args.fsdp_plugin_args["mixed_precision_policy"] = policy
+        state = PartialState()
+        if self.args.fsdp and state.distributed_type == DistributedType.MULTI_CPU:
+            # On CPUs accelerate ignores FSDP without a word.
+            state.distributed_type = DistributedType.MULTI_GPU
+        super().create_accelerator_and_postprocess()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         assert self.model is not None
@@ -66,10 +80,10 @@ def training_arguments(trainer: dict[str, Any], out: Path, seed: int) -> Trainin
         raise InputError(f"the trainer's settings do not fit: {error}") from None
 
 
-def fast_attention(model: VoCoModel) -> AbstractContextManager[Any]:
+def fast_attention(device: torch.device) -> AbstractContextManager[Any]:
     """The attention kernel to train with: on a CPU, plain matrix products beat the fused kernel's backward pass."""
     fused = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
-    return sdpa_kernel([SDPBackend.MATH] if model.device.type == "cpu" else [*fused, SDPBackend.MATH])
+    return sdpa_kernel([SDPBackend.MATH] if device.type == "cpu" else [*fused, SDPBackend.MATH])
 
 
 def make_trainer(

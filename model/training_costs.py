@@ -1,0 +1,116 @@
+"""What a training step takes, in closed form from the config: parameters, FLOPs and bytes of activations.
+
+As in `costs`, norms and activation functions count nothing among FLOPs. The bytes are those of the tensors that the
+backward pass needs, so they are a lower bound: allocators and transient copies come on top.
+"""
+
+from dataclasses import dataclass
+
+from vococache.model.config import VoCoConfig
+from vococache.model.costs import Flops, compress_flops, read_flops
+
+STATE_BYTES = 16  # of a weight that learns with AdamW, in float32: the weight, its gradient, two moments
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """The work of one step in one process: `rows` texts of `text` tokens, `labels` of them (in all rows) labelled.
+
+    `segments`: of all rows, shared evenly.
+    """
+
+    segments: int
+    rows: int
+    text: int
+    labels: int
+
+    def entries(self, config: VoCoConfig) -> int:
+        """Cached entries in front of each row's text."""
+        return self.segments // self.rows * config.num_voco_tokens
+
+
+def parameters(config: VoCoConfig) -> dict[str, int]:
+    """Weights by part, as `VoCoModel` has them: "vision_tower", "projector", "language_model", "lm_head"."""
+    text, vision = config.text, config.vision
+    width, heads, groups = int(text.hidden_size), config.heads * config.head_dim, config.kv_heads * config.head_dim
+    attention = 2 * width * heads + 2 * width * groups
+    if text.model_type == "qwen2":
+        attention += heads + 2 * groups  # biases
+    if text.model_type == "qwen3":
+        attention += 2 * config.head_dim  # norms of queries and keys
+    layer = attention + 3 * width * int(text.intermediate_size) + 2 * width
+    embedding = int(text.vocab_size) * width
+    side, inner = int(vision.hidden_size), int(vision.intermediate_size)
+    tower_layer = 4 * (side**2 + side) + 2 * side * inner + inner + side + 4 * side
+    places = config.tokens_per_frame + config.has_class_token
+    tower = vision.num_hidden_layers * tower_layer + places * side + vision.num_channels * vision.patch_size**2 * side
+    # CLIP has a class token and a norm before its layers, SigLIP a bias of the patches.
+    tower += 3 * side if config.has_class_token else side
+    projector = side * width + width
+    if config.projector == "mlp2x_gelu":
+        projector += width**2 + width
+    return {
+        "vision_tower": tower,
+        "projector": projector,
+        "language_model": embedding + config.layers * layer + width,
+        "lm_head": 0 if text.tie_word_embeddings else embedding,
+    }
+
+
+def step_flops(config: VoCoConfig, step: Step, *, checkpointing: bool) -> int:
+    """FLOPs of a step with a frozen vision tower: the backward pass takes twice the forward pass of what learns.
+
+    With gradient checkpointing the decoder's forward pass runs twice.
+    """
+    forward = forward_flops(config, step)
+    decoder = (4 if checkpointing else 3) * forward.decoder
+    return forward.vision + 3 * (forward.projector + forward.output) + decoder
+
+
+def forward_flops(config: VoCoConfig, step: Step) -> Flops:
+    """FLOPs of both stages' forward passes, by part."""
+    stage1 = compress_flops(config)
+    entries = step.entries(config)
+    stage2 = read_flops(config, entries=entries, tokens=step.text, logits=0)
+    return Flops(
+        vision=step.segments * stage1.vision,
+        projector=step.segments * stage1.projector,
+        decoder=step.segments * stage1.decoder + step.rows * stage2.decoder,
+        output=2 * step.labels * int(config.text.hidden_size) * int(config.text.vocab_size),
+    )
+
+
+def activation_bytes(
+    config: VoCoConfig, step: Step, *, checkpointing: bool, bytes_per_value: int = 4, fused: bool = True
+) -> int:
+    """Bytes that the backward pass needs, with a frozen vision tower.
+
+    `checkpointing`: each layer keeps its input alone, and one layer at a time computes the rest again. `fused`: the
+    attention kernel keeps no probabilities.
+    """
+    width = int(config.text.hidden_size)
+    length, entries = config.stage1_length, step.entries(config) + step.text
+    first, second = step.segments * length, step.rows * step.text
+    stage1 = first * _layer_values(config, entries=length, fused=fused)
+    stage2 = second * _layer_values(config, entries=entries, fused=fused)
+    # Stage 2 joins each row's cached entries and its own: keys and values.
+    stage2 += step.rows * entries * 2 * config.kv_heads * config.head_dim
+    if checkpointing:
+        layers = config.layers * (first + second) * width + max(stage1, stage2)
+    else:
+        layers = config.layers * (stage1 + stage2)
+    # Logits in float32, their log-softmax and its gradient.
+    output = 3 * 4 * step.labels * int(config.text.vocab_size)
+    return layers * bytes_per_value + output
+
+
+def _layer_values(config: VoCoConfig, *, entries: int, fused: bool) -> int:
+    """Values of one position that one layer keeps for its backward pass."""
+    width = int(config.text.hidden_size)
+    heads, groups = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    norms = 2 * 3 * width  # input, normalised, scaled
+    attention = 3 * heads + 2 * groups  # queries, output, its copy for the projection; keys, values
+    if not fused:
+        attention += config.heads * entries
+    mlp = 4 * int(config.text.intermediate_size)  # gate, its SiLU, up, their product
+    return norms + attention + mlp
