@@ -31,7 +31,7 @@ def main() -> None:
         store = str(Path(root) / "store")
         splits = {name: split_scenes(name, clips) for name in ("test", "compositional")}
         ingest_clips(splits["test"] | splits["compositional"], Path(root) / "clips", store, model=options.model)
-        stage = open_reader(store, options.model)
+        stage = open_reader(store, model=options.model)
         trials = {name: run_trial(stage, scenes, asked=ASKED) for name, scenes in splits.items()}
         trials["test, frames shuffled"] = temporal(run_trial(stage, splits["test"], asked=ASKED, look="shuffled"))
         trials["test, one frame"] = temporal(run_trial(stage, splits["test"], asked=ASKED, look="one"))

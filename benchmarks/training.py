@@ -11,6 +11,7 @@ import resource
 import subprocess
 import sys
 import time
+from typing import Any
 
 from common import report
 
@@ -45,41 +46,18 @@ def measure(size: str, stage: str, checkpointing: str) -> dict[str, object]:
     """One case: a batch of single segments with a text each, or one row of all segments with eight texts."""
     import torch
 
-    from vococache.model.objective import Objective
-    from vococache.model.scratch import byte_tokenizer, random_model, small_config
+    from vococache.model.scratch import byte_tokenizer, small_config
     from vococache.model.training_costs import STATE_BYTES, Step, activation_bytes, parameters
-    from vococache.pipeline.training.trainer import fast_attention
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    on_cpu = device.type == "cpu"
-    torch.manual_seed(0)
+    on_cpu = not torch.cuda.is_available()
     layers, segments = SIZES[size]
-    config = small_config(byte_tokenizer(), width=256, layers=layers, heads=4)
-    start = peak_memory(on_cpu)
-    model = random_model(config, seed=0).to(device)
-    model.requires_grad_(True)
-    model.vision_tower.requires_grad_(False)
-    model.gradient_checkpointing = checkpointing == "on"
-    objective = Objective(model).train()
-    optimizer = torch.optim.AdamW([weight for weight in objective.parameters() if weight.requires_grad], lr=1e-4)
     rows, texts = (segments, 1) if stage == "compress" else (1, 8)
-    ids = torch.randint(3, config.text.vocab_size, (rows, texts * TEXT))
-    batch = {
-        "input_ids": ids,
-        "attention_mask": torch.arange(1, texts + 1).repeat_interleave(TEXT).expand(rows, -1),
-        "labels": ids.masked_fill(torch.arange(texts * TEXT) % TEXT < TEXT // 2, -100),
-        "frames": torch.randint(0, 256, (segments, 1, 64, 64, 3), dtype=torch.uint8),
-    }
-    batch = {name: tensor.to(device) for name, tensor in batch.items()}
-    seconds = []
-    with fast_attention(device):
-        for _ in range(STEPS):
-            began = time.perf_counter()
-            loss = objective(**batch, segments=[segments // rows] * rows)["loss"]
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            seconds.append((loss.item(), time.perf_counter() - began))
+    tokenizer = byte_tokenizer()
+    # What the first step ever loads is no part of a step.
+    train_steps(small_config(tokenizer, layers=1), 1, 1, 1, checkpointing=False)
+    start = peak_memory(on_cpu)
+    config = small_config(tokenizer, width=256, layers=layers, heads=4)
+    loss, seconds = train_steps(config, segments, rows, texts, checkpointing=checkpointing == "on")
     step = Step(segments=segments, rows=rows, text=texts * TEXT, labels=rows * texts * TEXT // 2)
     activations = activation_bytes(config, step, checkpointing=checkpointing == "on", fused=not on_cpu)
     counts = parameters(config)
@@ -90,9 +68,46 @@ def measure(size: str, stage: str, checkpointing: str) -> dict[str, object]:
         "peak_bytes": peak_memory(on_cpu) - start,
         "estimated_bytes": states + activations,
         "estimated_activation_bytes": activations,
-        "seconds": min(taken for _, taken in seconds[1:]),
-        "loss": seconds[-1][0],
+        "seconds": seconds,
+        "loss": loss,
     }
+
+
+def train_steps(config: Any, segments: int, rows: int, texts: int, *, checkpointing: bool) -> tuple[float, float]:
+    """The last loss of a few steps of a random model, and the seconds of the fastest but the first."""
+    import torch
+
+    from vococache.model.objective import Objective
+    from vococache.model.scratch import random_model
+    from vococache.pipeline.training.trainer import fast_attention
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(0)
+    model = random_model(config, seed=0).to(device)
+    model.requires_grad_(True)
+    model.vision_tower.requires_grad_(False)
+    model.gradient_checkpointing = checkpointing
+    objective = Objective(model).train()
+    optimizer = torch.optim.AdamW([weight for weight in objective.parameters() if weight.requires_grad], lr=1e-4)
+    ids = torch.randint(3, config.text.vocab_size, (rows, texts * TEXT))
+    batch = {
+        "input_ids": ids,
+        "attention_mask": torch.arange(1, texts + 1).repeat_interleave(TEXT).expand(rows, -1),
+        "labels": ids.masked_fill(torch.arange(texts * TEXT) % TEXT < TEXT // 2, -100),
+        "frames": torch.randint(0, 256, (segments, 1, 64, 64, 3), dtype=torch.uint8),
+    }
+    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    found, seconds = 0.0, []
+    with fast_attention(device):
+        for _ in range(STEPS):
+            began = time.perf_counter()
+            loss = objective(**batch, segments=[segments // rows] * rows)["loss"]
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            found = loss.item()
+            seconds.append(time.perf_counter() - began)
+    return found, min(seconds[1:])
 
 
 def peak_memory(on_cpu: bool) -> int:

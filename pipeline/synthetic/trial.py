@@ -108,7 +108,9 @@ def run_trial(
     return Trial(tuple(rows))
 
 
-def question_only(scenes: Iterable[Scene], *, asked: int, learned_from: int, still: bool = False) -> float:
+def question_only(
+    scenes: Iterable[Scene], *, asked: int, learned_from: int, still: bool = False, most: int = 4
+) -> float:
     """Accuracy of the best guess without any picture, over the questions of a trial of `scenes`.
 
     The guess is the most frequent answer to a question's exact text (else to its template) in `learned_from` training
@@ -116,7 +118,7 @@ def question_only(scenes: Iterable[Scene], *, asked: int, learned_from: int, sti
     """
     answers: dict[str, Counter[str]] = defaultdict(Counter)
     for number in range(learned_from):
-        for question in questions(make_scene(f"train {number}", still=still), asked, Random(number)):
+        for question in questions(make_scene(f"train {number}", still=still, most=most), asked, Random(number)):
             answers[question.text][question.answer] += 1
             answers[question.template][question.answer] += 1
     right = []

@@ -41,6 +41,8 @@ def train(settings: TrainSettings, out: Path, *, resume: bool = False) -> dict[s
     """
     set_seed(settings.seed)
     arguments = training_arguments(settings.trainer, out, settings.seed)
+    if arguments.fsdp and arguments.world_size == 1:
+        raise InputError("`fsdp` shards between processes, found one: start several with torchrun or --workers")
     model = _starting_model(settings, arguments.device)
     if arguments.fsdp and (model.config.reader or {}).get("kind") == "lora":
         raise InputError("a LoRA reader shares the decoder's weights, which FSDP cannot shard: train it without `fsdp`")

@@ -1,7 +1,9 @@
 """The Hugging Face Trainer with what VoCo needs: our batches, our checkpoints, the share of right answers."""
 
 import csv
+import warnings
 from contextlib import AbstractContextManager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +44,17 @@ class VoCoTrainer(Trainer):
 
     def create_accelerator_and_postprocess(self) -> None:
         """Shard where FSDP is asked for, between processes on CPUs as well."""
-        if self.args.fsdp and self.args.bf16:
-            # accelerate's own policy rounds the loss and the sum of the gradients to bfloat16 too.
-            policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-            self.args.fsdp_plugin_args["mixed_precision_policy"] = policy
-        state = PartialState()
-        if self.args.fsdp and state.distributed_type == DistributedType.MULTI_CPU:
-            # On CPUs accelerate ignores FSDP without a word.
-            state.distributed_type = DistributedType.MULTI_GPU
+        if self.args.fsdp:
+            state = PartialState()
+            if state.distributed_type == DistributedType.MULTI_CPU:
+                # On CPUs accelerate would ignore FSDP without a word.
+                state.distributed_type = DistributedType.MULTI_GPU
+            if self.args.bf16:
+                # accelerate's own policy rounds the loss and the sum of the gradients to bfloat16 too.
+                policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+                self.args.fsdp_plugin_args["mixed_precision_policy"] = policy
+            # Of the keys and values that each layer returns: nothing changes them in place.
+            warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
         super().create_accelerator_and_postprocess()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
@@ -73,7 +78,8 @@ def answer_accuracy(prediction: Any) -> dict[str, float]:
 
 def training_arguments(trainer: dict[str, Any], out: Path, seed: int) -> TrainingArguments:
     """The Trainer's arguments: the settings' own, and what our batches need. Raises `InputError`."""
-    values: dict[str, Any] = {"report_to": ["tensorboard"], "use_cpu": not torch.cuda.is_available()} | trainer
+    values: dict[str, Any] = {"report_to": ["tensorboard"], "use_cpu": not torch.cuda.is_available()}
+    values |= deepcopy(trainer)  # `fsdp_config` is changed in place
     try:
         return TrainingArguments(output_dir=str(out), seed=seed, remove_unused_columns=False, **values)
     except (TypeError, ValueError) as error:

@@ -95,7 +95,7 @@ def test_ask_json_is_the_contract(voco: Voco, store: Path) -> None:
     assert set(answers[0]) == {"question", "answer", "videos", "segments", "timings"}
     assert answers[0]["segments"] == [{"video": "plain", "start": 1, "stop": 4, "start_time": 1.0, "end_time": 3.0}]
     assert set(answers[0]["timings"]) == {"load", "prefill", "decode"}
-    assert "random weights" in result.err, "the embedded model says what it is"
+    assert "only synthetic clips" in result.err, "the embedded model says what it is"
 
 
 def test_answers_need_no_video_file(voco: Voco, clips: Path, tmp_path: Path) -> None:

@@ -137,6 +137,7 @@ class TestParallel:
         for name, weight in one.items():
             torch.testing.assert_close(two[name], weight, atol=2e-4, rtol=1e-3, msg=name)
 
+    @pytest.mark.slow
     def test_ray_train_runs_the_same(self, settings: Any, tmp_path: Path) -> None:
         from vococache.pipeline.training.cluster import train_on_ray
 

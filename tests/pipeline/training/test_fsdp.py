@@ -1,0 +1,97 @@
+"""Training with sharded weights (FSDP), between two processes on CPUs."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.pipeline.training.test_run import in_process, losses, weights
+from vococache.errors import InputError
+from vococache.pipeline.training.run import train
+
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python")
+SHARDED = {
+    "ddp_backend": "gloo", "fsdp": True, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 1,
+    "fsdp_config": {"transformer_layer_cls_to_wrap": ["LlamaDecoderLayer", "CLIPEncoderLayer"]},
+}  # fmt: skip
+
+
+@pytest.fixture
+def run(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Train in two processes; keyword arguments change the settings, `trainer` those of the Trainer."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # else FSDP looks for its shards on the GPU
+
+    def start(out: Path, trainer: dict[str, Any], *, resume: bool = False, **changes: Any) -> None:
+        process = in_process(settings(trainer=SHARDED | trainer, **changes), out, *TORCHRUN, resume=resume)
+        output, _ = process.communicate(timeout=280)
+        assert process.returncode == 0, output
+
+    return start
+
+
+@pytest.fixture
+def mostly_text(tmp_path: Path) -> dict[str, Any]:
+    """Rows of which only one has a picture, so that a process can meet texts alone."""
+    Image.new("RGB", (60, 60), "red").save(tmp_path / "red.png")
+    rows = [{"question": "is there a red object?", "answer": "left"} for _ in range(5)]
+    (tmp_path / "rows.json").write_text(json.dumps([{"image": "red.png", **rows[0]}, *rows]))
+    return {"file": str(tmp_path / "rows.json")}
+
+
+def assert_close(one: Path, two: Path) -> None:
+    first, second = weights(one), weights(two)
+    assert first.keys() == second.keys()
+    for name, weight in first.items():
+        torch.testing.assert_close(second[name], weight, atol=2e-4, rtol=1e-3, msg=name)
+
+
+def test_shards_train_what_one_process_does_with_twice_the_batch(
+    settings: Any, run: Any, mostly_text: dict[str, Any], tmp_path: Path
+) -> None:
+    train(settings(trainer={"max_steps": 5, "per_device_train_batch_size": 8}), tmp_path / "one")
+    # In evaluation too, a process whose rows are all text must gather the layers as often as the other.
+    run(tmp_path / "two", {"max_steps": 5, "save_steps": 5}, evaluation=(mostly_text,))
+    assert (tmp_path / "two/checkpoint-5/pytorch_model_fsdp.bin").exists(), "the weights were sharded"
+    assert_close(tmp_path / "one/model", tmp_path / "two/model")
+
+
+@pytest.mark.slow
+def test_a_sharded_run_with_checkpointing_resumes_to_the_same_weights(settings: Any, run: Any, tmp_path: Path) -> None:
+    train(settings(trainer={"max_steps": 6, "per_device_train_batch_size": 8}), tmp_path / "one")
+    out = tmp_path / "two"
+    sharded = SHARDED["fsdp_config"] | {"state_dict_type": "SHARDED_STATE_DICT"}
+    trainer = {"max_steps": 6, "save_steps": 3, "fsdp_config": sharded}
+    run(out, trainer, gradient_checkpointing=True)
+    assert_close(tmp_path / "one/model", out / "model")
+    shutil.rmtree(out / "checkpoint-6")
+    (out / "model").rename(tmp_path / "straight")
+    run(out, trainer, gradient_checkpointing=True, resume=True)
+    assert_close(tmp_path / "straight", out / "model")
+
+
+@pytest.mark.slow
+def test_bfloat16_shards_keep_float32_weights_and_losses(run: Any, tmp_path: Path) -> None:
+    run(tmp_path / "two", {"max_steps": 8, "bf16": True})
+    found = losses(tmp_path / "two")
+    assert found[8] < found[1]
+    assert any(loss != torch.tensor(loss).bfloat16().item() for loss in found.values())
+    assert {weight.dtype for weight in weights(tmp_path / "two/model").values()} == {torch.float32}
+
+
+@pytest.mark.slow
+def test_a_lora_reader_is_refused(settings: Any, tmp_path: Path) -> None:
+    chosen = settings(trainer=SHARDED, train=("reader",), reader={"kind": "lora", "r": 2})
+    process = in_process(chosen, tmp_path / "two", *TORCHRUN)
+    output, _ = process.communicate(timeout=280)
+    assert process.returncode
+    assert "a LoRA reader shares the decoder's weights" in output
+
+
+def test_one_process_has_nothing_to_shard_with(settings: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="shards between processes, found one"):
+        train(settings(trainer={"fsdp": True}), tmp_path)
