@@ -54,10 +54,9 @@ def train(settings: TrainSettings, out: Path, *, resume: bool = False) -> dict[s
     trainer = make_trainer(objective, arguments, train_set, evaluation)
     if trainer.is_world_process_zero():
         (out / "settings.yaml").write_text(yaml.safe_dump(asdict(settings), sort_keys=False))
-    if resume and not any(out.glob("checkpoint-*")):
-        raise InputError(f"nothing to resume: {out} has no checkpoint; start without --resume")
+    checkpoint = last_checkpoint(out) if resume else None
     with fast_attention(arguments.device):
-        trainer.train(resume_from_checkpoint=resume)
+        trainer.train(resume_from_checkpoint=checkpoint)
         figures = trainer.evaluate() if evaluation is not None else {}
     if arguments.fsdp:  # `model` holds shards: the first process gathers the weights into another
         state = trainer.accelerator.get_state_dict(trainer.model)
@@ -68,6 +67,17 @@ def train(settings: TrainSettings, out: Path, *, resume: bool = False) -> dict[s
         save_pretrained(model.eval(), out / MODEL, note=settings.note)
         (out / FIGURES).write_text(json.dumps(figures, indent=2) + "\n")
     return figures
+
+
+def last_checkpoint(out: Path) -> str:
+    """The last whole checkpoint in a run's folder; a kill may have left a newer one half-written.
+
+    Raises `InputError` where there is none.
+    """
+    whole = [state.parent for state in out.glob("checkpoint-*/trainer_state.json")]  # of all files, written last
+    if not whole:
+        raise InputError(f"nothing to resume: {out} has no checkpoint; start without --resume")
+    return str(max(whole, key=lambda folder: int(folder.name.removeprefix("checkpoint-"))))
 
 
 def _starting_model(settings: TrainSettings, device: torch.device) -> VoCoModel:
