@@ -142,7 +142,7 @@ def test_a_dry_run_tells_and_does_nothing(voco: Voco, clips: Path, tmp_path: Pat
     assert (found["videos"], found["segments"]) == (3, 17)  # 10 + 1 + 6
     assert set(found["unknown"]) == {"text", "zero", "cut", "sound"}
     assert found["seconds"] > 0
-    assert found["bytes"] == 17 * 4 * 2 * 2 * 2 * 16 * 4
+    assert found["bytes"] == 17 * 6 * 2 * 6 * 2 * 32 * 4  # layers, keys and values, heads, tokens, head size, bytes
     assert not (tmp_path / "none").exists()
 
 

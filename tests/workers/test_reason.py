@@ -89,7 +89,7 @@ def test_questions_in_one_pass_are_answered_as_alone(stage: ReasonStage) -> None
 def test_a_conversation_puts_earlier_turns_in_front(stage: ReasonStage) -> None:
     ids = stage.question_ids("And then?", [("What {first}?", "a dog")]).tolist()
     text = stage.model.tokenizer.decode(ids)
-    assert text == "\nWhat {first}? Answer: a dog</s>And then? Answer:"
+    assert text == "\nWhat {first}?\n a dog</s>And then?\n"
 
 
 def test_what_does_not_fit_is_refused_with_the_window_that_would(stage: ReasonStage) -> None:

@@ -1,0 +1,64 @@
+"""The committed recipes and the document about training say what the code takes."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vococache.pipeline.training.conversations import read_conversations
+from vococache.pipeline.training.settings import TrainSettings, check_stage, read_settings
+from vococache.pipeline.training.trainer import training_arguments
+
+ROOT = Path(__file__).parents[3]
+RECIPES = sorted((ROOT / "pipeline/training/recipes").glob("*.yaml"))
+DOCUMENT = (ROOT / "docs/training.md").read_text()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_is_valid(path: Path, tmp_path: Path) -> None:
+    recipe = yaml.safe_load(path.read_text())
+    arguments = training_arguments(recipe["trainer"], tmp_path, seed=0)
+    assert arguments.learning_rate == recipe["trainer"]["learning_rate"]
+    if "data" in recipe:  # the embedded model's tower has no texts
+        check_stage(read_settings(path, {}), "temporal" if "temporal" in path.stem else "compress")
+
+
+@pytest.mark.parametrize("name", ["compress", "temporal", "temporal-reader"])
+def test_the_papers_recipe(name: str, tmp_path: Path) -> None:
+    settings = read_settings(ROOT / f"pipeline/training/recipes/vicuna-7b-{name}.yaml", {})
+    arguments = training_arguments(settings.trainer, tmp_path, seed=0)
+    assert 8 * arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps == 128
+    assert arguments.get_warmup_steps(1000) == 30
+    assert arguments.lr_scheduler_type == "cosine"
+    assert arguments.bf16
+    assert settings.gradient_checkpointing
+    assert "vision_tower" not in settings.train
+    if name != "temporal-reader":
+        assert arguments.learning_rate == 2e-5
+        assert arguments.fsdp_plugin_args["fsdp_version"] == 2
+        assert arguments.fsdp_plugin_args["transformer_cls_names_to_wrap"] == "LlamaDecoderLayer,CLIPEncoderLayer"
+
+
+def test_the_document_names_every_setting() -> None:
+    missing = [entry.name for entry in fields(TrainSettings) if f"`{entry.name}`" not in DOCUMENT]
+    assert not missing
+
+
+def examples(language: str) -> list[str]:
+    blocks = DOCUMENT.split("```")[1::2]
+    return [block.removeprefix(language + "\n") for block in blocks if block.startswith(language + "\n")]
+
+
+@pytest.mark.parametrize("text", examples("yaml"))
+def test_the_documents_settings_are_valid(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text(text)
+    training_arguments(read_settings(path, {}).trainer, tmp_path, seed=0)
+
+
+@pytest.mark.parametrize("text", [*examples("json"), *examples("csv")])
+def test_the_documents_data_are_read(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.write_text(text)
+    assert all(row.turns for row in read_conversations(path, tmp_path))
