@@ -60,11 +60,16 @@ def parameters(config: VoCoConfig) -> dict[str, int]:
 def step_flops(config: VoCoConfig, step: Step, *, checkpointing: bool) -> int:
     """FLOPs of a step with a frozen vision tower: the backward pass takes twice the forward pass of what learns.
 
-    With gradient checkpointing the decoder's forward pass runs twice.
+    With gradient checkpointing the decoder's layers run forward once more, up to the last product of each.
     """
     forward = forward_flops(config, step)
-    decoder = (4 if checkpointing else 3) * forward.decoder
-    return forward.vision + 3 * (forward.projector + forward.output) + decoder
+    flops = forward.vision + 3 * (forward.projector + forward.decoder + forward.output)
+    if not checkpointing:
+        return flops
+    whole = max(0, config.layers - 2)
+    outputs = whole * config.stage1_length + (config.num_voco_tokens if config.layers > 1 else 0)
+    down = 2 * int(config.text.hidden_size) * int(config.text.intermediate_size)
+    return flops + forward.decoder - down * (step.segments * outputs + step.rows * step.text * config.layers)
 
 
 def forward_flops(config: VoCoConfig, step: Step) -> Flops:
@@ -88,17 +93,19 @@ def activation_bytes(
     `checkpointing`: each layer keeps its input alone, and one layer at a time computes the rest again. `fused`: the
     attention kernel keeps no probabilities.
     """
-    width = int(config.text.hidden_size)
+    width, keys_values = int(config.text.hidden_size), 2 * config.kv_heads * config.head_dim
     length, entries = config.stage1_length, step.entries(config) + step.text
     first, second = step.segments * length, step.rows * step.text
     stage1 = first * _layer_values(config, entries=length, fused=fused)
-    stage2 = second * _layer_values(config, entries=entries, fused=fused)
-    # Stage 2 joins each row's cached entries and its own: keys and values.
-    stage2 += step.rows * entries * 2 * config.kv_heads * config.head_dim
+    # Stage 2 joins each row's cached entries and its own.
+    stage2 = second * _layer_values(config, entries=entries, fused=fused) + step.rows * entries * keys_values
+    # The last layer of stage 1, and the one before it, compute keys and values and hardly more.
+    whole = max(0, config.layers - 2)
     if checkpointing:
-        layers = config.layers * (first + second) * width + max(stage1, stage2)
+        layers = (whole + 1) * first * width + config.layers * second * width + max(stage1, stage2)
     else:
-        layers = config.layers * (stage1 + stage2)
+        ends = (config.layers - whole - 1) * first * (3 * width + keys_values)
+        layers = whole * stage1 + ends + config.layers * stage2
     # Logits in float32, their log-softmax and its gradient.
     output = 3 * 4 * step.labels * int(config.text.vocab_size)
     return layers * bytes_per_value + output

@@ -106,7 +106,8 @@ def test_wheel_is_complete(wheel):
     source = {f"vococache/{file}" for file in ("__init__.py", "errors.py", "py.typed")}
     for name in PACKAGES:
         folder = ROOT / name
-        files = [*folder.rglob("*.py"), *(file for file in folder.glob("embedded/**/*") if file.is_file())]
+        data = (file for kind in ("embedded/**/*", "training/recipes/*") for file in folder.glob(kind))
+        files = [*folder.rglob("*.py"), *(file for file in data if file.is_file())]
         source |= {f"vococache/{file.relative_to(ROOT)}" for file in files if "__pycache__" not in file.parts}
     assert shipped == source
 
