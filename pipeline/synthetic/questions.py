@@ -13,8 +13,8 @@ from random import Random
 from vococache.pipeline.synthetic.scene import COLOURS, EVENTS, HELD_OUT_COLOURS, SHAPES, Scene, Thing, held_out_things
 
 PREFERENCE = {
-    "motion": 3, "change": 3, "order": 4, "times": 4, "interaction": 4, "activity": 2, "relation": 3, "position": 2,
-    "background": 0.5,
+    "motion": 3, "change": 3, "order": 6, "times": 6, "interaction": 4, "activity": 2, "relation": 3, "position": 2,
+    "existence": 0.7, "size": 0.7, "background": 0.5,
 }  # fmt: skip
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
 
@@ -316,7 +316,7 @@ def colour_moving(view: View) -> Asked | None:
     if view.thing.action != "moves" or len(view.scene.things) < 2:
         return None
     where = view.thing.legs[0].direction
-    if not view.is_only(lambda thing: where in thing.deeds()):
+    if not view.is_only(lambda thing: where in thing.directions()):
         return None
     return view.one_of(
         f"what color is the object that moves {where}?", f"which color moves {where}?"
@@ -328,7 +328,7 @@ def shape_moving(view: View) -> Asked | None:
     if view.thing.action != "moves" or len(view.scene.things) < 2:
         return None
     where = view.thing.legs[0].direction
-    if not view.is_only(lambda thing: where in thing.deeds()):
+    if not view.is_only(lambda thing: where in thing.directions()):
         return None
     return view.one_of(f"what shape moves {where}?", f"which shape is moving {where}?"), view.thing.shape
 

@@ -16,7 +16,8 @@ from vococache.pipeline.synthetic.scene import SECONDS, Scene
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
-PALETTE = {
+Palette = dict[str, tuple[int, int, int]]
+PALETTE: Palette = {
     "red": (214, 38, 38), "green": (36, 160, 58), "blue": (40, 66, 214), "yellow": (236, 212, 44),
     "purple": (150, 44, 184), "white": (246, 246, 246), "black": (14, 14, 14),
 }  # fmt: skip
@@ -51,11 +52,11 @@ def ground(scene: Scene, side: int, random: Random) -> Floats:
     return picture
 
 
-def frames(scene: Scene, times: Sequence[float], side: int) -> Pixels:
+def frames(scene: Scene, times: Sequence[float], side: int, palette: Palette = PALETTE) -> Pixels:
     """The scene at `times` (seconds) as a camera sees it, noise included: [len(times), side, side, 3]."""
     random = Random(f"{scene.seed} look")
     empty = ground(scene, side, random)
-    paints = {colour: np.array([c + random.uniform(-9, 9) for c in PALETTE[colour]], np.float32) for colour in PALETTE}
+    paints = {name: np.array([c + random.uniform(-9, 9) for c in palette[name]], np.float32) for name in PALETTE}
     pictures = np.repeat(empty[None], len(times), axis=0)
     for picture, time in zip(pictures, times, strict=True):
         for thing in scene.things:
