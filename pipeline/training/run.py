@@ -47,7 +47,7 @@ def train(settings: TrainSettings, out: Path, *, resume: bool = False) -> dict[s
     if arguments.fsdp and (model.config.reader or {}).get("kind") == "lora":
         raise InputError("a LoRA reader shares the decoder's weights, which FSDP cannot shard: train it without `fsdp`")
     out.mkdir(parents=True, exist_ok=True)
-    train_set = _data(settings.data, model, settings, out)
+    train_set = _data(settings.data, model, settings, out, seed=settings.seed)
     evaluation = _data(settings.evaluation, model, settings, out) if settings.evaluation else None
     teacher = _teacher(settings, model, arguments.device)
     objective = Objective(model, elastic=settings.elastic, teacher=teacher, weight=settings.distillation)
@@ -137,17 +137,18 @@ def _teacher(settings: TrainSettings, model: VoCoModel, device: torch.device) ->
 
 
 def _data(
-    entries: tuple[dict[str, Any], ...], model: VoCoModel, settings: TrainSettings, out: Path
+    entries: tuple[dict[str, Any], ...], model: VoCoModel, settings: TrainSettings, out: Path, *, seed: int = 0
 ) -> Dataset[Example]:
-    """All entries, one after the other."""
-    parts = [_entry(entry, model, settings, out) for entry in entries]
+    """All entries, one after the other; with a `seed`, other scenes of the same splits."""
+    parts = [_entry(entry, model, settings, out, seed) for entry in entries]
     return parts[0] if len(parts) == 1 else ConcatDataset(parts)
 
 
-def _entry(entry: dict[str, Any], model: VoCoModel, settings: TrainSettings, out: Path) -> Dataset[Example]:
+def _entry(entry: dict[str, Any], model: VoCoModel, settings: TrainSettings, out: Path, seed: int) -> Dataset[Example]:
     if "synthetic" in entry:
+        split = f"{entry['synthetic']}, seed {seed}" if seed else entry["synthetic"]
         more = {name: entry[name] for name in ("still", "most") if name in entry}
-        return WorldExamples(model, entry["synthetic"], entry["count"], asked=entry["asked"], **more)
+        return WorldExamples(model, split, entry["count"], asked=entry["asked"], **more)
     file = Path(entry["file"])
     conversations = read_conversations(file, Path(entry.get("media", file.parent)))
     report = out / REPORT

@@ -1,0 +1,87 @@
+"""What the paper's recipe for Vicuna-7B takes, by the formulas of `model/training_costs.py`. Nothing is run.
+
+`python benchmarks/recipe.py`. Batch sizes and epochs are those of `pipeline/training/recipes/vicuna-7b-*.yaml`; rows of
+data, frames and lengths of texts, GPUs and the share of their rate that a step reaches are the assumptions below.
+"""
+
+from pathlib import Path
+
+import yaml
+from common import report
+from transformers import CLIPVisionConfig, LlamaConfig
+
+from vococache.model.config import PromptPieces, VoCoConfig
+from vococache.model.costs import compress_flops, read_flops
+from vococache.model.foreign import CLIP_MEAN, CLIP_STD
+from vococache.model.images import FrameGeometry
+from vococache.model.training_costs import STATE_BYTES, Step, activation_bytes, parameters, step_flops
+
+RECIPES = Path(__file__).parent.parent / "pipeline/training/recipes"
+GPUS, RATE, SHARE = 8, 312e12, 0.4  # A100 in bfloat16; 40% is what trainings of this size report
+
+# A LLaVA-1.5 mix of 665,000 conversations; 232,000 captions of WebVid (as LLaMA-VID took; the paper does not say)
+# and 100,000 questions of Video-ChatGPT. Segments and tokens of a row, tokens that are labelled.
+STAGES = {
+    "vicuna-7b-compress": {"rows": 665_000, "segments": 1, "text": 300, "labels": 150},
+    "vicuna-7b-temporal": {"rows": 332_000, "segments": 32, "text": 100, "labels": 60},
+}
+
+
+def llava_7b(voco_tokens: int) -> VoCoConfig:
+    """Vicuna-7B behind CLIP ViT-L/14 at 336 pixels, up to its last layer but one."""
+    vision = CLIPVisionConfig(
+        hidden_size=1024, intermediate_size=4096, num_hidden_layers=23, num_attention_heads=16, image_size=336,
+        patch_size=14,
+    )  # fmt: skip
+    return VoCoConfig(
+        text=LlamaConfig(vocab_size=32001),  # the other defaults are the 7B model's
+        vision=vision,
+        voco_token_id=32000,
+        prompt=PromptPieces(bos_id=1, newline_ids=(13,), text_newline_ids=(13,), stop_ids=(2,)),
+        geometry=FrameGeometry(size=336),
+        image_mean=CLIP_MEAN,
+        image_std=CLIP_STD,
+        num_voco_tokens=voco_tokens,
+    )
+
+
+def main() -> None:
+    table: list[tuple[object, ...]] = [
+        ("", "PFLOPs a step", "steps", "hours", "weights, gradients, AdamW", "activations", "without checkpointing")
+    ]
+    found: dict[str, dict[str, float]] = {}
+    config = llava_7b(2)
+    counts = parameters(config)
+    states = STATE_BYTES * (sum(counts.values()) - counts["vision_tower"]) + 4 * counts["vision_tower"]
+    for name, data in STAGES.items():
+        trainer = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())["trainer"]
+        rows = trainer["per_device_train_batch_size"]
+        accumulated = trainer.get("gradient_accumulation_steps", 1)
+        step = Step(segments=rows * data["segments"], rows=rows, text=data["text"], labels=rows * data["labels"])
+        flops = accumulated * GPUS * step_flops(config, step, checkpointing=True)
+        steps = data["rows"] * trainer["num_train_epochs"] / (rows * accumulated * GPUS)
+        sizes = {
+            "state_bytes": states / GPUS,
+            "activation_bytes": activation_bytes(config, step, checkpointing=True, bytes_per_value=2),
+            "unchecked_activation_bytes": activation_bytes(config, step, checkpointing=False, bytes_per_value=2),
+        }
+        found[name] = {"flops": flops, "steps": steps, "hours": hours(steps * flops), **sizes}
+        in_gigabytes = (f"{size / 1e9:.0f} GB" for size in sizes.values())
+        table.append((name, f"{flops / 1e15:.0f}", f"{steps:.0f}", f"{hours(steps * flops):.0f}", *in_gigabytes))
+    # From a store: each video is compressed once, and the reader's steps see its cache.
+    videos = STAGES["vicuna-7b-temporal"]
+    once = videos["rows"] * videos["segments"] * compress_flops(config).total
+    reading = read_flops(config, entries=videos["segments"] * 2, tokens=videos["text"], logits=videos["labels"])
+    for name, flops in (("ingest", once), ("vicuna-7b-temporal-reader", 4 * videos["rows"] * reading.total)):
+        found[name] = {"hours": hours(flops)}
+        table.append((name, "", "", f"{hours(flops):.1f}"))
+    report("recipe", table, {"gpus": GPUS, "share_of_rate": SHARE, "found": found})
+
+
+def hours(flops: float) -> float:
+    """On all GPUs together."""
+    return flops / (GPUS * RATE * SHARE) / 3600
+
+
+if __name__ == "__main__":
+    main()
