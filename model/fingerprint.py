@@ -55,6 +55,15 @@ def current_weights_digest(model: VoCoModel) -> str:
     return weights_digest((name, tensor_digest(name, tensor, model.config)) for name, tensor in used)
 
 
+def model_digest(model: VoCoModel) -> str:
+    """sha256, hex, over all weights, the reader's included: models of one digest read alike."""
+    digests = []
+    for name, tensor in model.state_dict().items():
+        values = tensor.detach().float().cpu().contiguous()
+        digests.append((name, hashlib.sha256(values.flatten().view(torch.uint8).numpy().data).digest()))
+    return weights_digest(digests)
+
+
 def compressor_fingerprint(model: VoCoModel, *, config: VoCoConfig | None = None, dtype: str | None = None) -> str:
     """sha256, hex, over weights, architecture, prompt pieces, preprocessing, K, frames and compute dtype.
 

@@ -11,7 +11,7 @@ import click
 
 from vococache import __version__
 from vococache.errors import VoCoError
-from vococache.pipeline import cli_bench, cli_store, cli_synthetic, cli_train
+from vococache.pipeline import cli_bench, cli_eval, cli_store, cli_synthetic, cli_train
 from vococache.pipeline.cli_store import json_option
 
 if TYPE_CHECKING:
@@ -241,5 +241,6 @@ def demo(seed: int, clips: int, out: Path, as_json: bool) -> int:
     return 0
 
 
-for command in (*cli_bench.COMMANDS, *cli_store.COMMANDS, *cli_synthetic.COMMANDS, *cli_train.COMMANDS):
-    cli.add_command(command)
+for module in (cli_bench, cli_eval, cli_store, cli_synthetic, cli_train):
+    for command in module.COMMANDS:
+        cli.add_command(command)

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vococache.errors import InputError
+from vococache.pipeline.bootstrap import RESAMPLES
 from vococache.pipeline.comparison import Plan
-from vococache.pipeline.synthetic.trial import RESAMPLES
 
 Floats = npt.NDArray[np.float64]
 Share = TypeVar("Share", float, Floats)

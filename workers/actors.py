@@ -30,6 +30,7 @@ from vococache.workers.decode import DecodeStage
 from vococache.workers.rows import End, Row, VideoTask
 
 if TYPE_CHECKING:  # a decode actor has no use for torch, which this would load
+    from vococache.workers.answering import AnswerStage, Asked, Reply
     from vococache.workers.compress import Compressor, CompressStage
 
 # What a local Ray may keep in flight; decoders wait while it is full, so memory does not grow with a video.
@@ -72,8 +73,11 @@ def start_ray(address: str | None) -> bool:
     try:
         with _silent_stderr():
             ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **local)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise InputError(f"no Ray cluster at {address!r}: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # Ray raises bare ones too
+        reason = str(error).strip().splitlines()[0]
+        if address is None:
+            raise WorkersLostError(f"Ray does not start on this machine: {reason}") from None
+        raise InputError(f"no Ray cluster at {address!r}: {reason}") from None
     return True
 
 
@@ -188,12 +192,8 @@ def run_stages(
     tasks: Sequence[VideoTask], decode: DecodeStage, compress: "CompressStage", pools: Pools
 ) -> Iterator[Row]:
     """Run both stages over `tasks`, streaming; rows come back without frames, in no particular order."""
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    dataset = ray.data.from_items([asdict(task) for task in tasks], override_num_blocks=len(tasks))
-    context = dataset.context  # this dataset's own, so that a user's settings stay
-    context.target_max_block_size = 1  # every row its own block: a chunk goes on as soon as it is decoded
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
+    dataset = _quiet_dataset([asdict(task) for task in tasks])
+    context = dataset.context
     if pools.decoders is None:  # on a cluster, whose object store is not ours to fill
         limits = context.execution_options.resource_limits
         context.execution_options.resource_limits = limits.copy(object_store_memory=CLUSTER_OBJECT_STORE_BYTES)
@@ -208,9 +208,52 @@ def run_stages(
         num_cpus=pools.cpus,
         num_gpus=pools.gpus or None,
     )
+    yield from map(from_block, _blocks(compressed))
+
+
+def run_answers(
+    asked: "Sequence[Asked]", stage: "AnswerStage", pools: Pools
+) -> "Iterator[tuple[str, list[Reply], float]]":
+    """Replies to the questions of each video, with seconds, as they come; a compressor's resources an actor."""
+    from vococache.workers.answering import Reply
+
+    if not asked:
+        return
+    answered = _quiet_dataset([{"asked": json.dumps(asdict(part))} for part in asked]).map(
+        _AnswerActor,
+        fn_constructor_args=(stage,),
+        compute=_pool(pools.compressors),
+        num_cpus=pools.cpus,
+        num_gpus=pools.gpus or None,
+    )
+    for block in _blocks(answered):
+        facts = _facts(block)
+        yield facts["video"], [Reply(**reply) for reply in facts["replies"]], facts["seconds"]
+
+
+def describe_reader_remotely(stage: "AnswerStage", device: str | None) -> dict[str, str | int | None]:
+    """What `stage` says of itself where it will run: the driver may not have the memory."""
+    pools = choose_pools(device, local=False)
+    task = ray.remote(num_cpus=pools.cpus, num_gpus=pools.gpus)(stage.describe)
+    found: dict[str, str | int | None] = _get([task.remote()])[0]
+    return found
+
+
+def _quiet_dataset(items: list[dict[str, Any]]) -> ray.data.Dataset:
+    """A dataset whose every row is its own block, so that it goes on as soon as it is made; nothing is printed."""
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    dataset = ray.data.from_items(items, override_num_blocks=len(items))
+    context = dataset.context  # this dataset's own, so that a user's settings stay
+    context.target_max_block_size = 1
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    return dataset
+
+
+def _blocks(dataset: ray.data.Dataset) -> Iterator[dict[str, Any]]:
+    """The rows of a dataset as they are made. Raises `WorkersLostError` where Ray gives up."""
     try:
-        for block in compressed.iter_rows():
-            yield from_block(block)
+        yield from dataset.iter_rows()
     except (ray.exceptions.RayError, _STALLED) as error:
         cause = getattr(error, "cause", None) or error
         if not _is_loss(cause):
@@ -263,7 +306,26 @@ class _CompressActor:
             return error_block(error)
 
 
-def _set_up(stage: "DecodeStage | CompressStage") -> VoCoError | None:
+class _AnswerActor:
+    def __init__(self, stage: "AnswerStage") -> None:
+        import torch
+
+        torch.set_num_threads(COMPRESS_THREADS)
+        self.stage = stage
+        self.broken = _set_up(stage)
+
+    def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
+        from vococache.workers.answering import Asked
+
+        if self.broken is not None:
+            return {"facts": json.dumps(_raising(self.broken))}
+        video, replies, seconds = self.stage.timed(Asked(**json.loads(block["asked"])))
+        return {
+            "facts": json.dumps({"video": video, "replies": [asdict(reply) for reply in replies], "seconds": seconds})
+        }
+
+
+def _set_up(stage: "DecodeStage | CompressStage | AnswerStage") -> VoCoError | None:
     """Make a stage ready; why it cannot be. An actor that raised would only say so in Ray's words."""
     try:
         stage.setup()
@@ -274,9 +336,23 @@ def _set_up(stage: "DecodeStage | CompressStage") -> VoCoError | None:
 
 def error_block(error: VoCoError) -> dict[str, Any]:
     """A block that ends the job: `from_block` raises its error, which names the node where it arose."""
+    return _block(_raising(error), None, None)
+
+
+def _raising(error: VoCoError) -> dict[str, Any]:
+    """Facts that make `_facts` raise an error."""
     message = str(error)
     node = "" if " (on node " in message else f" (on node {socket.gethostname()})"
-    return _block({"raise": [type(error).__name__, message + node]}, None, None)
+    return {"raise": [type(error).__name__, message + node]}
+
+
+def _facts(block: dict[str, Any]) -> dict[str, Any]:
+    """What a block says. Raises the error of one that carries one."""
+    facts: dict[str, Any] = json.loads(block["facts"])
+    if "raise" in facts:
+        name, message = facts["raise"]
+        raise getattr(errors, name)(message)
+    return facts
 
 
 def to_block(row: Row) -> dict[str, Any]:
@@ -303,10 +379,7 @@ def _block(facts: dict[str, Any], frames: np.ndarray | None, timestamps: np.ndar
 
 def from_block(block: dict[str, Any]) -> Row:
     """The inverse of `to_block`. Raises the error of an `error_block`."""
-    facts = json.loads(block["facts"])
-    if "raise" in facts:
-        name, message = facts["raise"]
-        raise getattr(errors, name)(message)
+    facts = _facts(block)
     for key, kind in (("receipt", ChunkReceipt), ("end", End)):
         facts[key] = None if facts[key] is None else kind(**facts[key])
     return Row(

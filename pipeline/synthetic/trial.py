@@ -7,8 +7,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
+from vococache.pipeline.bootstrap import interval
 from vococache.pipeline.ingest import IngestReport, ingest
 from vococache.pipeline.synthetic.questions import questions
 from vococache.pipeline.synthetic.render import write_clip
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
 LOOKS_A_SECOND = 2  # the instants of `scene.LOOKS`
 ANSWER_TOKENS = 8  # answers have one or two words
-RESAMPLES = 2000
 
 Look = Literal["all", "shuffled", "one"]
 
@@ -63,11 +61,7 @@ class Trial:
         videos: dict[str, list[bool]] = defaultdict(list)
         for row in self.rows:
             videos[row.video].append(row.right)
-        right = np.array([sum(answers) for answers in videos.values()])
-        asked = np.array([len(answers) for answers in videos.values()])
-        drawn = np.random.default_rng(seed).integers(len(videos), size=(RESAMPLES, len(videos)))
-        low, high = np.quantile(right[drawn].sum(axis=1) / asked[drawn].sum(axis=1), (0.025, 0.975))
-        return float(low), float(high)
+        return interval(videos.values(), seed)
 
 
 def write_clips(scenes: Mapping[str, Scene], folder: Path) -> list[Path]:

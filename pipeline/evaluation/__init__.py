@@ -1,0 +1,1 @@
+"""Zero-shot video question answering over a store: data sets, runs, metrics, judge, report."""
