@@ -234,8 +234,8 @@ def run_answers(
 def describe_reader_remotely(stage: "AnswerStage", device: str | None) -> dict[str, str | int | None]:
     """What `stage` says of itself where it will run: the driver may not have the memory."""
     pools = choose_pools(device, local=False)
-    task = ray.remote(num_cpus=pools.cpus, num_gpus=pools.gpus)(stage.describe)
-    found: dict[str, str | int | None] = _get([task.remote()])[0]
+    task = ray.remote(num_cpus=pools.cpus, num_gpus=pools.gpus)(type(stage).describe)
+    found: dict[str, str | int | None] = _get([task.remote(stage)])[0]
     return found
 
 
