@@ -101,7 +101,7 @@ def evaluate(
 
 def _evaluate(evaluation: Evaluation, out: Path, on_progress: Callable[[int, int], None]) -> Path:
     items = read_items(evaluation.data_set, evaluation.annotations, evaluation.split)
-    whole = _digest(items)
+    whole, every = _digest(items), list(dict.fromkeys(item.video for item in items))
     items = items[: evaluation.limit]
     videos = list(dict.fromkeys(item.video for item in items))
     number, count = evaluation.shard
@@ -110,7 +110,7 @@ def _evaluate(evaluation: Evaluation, out: Path, on_progress: Callable[[int, int
     for item in items:
         if item.video in mine:
             groups.setdefault(item.video, []).append(item)
-    works = _find_videos(evaluation, groups)
+    works = _find_videos(evaluation, every, groups)
     stage = _stage(evaluation)
     settings = _settings(evaluation, stage, works, whole, len(items))
     file = AnswerFile(answers_path(out, evaluation.shard), settings, {v: [i.id for i in g] for v, g in groups.items()})
@@ -126,14 +126,17 @@ def _evaluate(evaluation: Evaluation, out: Path, on_progress: Callable[[int, int
     return file.path
 
 
-def _find_videos(evaluation: Evaluation, groups: dict[str, list[Item]]) -> dict[str, Work]:
-    """Each video's questions with its place in the store; what the store lacks is ingested first."""
+def _find_videos(evaluation: Evaluation, every: list[str], groups: dict[str, list[Item]]) -> dict[str, Work]:
+    """Each video's questions with its place in the store; what the store lacks is ingested first.
+
+    `every`: all videos of the data set, asked about here or not: a file that is one's is not taken for another's.
+    """
     names, folder = evaluation.data_set, evaluation.videos
     youtube = read_mapping(evaluation.annotations, evaluation.annotations.parent, folder)
     if folder is None:
-        known = {safe_key(stem): stem for video in groups for stem in names.stems(video, youtube)}
+        known = {safe_key(stem): stem for video in every for stem in names.stems(video, youtube)}
         listed = {info.id: info for info in open_store(evaluation.store).list()}
-        found = locate(names, groups, (known[key] for key in known.keys() & listed.keys()), youtube)
+        found = locate(names, every, (known[key] for key in known.keys() & listed.keys()), youtube)
         reasons = {
             key: info.reason or f"its ingest was not finished: it is {info.status}"
             for key, info in listed.items()
@@ -141,12 +144,13 @@ def _find_videos(evaluation: Evaluation, groups: dict[str, list[Item]]) -> dict[
         }
     else:
         files = video_files(folder)
-        found = locate(names, groups, files, youtube)
-        reasons = _ingest(evaluation, {stem: files[stem] for stem in found.stems.values()})
-    if groups and not found.stems:
-        example = names.stems(next(iter(groups)), youtube)[0]
+        found = locate(names, every, files, youtube)
+        here = [found.stems[video] for video in groups if video in found.stems]
+        reasons = _ingest(evaluation, {stem: files[stem] for stem in here})
+    if not found.stems:
+        example = names.stems(every[0], youtube)[0]
         raise InputError(
-            f"none of {len(groups)} videos is in {folder or evaluation.store}: expected names such as {example!r}"
+            f"none of {len(every)} videos is in {folder or evaluation.store}: expected names such as {example!r}"
         )
     works = {}
     for video, items in groups.items():

@@ -252,3 +252,19 @@ def test_the_commands(corpus: Corpus, tmp_path: Path) -> None:
     bad = runner.invoke(cli, ["eval", "msvd-qa", "--shard", "3/2"])
     assert bad.exit_code == 2
     assert "expected I/N" in bad.output
+
+
+def test_a_shard_does_not_take_another_shards_file(corpus: Corpus, tmp_path: Path) -> None:
+    """`v_x` is asked about in this shard, `x` in the other; the stored `v_x` is that of `x`."""
+    known = next(video for video in open_store(corpus.store).ids() if video.startswith("v_")).removeprefix("v_")
+    names = [known, f"v_{known}"]
+    asked = [{"video_name": name, "question": "what?", "question_id": name} for name in names]
+    answers = [{"answer": "x", "type": 5, "question_id": name} for name in names]
+    (tmp_path / "test_q.json").write_text(json.dumps(asked))
+    (tmp_path / "test_a.json").write_text(json.dumps(answers))
+    found = {}
+    for number in (1, 2):
+        evaluation = corpus.evaluation("activitynet-qa", annotations=tmp_path, videos=None, shard=(number, 2))
+        (record,) = records_of(evaluate(evaluation, tmp_path / "run"))
+        found[record.video] = record.status
+    assert found == {known: "answered", f"v_{known}": "missing"}
