@@ -16,6 +16,8 @@ from vococache.pipeline.evaluation.records import ANSWERED, ANSWERS, FAILED, MIS
 
 WUPS_THRESHOLDS = (0.0, 0.9)
 Interval = tuple[float, float]
+Rows = list[Sequence[str]]
+GAP = "-"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,10 +63,10 @@ def read_run(run: Path) -> tuple[Settings, list[Record]]:
 def figures(run: Path, *, similarity: Similarity | None = None, judge: Judge | None = None) -> Figures:
     """The figures of the run in a folder. `similarity`: for WUPS. `judge`: whose verdicts there are to count."""
     settings, records = read_run(run)
-    groups: dict[str, list[Record]] = defaultdict(list)
-    for record in records:
-        groups[record.video].append(record)
     right = [exact_match(record.prediction, record.truth) for record in records]
+    videos: dict[str, list[float]] = defaultdict(list)
+    for record, ok in zip(records, right, strict=True):
+        videos[record.video].append(ok)
     answered = [index for index, record in enumerate(records) if record.status == ANSWERED]
     scores: dict[str, float] = {}
     if similarity is not None:
@@ -75,14 +77,12 @@ def figures(run: Path, *, similarity: Similarity | None = None, judge: Judge | N
         run=run.name,
         settings=settings,
         questions=len(records),
-        videos=len(groups),
+        videos=len(videos),
         answered=len(answered),
         missing=sorted({record.video for record in records if record.status == MISSING}),
         failed={record.video: record.error or "" for record in records if record.status == FAILED},
         accuracy=sum(right) / len(right),
-        accuracy_interval=interval(
-            [float(exact_match(record.prediction, record.truth)) for record in group] for group in groups.values()
-        ),
+        accuracy_interval=interval(videos.values()),
         accuracy_of_answered=sum(right[index] for index in answered) / len(answered) if answered else None,
         types=by_type(records, right, settings["data_set"]),
         wups=scores,
@@ -139,16 +139,10 @@ def add_retention(runs: Iterable[Figures], upper: Figures, lower: Figures) -> li
     ]
 
 
-Rows = list[Sequence[str]]
-
-
 def render(runs: Sequence[Figures], *, markdown: bool = False) -> str:
     """The runs beside the paper's Table 8, what stands behind each figure, and the types of questions."""
     parts = [
-        (
-            "Accuracy in %, published ones by a GPT judge",
-            beside_published(runs),
-        ),
+        ("Accuracy in %, published ones by a GPT judge", beside_published(runs)),
         ("Behind the figures", details(runs)),
         *((f"{run.run}: exact match by type of question", types_of(run)) for run in runs if len(run.types) > 1),
     ]
@@ -223,9 +217,6 @@ def problems(run: Figures) -> list[str]:
 def to_json(runs: Sequence[Figures]) -> str:
     """All figures, and the published rows."""
     return json.dumps({"runs": [run.to_dict() for run in runs], "published": beside_published(())})
-
-
-GAP = "-"
 
 
 def _percent(share: float | None) -> str:
