@@ -1,7 +1,7 @@
 """Questions a second: a video's questions in one pass over its cache, one by one, and from pixels each time.
 
-`python benchmarks/evaluate.py [--quick]`. 100 synthetic videos with 20 questions each (quick: 10), the embedded model, a
-store. "From pixels" compresses a video's frames again for each question (decoding not counted).
+`python benchmarks/evaluate.py [--quick]`. 100 synthetic videos with 20 questions each (quick: 10), the embedded model,
+from a store. "From pixels" compresses frames again for each question (decoding not counted).
 """
 
 import argparse

@@ -184,8 +184,7 @@ def judge_run(
     say(f"judge {judge.model}: {estimate(judge, open_records.values()).describe(price)}")
     if dry_run or not open_records:
         return file
-    client = _client(judge)
-    with ThreadPoolExecutor(judge.concurrency) as pool:
+    with _client(judge) as client, ThreadPoolExecutor(judge.concurrency) as pool:
         for done, verdict in enumerate(pool.map(lambda item: _ask(client, judge, *item), open_records.items()), 1):
             file.add(verdict)
             on_progress(done, len(open_records))

@@ -1,6 +1,7 @@
 """Normalisation, exact match and WUPS, against values computed by hand."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from nltk.corpus.reader import WordNetCorpusReader
@@ -101,12 +102,14 @@ def test_similarity_in_a_wordnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     folder = tmp_path / "corpora" / "wordnet"
     folder.mkdir(parents=True)
     write_wordnet(folder)
-    use_data(monkeypatch, [str(tmp_path)])
+    wordnet = use_data(monkeypatch, [str(tmp_path)])
     similar = metrics.wordnet_similarity()
     assert similar("dog", "cat") == pytest.approx(2 * 2 / (3 + 3))
     assert similar("dog", "tool") == pytest.approx(2 * 1 / (3 + 2))
     assert similar("dog", "nothing known") == 0.0
     assert wups("dog", "cat", similar, 0.9) == pytest.approx(0.1 * 2 / 3)
+    for file in wordnet._data_file_map.values():
+        file.close()
 
 
 def test_without_its_data_wups_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,8 +118,10 @@ def test_without_its_data_wups_says_what_to_install(monkeypatch: pytest.MonkeyPa
         metrics.wordnet_similarity()
 
 
-def use_data(monkeypatch: pytest.MonkeyPatch, folders: list[str]) -> None:
+def use_data(monkeypatch: pytest.MonkeyPatch, folders: list[str]) -> Any:
     """nltk's WordNet, not loaded yet, from these folders."""
     monkeypatch.setattr("nltk.data.path", folders)
     languages = LazyCorpusLoader("omw-1.4", WordNetCorpusReader)  # never needed, but nltk warns without
-    monkeypatch.setattr("nltk.corpus.wordnet", LazyCorpusLoader("wordnet", WordNetCorpusReader, languages))
+    wordnet = LazyCorpusLoader("wordnet", WordNetCorpusReader, languages)
+    monkeypatch.setattr("nltk.corpus.wordnet", wordnet)
+    return wordnet
