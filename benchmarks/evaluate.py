@@ -19,7 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     clips = 10 if parser.parse_args().quick else 100
-    from vococache.pipeline.ask import open_reader
+    from vococache.model.generate import Sampling, generate
     from vococache.pipeline.synthetic.questions import all_questions
     from vococache.pipeline.synthetic.render import frames
     from vococache.pipeline.synthetic.scene import LOOKS, split_scenes
@@ -43,14 +43,12 @@ def main() -> None:
         began = time.perf_counter()
         singly = {name: [stage.process(Asked(name, [text]))[0].answer for text in texts] for name, texts in few.items()}
         one_by_one = time.perf_counter() - began
-        model = open_reader(store).model
+        model = reader.model
         began = time.perf_counter()
         for name, texts in few.items():
             pictures = frames(scenes[name], LOOKS, model.config.geometry.size)[:, None]
             for text in texts:
                 placed = model.place(model.compress(model.pixel_values(pictures)))
-                from vococache.model.generate import Sampling, generate
-
                 generate(model, placed, [reader.question_ids(text)], 16, Sampling())
         from_pixels = time.perf_counter() - began
     same = sum(a == b for name in few for a, b in zip(together[name], singly[name], strict=True))

@@ -38,6 +38,10 @@ def tensor_digest(name: str, tensor: Tensor, config: VoCoConfig) -> bytes:
     if name == EMBEDDING:
         bos = [] if config.prompt.bos_id is None else [config.prompt.bos_id]
         tensor = tensor[[*bos, *config.prompt.newline_ids, config.voco_token_id]]
+    return _values_digest(name, tensor)
+
+
+def _values_digest(name: str, tensor: Tensor) -> bytes:
     values = tensor.detach().float().cpu().contiguous()
     digest = hashlib.sha256(f"{name} {tuple(values.shape)}".encode())
     digest.update(values.flatten().view(torch.uint8).numpy().data)
@@ -57,11 +61,7 @@ def current_weights_digest(model: VoCoModel) -> str:
 
 def model_digest(model: VoCoModel) -> str:
     """sha256, hex, over all weights, the reader's included: models of one digest read alike."""
-    digests = []
-    for name, tensor in model.state_dict().items():
-        values = tensor.detach().float().cpu().contiguous()
-        digests.append((name, hashlib.sha256(values.flatten().view(torch.uint8).numpy().data).digest()))
-    return weights_digest(digests)
+    return weights_digest((name, _values_digest(name, tensor)) for name, tensor in model.state_dict().items())
 
 
 def compressor_fingerprint(model: VoCoModel, *, config: VoCoConfig | None = None, dtype: str | None = None) -> str:

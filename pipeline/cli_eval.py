@@ -1,8 +1,8 @@
 """`voco eval`: zero-shot video question answering over a store."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import click
@@ -24,27 +24,19 @@ def eval_group() -> None:
     """
 
 
-class Bar:
-    """A tqdm bar over questions; silent where nobody watches."""
+@contextmanager
+def _bar(unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A tqdm bar, told how many are done of how many; silent where nobody watches."""
+    from tqdm import tqdm
 
-    def __init__(self, unit: str) -> None:
-        self.unit = unit
+    with tqdm(unit=unit, disable=None, leave=False, dynamic_ncols=True) as bar:
 
-    def __enter__(self) -> Callable[[int, int], None]:
-        from tqdm import tqdm
+        def update(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+            bar.refresh()
 
-        self._bar = tqdm(unit=self.unit, disable=None, leave=False, dynamic_ncols=True)
-        return self._update
-
-    def _update(self, done: int, total: int) -> None:
-        self._bar.total = total
-        self._bar.update(done - self._bar.n)
-        self._bar.refresh()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.close()
+        yield update
 
 
 class ShardType(click.ParamType[tuple[int, int]]):
@@ -89,7 +81,7 @@ def _command(name: str, text: str) -> None:
 
         if (videos is None) != no_ingest:
             raise InputError("expected one of --videos DIR and --no-ingest")
-        with Bar("question") as update:
+        with _bar("question") as update:
             path = evaluate(Evaluation(data_set=DATA_SETS[name], videos=videos, **options), out, on_progress=update)
         settings, placed, _ = read_answers(path)
         if settings["note"]:
@@ -98,8 +90,9 @@ def _command(name: str, text: str) -> None:
         unanswered = {record.video: record.error for record in records if record.status != ANSWERED}
         for video, why in unanswered.items():
             click.echo(f"{video}: {why}", err=True)
+        step = "report" if options["shard"] == (1, 1) else "merge"
         answered = sum(record.status == ANSWERED for record in records)
-        click.echo(f"{path}: {answered} of {len(records)} questions answered; next: voco eval report {out}")
+        click.echo(f"{path}: {answered} of {len(records)} questions answered; next: voco eval {step} {out}")
         return EXIT_SOME_FAILED if unanswered else 0
 
 
@@ -136,11 +129,9 @@ def merge_command(run: Path) -> int:
 
 
 judge_options = (
-    click.option("--judge-url", default="https://api.openai.com/v1", show_default=True,
-                 help="An endpoint that speaks OpenAI's chat protocol."),
-    click.option("--judge-model", help="The judge's name there."),
+    click.option("--judge-model", help="The judge's name at its endpoint."),
     click.option("--judge-prompt", type=file, help="A prompt of yours, with {question}, {answer}, {prediction}."),
-)  # fmt: skip
+)
 
 
 def _with_judge(function: Any) -> Any:
@@ -152,13 +143,14 @@ def _with_judge(function: Any) -> Any:
 @eval_group.command("judge")
 @click.argument("run", type=folder)
 @_with_judge
+@click.option("--judge-url", help="An endpoint that speaks OpenAI's chat protocol.  [default: OpenAI's own]")
 @click.option("--concurrency", type=click.IntRange(1), default=8, show_default=True, help="Calls at once.")
 @click.option("--timeout", type=float, default=60.0, show_default=True, help="Seconds of one call.")
 @click.option("--price", type=float, nargs=2, help="Of a million tokens in, and out: for the estimate.")
 @click.option("--dry-run", is_flag=True, help="Only tell what it would take.")
 def judge_command(
-    run: Path, judge_url: str, judge_model: str | None, judge_prompt: Path | None, concurrency: int, timeout: float,
-    price: tuple[float, float] | None, dry_run: bool,
+    run: Path, judge_url: str | None, judge_model: str | None, judge_prompt: Path | None, concurrency: int,
+    timeout: float, price: tuple[float, float] | None, dry_run: bool,
 ) -> int:  # fmt: skip
     """Have a language model judge RUN's answers. The key comes from OPENAI_API_KEY. Verdicts are kept.
 
@@ -173,11 +165,11 @@ def judge_command(
     if judge_model is None:
         raise InputError("no judge: expected --judge-model")
     judge = judging.Judge(
-        url=judge_url, model=judge_model, prompt=judging.read_prompt(judge_prompt), concurrency=concurrency,
-        timeout=timeout,
+        model=judge_model, url=judge_url or judging.OPENAI, prompt=judging.read_prompt(judge_prompt),
+        concurrency=concurrency, timeout=timeout,
     )  # fmt: skip
     _, records = read_run(run)
-    with Bar("verdict") as update:
+    with _bar("verdict") as update:
         verdicts = judging.judge_run(
             judge, records, run, say=lambda line: click.echo(line, err=True), price=price, dry_run=dry_run,
             on_progress=update,
@@ -196,7 +188,7 @@ def judge_command(
 @click.option("--lower", type=folder, help="A run that sees nothing.")
 @click.option("--format", "shape", type=click.Choice(["text", "markdown", "json"]), default="text", show_default=True)
 def report_command(
-    runs: tuple[Path, ...], judge_url: str, judge_model: str | None, judge_prompt: Path | None, wups: bool,
+    runs: tuple[Path, ...], judge_model: str | None, judge_prompt: Path | None, wups: bool,
     upper: Path | None, lower: Path | None, shape: str,
 ) -> int:  # fmt: skip
     """Figures of RUNS, side by side with the published ones of the paper's Table 8.
@@ -214,7 +206,7 @@ def report_command(
         raise InputError("expected --upper and --lower together")
     judge = None
     if judge_model is not None:
-        judge = Judge(url=judge_url, model=judge_model, prompt=read_prompt(judge_prompt))
+        judge = Judge(model=judge_model, prompt=read_prompt(judge_prompt))
     similarity = wordnet_similarity() if wups else None
     found = [report.figures(run, similarity=similarity, judge=judge) for run in runs]
     if upper is not None and lower is not None:

@@ -74,7 +74,7 @@ def start_ray(address: str | None) -> bool:
         with _silent_stderr():
             ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **local)
     except Exception as error:  # Ray raises bare ones too
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if address is None:
             raise WorkersLostError(f"Ray does not start on this machine: {reason}") from None
         raise InputError(f"no Ray cluster at {address!r}: {reason}") from None

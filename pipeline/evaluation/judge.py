@@ -22,6 +22,7 @@ from vococache.errors import InputError
 from vococache.pipeline.evaluation.records import ANSWERED, Record
 
 VERDICTS = "verdicts.jsonl"
+OPENAI = "https://api.openai.com/v1"
 KEY_VARIABLE = "OPENAI_API_KEY"
 ASKS = 3  # of one question, while replies cannot be understood
 RETRIES = 5  # of one request, by the client, with growing pauses: refused connections, 408, 409, 429, 5xx
@@ -60,8 +61,8 @@ class Judge:
     What stands above a line `---` of the prompt is the system's message.
     """
 
-    url: str
     model: str
+    url: str = OPENAI
     prompt: str = PROMPT
     concurrency: int = 8
     timeout: float = 60.0

@@ -30,7 +30,7 @@ from vococache.pipeline.evaluation.records import (
     read_answers,
 )
 from vococache.pipeline.ingest import absolute, ingest
-from vococache.storage import open_store, safe_key
+from vococache.storage import VideoInfo, open_store, safe_key
 
 if TYPE_CHECKING:
     from vococache.workers.answering import AnswerStage, Reply
@@ -110,9 +110,14 @@ def _evaluate(evaluation: Evaluation, out: Path, on_progress: Callable[[int, int
     for item in items:
         if item.video in mine:
             groups.setdefault(item.video, []).append(item)
-    works = _find_videos(evaluation, every, groups)
+    listed = {} if evaluation.videos else {info.id: info for info in open_store(evaluation.store).list()}
+    works = _find_videos(evaluation, every, groups, listed)
     stage = _stage(evaluation)
-    settings = _settings(evaluation, stage, works, whole, len(items))
+    sampling: object = {"fps": evaluation.fps, "num_frames": evaluation.num_frames}
+    if evaluation.videos is None:
+        found = {json.dumps(listed[work.stored].sampling, sort_keys=True) for work in works.values() if work.stored}
+        sampling = [json.loads(text) for text in sorted(found)]
+    settings = _settings(evaluation, stage, sampling, whole, len(items))
     file = AnswerFile(answers_path(out, evaluation.shard), settings, {v: [i.id for i in g] for v, g in groups.items()})
     left = {video: work for video, work in works.items() if video not in file.done}
     total = sum(len(work.items) for work in works.values())
@@ -126,16 +131,18 @@ def _evaluate(evaluation: Evaluation, out: Path, on_progress: Callable[[int, int
     return file.path
 
 
-def _find_videos(evaluation: Evaluation, every: list[str], groups: dict[str, list[Item]]) -> dict[str, Work]:
+def _find_videos(
+    evaluation: Evaluation, every: list[str], groups: dict[str, list[Item]], listed: dict[str, VideoInfo]
+) -> dict[str, Work]:
     """Each video's questions with its place in the store; what the store lacks is ingested first.
 
     `every`: all videos of the data set, asked about here or not: a file that is one's is not taken for another's.
+    `listed`: what the store has, where no folder of videos is given.
     """
     names, folder = evaluation.data_set, evaluation.videos
     youtube = read_mapping(evaluation.annotations, evaluation.annotations.parent, folder)
     if folder is None:
         known = {safe_key(stem): stem for video in every for stem in names.stems(video, youtube)}
-        listed = {info.id: info for info in open_store(evaluation.store).list()}
         found = locate(names, every, (known[key] for key in known.keys() & listed.keys()), youtube)
         reasons = {
             key: info.reason or f"its ingest was not finished: it is {info.status}"
@@ -195,15 +202,8 @@ def _stage(evaluation: Evaluation) -> "AnswerStage":
     )
 
 
-def _settings(
-    evaluation: Evaluation, stage: "AnswerStage", works: dict[str, Work], digest: str, questions: int
-) -> Settings:
+def _settings(evaluation: Evaluation, stage: "AnswerStage", sampling: object, digest: str, questions: int) -> Settings:
     """All that answers depend on."""
-    sampling: object = {"fps": evaluation.fps, "num_frames": evaluation.num_frames}
-    if evaluation.videos is None:
-        stored = {work.stored for work in works.values()}
-        listed = (info.sampling for info in open_store(evaluation.store).list() if info.id in stored)
-        sampling = [json.loads(text) for text in sorted({json.dumps(found, sort_keys=True) for found in listed})]
     settings = {
         "data_set": evaluation.data_set.name,
         "split": evaluation.split,

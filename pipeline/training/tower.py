@@ -72,12 +72,12 @@ def patch_labels(scene: Scene, time: float, side: int, patch: int) -> dict[str, 
 
 def strange_palette(random: Random) -> Palette:
     """Any paints for the colours' names, but none near a background's grey or a colour that is held out of a shape."""
-    avoided = [(82, 82, 82), (166, 166, 166), *(PALETTE[colour] for _, colour in HELD_OUT_COLOURS)]
+    avoided = [((82, 82, 82), 60), ((166, 166, 166), 60), *((PALETTE[colour], 100) for _, colour in HELD_OUT_COLOURS)]
 
     def paint() -> tuple[int, int, int]:
         while True:
             found = (random.randrange(256), random.randrange(256), random.randrange(256))
-            if all(math.dist(found, other) > (100 if max(other) > 166 else 60) for other in avoided):
+            if all(math.dist(found, other) > least for other, least in avoided):
                 return found
 
     return {name: paint() for name in PALETTE}
@@ -88,7 +88,7 @@ class Patches(Dataset[dict[str, np.ndarray]]):
 
     Of a training split, three of four show their objects in paints without a name, and only these teach shapes; the
     fourth teaches colours. So nothing ties a shape to a colour, and combinations that are held out look like others.
-    (A tower that learned both from the same pictures took 63% of the held-out combinations' shapes for others.)
+    (A tower that learned both from the same pictures took most of the held-out combinations' shapes for others.)
     """
 
     def __init__(self, model: VoCoModel, split: str, count: int) -> None:

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from vococache.errors import InputError
+from vococache.pipeline.cli import cli
 from vococache.pipeline.evaluation import judge as judging
 from vococache.pipeline.evaluation.judge import Judge, VerdictFile, estimate, judge_run, parse_reply, summarise
-from vococache.pipeline.evaluation.records import Record
+from vococache.pipeline.evaluation.records import AnswerFile, Record
 
 Answer = tuple[int, dict[str, Any] | bytes]
 
@@ -268,3 +270,21 @@ def test_without_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(InputError, match="OPENAI_API_KEY"):
         judge_run(Judge(url="http://127.0.0.1:9/v1", model="m"), records(1), tmp_path, say=lambda line: None)
+
+
+def test_the_command(server: Server, tmp_path: Path) -> None:
+    """Judge a run, tell what came of it, and report it."""
+    settings = {"data_set": "msvd-qa", "split": "test", "questions": 4, "annotations": ""}
+    AnswerFile(tmp_path / "answers.jsonl", settings, {}).commit(records(4))
+    judge = ["eval", "judge", str(tmp_path), "--judge-model", "m", "--judge-url", server.url]
+    dry = CliRunner().invoke(cli, [*judge, "--dry-run", "--price", "1", "2"], standalone_mode=False)
+    assert (dry.return_value, server.requests) == (0, [])
+    done = CliRunner().invoke(cli, judge, standalone_mode=False)
+    assert done.return_value == 0
+    assert "4 yes" in done.output
+    told = CliRunner().invoke(cli, ["eval", "report", str(tmp_path), "--judge-model", "m"])
+    assert "this run, judge m" in told.output
+    server.answer = lambda body, count: chat("maybe")
+    again = CliRunner().invoke(cli, [*judge[:4], "other", *judge[5:]], standalone_mode=False)
+    assert again.return_value == 1
+    assert "4 unparseable" in again.output
