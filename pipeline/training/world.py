@@ -7,6 +7,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from vococache.model.voco import VoCoModel
+from vococache.pipeline.synthetic.inventories import inventories
 from vococache.pipeline.synthetic.questions import questions
 from vococache.pipeline.synthetic.render import as_recorded, frames
 from vococache.pipeline.synthetic.scene import LOOKS, make_scene
@@ -18,15 +19,25 @@ RECORDED = 0.25  # share of clips that go through a real encoder; the others onl
 class WorldExamples(Dataset[Example]):
     """Clip number i of a split, with several questions; the same for the same split and number.
 
-    `still`: single pictures, in which nothing moves. `most`: scenes of at most so many objects.
+    `listed`: so many inventories besides. `still`: single pictures, in which nothing moves. `most`: scenes of at most
+    so many objects.
     """
 
     def __init__(
-        self, model: VoCoModel, split: str, count: int, *, asked: int, still: bool = False, most: int = 4
+        self,
+        model: VoCoModel,
+        split: str,
+        count: int,
+        *,
+        asked: int,
+        listed: int = 0,
+        still: bool = False,
+        most: int = 4,
     ) -> None:
         self.prompt, self.tokenizer = model.config.prompt, model.tokenizer
         self.side = model.config.geometry.size
-        self.split, self.count, self.asked, self.still, self.most = split, count, asked, still, most
+        self.split, self.count, self.still, self.most = split, count, still, most
+        self.asked, self.listed = asked, listed
 
     def __len__(self) -> int:
         return self.count
@@ -35,10 +46,9 @@ class WorldExamples(Dataset[Example]):
         seed = f"{self.split} {index}"
         scene = make_scene(seed, still=self.still, most=self.most)
         random = Random(f"{seed} questions")
-        texts = [
-            encode_turns(self.tokenizer, self.prompt, [(question.text, question.answer)])
-            for question in questions(scene, self.asked, random)
-        ]
+        turns = [(question.text, question.answer) for question in questions(scene, self.asked, random)]
+        turns += inventories(scene, self.listed, random)
+        texts = [encode_turns(self.tokenizer, self.prompt, [turn]) for turn in turns]
         show: Any = as_recorded if random.random() < RECORDED else frames
         pictures: np.ndarray = show(scene, (0.0,) if self.still else LOOKS, self.side)
         return Example(texts, frames=pictures[:, None])
