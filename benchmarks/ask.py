@@ -17,7 +17,7 @@ from common import report
 from vococache.model.generate import Sampling, generate
 from vococache.storage import Intent, open_store
 from vococache.workers.compress import Compressor, store_header, to_stored
-from vococache.workers.reason import ReasonStage
+from vococache.workers.reason import ReasonStage, question_ids
 
 SEGMENTS, NEW_TOKENS, RUNS = (1, 16, 64, 256), 16, 5
 GREEDY = Sampling(stop_ids=())  # no stop token: every way generates the same number of tokens
@@ -34,7 +34,7 @@ def main() -> None:
         stage = ReasonStage(model, open_store(str(Path(folder) / "store"), "a", header=header))
         for segments in SEGMENTS:
             fill(stage, f"v{segments}", frames[:segments])
-        question = stage.question_ids("What happens in the video, and in which order?")
+        question = question_ids(stage.model, "What happens in the video, and in which order?")
         for segments in SEGMENTS:
             ways = make_ways(stage, f"v{segments}", frames[:segments], question)
             for way, seconds in measure(ways).items():

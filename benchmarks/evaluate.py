@@ -25,6 +25,7 @@ def main() -> None:
     from vococache.pipeline.synthetic.scene import LOOKS, split_scenes
     from vococache.pipeline.synthetic.trial import ingest_clips
     from vococache.workers.answering import AnswerStage, Asked
+    from vococache.workers.reason import question_ids
 
     scenes = split_scenes("speed", clips)
     asked = {name: [q.text for q in all_questions(scene, Random(0))] for name, scene in scenes.items()}
@@ -49,7 +50,7 @@ def main() -> None:
             pictures = frames(scenes[name], LOOKS, model.config.geometry.size)[:, None]
             for text in texts:
                 placed = model.place(model.compress(model.pixel_values(pictures)))
-                generate(model, placed, [reader.question_ids(text)], 16, Sampling())
+                generate(model, placed, [question_ids(reader.model, text)], 16, Sampling())
         from_pixels = time.perf_counter() - began
     same = sum(a == b for name in few for a, b in zip(together[name], singly[name], strict=True))
     rates = {

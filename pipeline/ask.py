@@ -75,6 +75,7 @@ def ask(
     long, `VideoNotFoundError` (which names the nearest ids) and `CorruptionError` where stored bytes changed.
     """
     from vococache.model.generate import Sampling
+    from vococache.workers.reason import question_ids
 
     asked = [questions] if isinstance(questions, str) else list(questions)
     named = [videos] if isinstance(videos, str) else list(videos)
@@ -87,7 +88,7 @@ def ask(
     else:
         stage = store
     sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
-    room = max(len(stage.question_ids(question)) for question in asked) + max_new_tokens
+    room = max(len(question_ids(stage.model, question)) for question in asked) + max_new_tokens
     context = stage.load(named, start=start, end=end, tokens=tokens, room=room)
     answers = stage.answer(context, asked, max_new_tokens=max_new_tokens, sampling=sampling)
     return [

@@ -29,7 +29,7 @@ from vococache.pipeline.synthetic.render import as_recorded
 from vococache.pipeline.synthetic.scene import make_scene
 from vococache.pipeline.synthetic.trial import ANSWER_TOKENS, Row, Trial
 from vococache.pipeline.training.settings import TrainSettings, read_settings
-from vococache.workers.reason import prompt_text
+from vococache.workers.reason import answer_text, question_ids
 
 PLAN, BASE, WEIGHTS, RESULT = "plan.yaml", "base.yaml", "weights", "result.json"
 SPLIT = "test"
@@ -222,7 +222,6 @@ def ask_pictures(model: VoCoModel, pictures: list[Picture], tokens: int | None =
 
     `tokens`: they see only the first so many of its tokens.
     """
-    prompt = model.config.prompt
     rows = []
     for first in range(0, len(pictures), BATCH):
         batch = pictures[first : first + BATCH]
@@ -230,22 +229,21 @@ def ask_pictures(model: VoCoModel, pictures: list[Picture], tokens: int | None =
         if tokens is not None:
             caches = caches.first_tokens(tokens)
         for index, picture in enumerate(batch):
-            texts = [
-                torch.tensor([*prompt.text_newline_ids, *model.encode_text(prompt_text(prompt, question.text, ()))])
-                for question in picture.questions
-            ]
+            texts = [question_ids(model, question.text) for question in picture.questions]
             placed = model.place(caches.slice(index, index + 1))
             answers = generate(model, placed, texts, ANSWER_TOKENS, Sampling()).ids
             rows += [
-                Row(picture.name, question.text, question.answer, decoded(model, ids), question.type, question.template)
+                Row(
+                    picture.name,
+                    question.text,
+                    question.answer,
+                    answer_text(model, ids),
+                    question.type,
+                    question.template,
+                )
                 for question, ids in zip(picture.questions, answers, strict=True)
             ]
     return Trial(tuple(rows))
-
-
-def decoded(model: VoCoModel, ids: list[int]) -> str:
-    """The text of generated ids, special tokens left out."""
-    return str(model.tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def by_picture(trial: Trial) -> list[tuple[int, int]]:

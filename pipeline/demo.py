@@ -68,6 +68,7 @@ def _tell_times(stage: "ReasonStage", paths: Sequence[Path], question: str, say:
 
     from vococache.workers.compress import frame_geometry
     from vococache.workers.decode import Decoder
+    from vococache.workers.reason import question_ids
     from vococache.workers.sampling import Sampling
 
     cached, fresh = [], []
@@ -82,7 +83,7 @@ def _tell_times(stage: "ReasonStage", paths: Sequence[Path], question: str, say:
             with torch.inference_mode():
                 pixels = stage.model.pixel_values(torch.stack([torch.from_numpy(frame) for frame in frames])[:, None])
                 cache = stage.model.compress(pixels)
-                stage.model.generate_ids(cache, [stage.question_ids(question)], 1)
+                stage.model.generate_ids(cache, [question_ids(stage.model, question)], 1)
             fresh.append(time.perf_counter() - started)
     a, b = statistics.median(cached), statistics.median(fresh)
     say(f"first token: {1000 * a:.0f} ms from the store, {1000 * b:.0f} ms from the video file: {b / a:.1f} x faster")

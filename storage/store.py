@@ -66,13 +66,17 @@ class Store(StoreReader):
                 version = self.objects.put(self._key(video, chunk_key(index)), data, guard=is_wanted)
             written = examined.result()
         receipt = ChunkReceipt(index=index, segments=segments, length=written.length, crc32c=written.crc32c)
-        if fields["status"] == "complete":  # a retry after the last receipt came in
-            return receipt if documents.chunk_stamps(fields)[index : index + 1] == [written] else None
-        if version is None:
-            return None
-        # Resuming trusts a chunk only by its receipt, so a late chunk of another intent is never taken for one of ours.
-        sealed = documents.seal(RECEIPT, {"token": intent_token, "version": version, **receipt.to_dict()})
-        return None if self.objects.put(self._key(video, receipt_key(index)), sealed, is_wanted) is None else receipt
+        if version is not None:
+            # Resuming trusts a chunk only by its receipt: a late one of another intent is never taken for one of ours.
+            sealed = documents.seal(RECEIPT, {"token": intent_token, "version": version, **receipt.to_dict()})
+            version = self.objects.put(self._key(video, receipt_key(index)), sealed, guard=is_wanted)
+        if version is None:  # no longer wanted, unless a retry or another ingest completed the video with this chunk
+            fields = self._current(video, intent_token)
+            if fields is None or fields["status"] != "complete":
+                return None
+            stored = documents.chunk_stamps(fields)
+            return receipt if stored[index : index + 1] == [written] else None
+        return receipt
 
     def complete(
         self,
@@ -100,6 +104,10 @@ class Store(StoreReader):
             if documents.chunk_stamps(fields) != list(chunks.values()):
                 raise CorruptionError(f"video {video!r} is complete with other chunks in {self.url}")
             return self.info(video)
+
+        def is_wanted() -> bool:
+            return self._current(video, intent_token) is not None
+
         untouched = self._untouched_chunks(video, intent_token)
         doubtful = [chunk_key(receipt.index) for receipt in receipts if receipt not in untouched]
         for key, found in zip(doubtful, self.objects.map(lambda key: self.stamp(video, key), doubtful), strict=True):
@@ -112,12 +120,12 @@ class Store(StoreReader):
             f"timestamps/{DOCUMENT}": documents.timestamps_document(segments, self.header.frames_per_segment),
             "timestamps/c.0.0": times,
         }
-        for key, data in others.items():
-            self.objects.put(self._key(video, key), data)
         stamps = {key: stamp(data) for key, data in others.items()}
-        self._expect_intent(video, intent_token)
         segment_bytes = self.header.segment_bytes
-        self._put_document(video, *documents.complete_fields(segment_bytes, intent, float(duration), receipts, stamps))
+        record = documents.complete_fields(segment_bytes, intent, float(duration), receipts, stamps)
+        for key, data in {**others, DOCUMENT: documents.seal_video(self.identity, video, *record)}.items():
+            if self.objects.put(self._key(video, key), data, guard=is_wanted) is None:
+                self._expect_intent(video, intent_token)
         self.objects.delete(self._key(video, receipt_key(r.index)) for r in receipts)
         return self.info(video)
 
@@ -156,9 +164,9 @@ class Store(StoreReader):
             )
         return fields
 
-    def _put_document(self, video: str, summary: Fields, record: Fields | None = None) -> str:
+    def _put_document(self, video: str, fields: Fields) -> str:
         key = self._key(video, DOCUMENT)
-        self.objects.put(key, documents.seal_video(self.identity, video, summary, record))
+        self.objects.put(key, documents.seal_video(self.identity, video, fields))
         return key
 
     def _check_writable(self) -> None:

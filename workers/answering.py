@@ -7,7 +7,7 @@ from vococache.errors import InputError, VoCoError
 from vococache.model import load_model
 from vococache.model.fingerprint import model_digest
 from vococache.storage import open_store
-from vococache.workers.reason import Context, ReasonStage
+from vococache.workers.reason import Context, ReasonStage, question_ids
 
 AT_ONCE = 32  # questions in one pass; fixed, so that answers do not depend on anything but the video
 
@@ -100,5 +100,5 @@ class AnswerStage:
 
     def _check(self, stage: ReasonStage, context: Context, question: str) -> None:
         """Refuse a question that is empty, or too long behind these segments."""
-        room = len(stage.question_ids(question)) + self.max_new_tokens
+        room = len(question_ids(stage.model, question)) + self.max_new_tokens
         stage.check_room(context.spans, context.tokens, room)

@@ -138,13 +138,13 @@ class ReasonStage:
 
         `history`: earlier (question, answer) turns of a conversation, put in front of each question.
         """
-        texts = [self.question_ids(question, history) for question in questions]
+        texts = [question_ids(self.model, question, history) for question in questions]
         self.check_room(context.spans, context.tokens, max(map(len, texts), default=0) + max_new_tokens)
         result = generate(self.model, context.placed, texts, max_new_tokens, sampling or Sampling())
         return [
             Answer(
                 question=question,
-                answer=self.decode(ids),
+                answer=answer_text(self.model, ids),
                 ids=ids,
                 prefill_seconds=result.prefill_seconds,
                 decode_seconds=result.decode_seconds,
@@ -152,17 +152,21 @@ class ReasonStage:
             for question, ids in zip(questions, result.ids, strict=True)
         ]
 
-    def question_ids(self, question: str, history: Sequence[tuple[str, str]] = ()) -> torch.Tensor:
-        """What follows the last VoCo token: newline ids, system prompt, earlier turns, the question."""
-        if not question.strip():
-            raise InputError("the question is empty: expected some text")
-        prompt = self.model.config.prompt
-        ids = list(prompt.text_newline_ids) + self.model.encode_text(prompt_text(prompt, question, history))
-        return torch.tensor(ids)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of generated ids, special tokens left out."""
-        return str(self.model.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+def question_ids(model: VoCoModel, question: str, history: Sequence[tuple[str, str]] = ()) -> torch.Tensor:
+    """What follows the last VoCo token: newline ids, system prompt, earlier turns, the question. Shape [L].
+
+    Raises `InputError` where the question is empty.
+    """
+    if not question.strip():
+        raise InputError("the question is empty: expected some text")
+    prompt = model.config.prompt
+    return torch.tensor([*prompt.text_newline_ids, *model.encode_text(prompt_text(prompt, question, history))])
+
+
+def answer_text(model: VoCoModel, ids: Sequence[int]) -> str:
+    """Text of generated ids, special tokens left out."""
+    return str(model.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
 
 def prompt_text(prompt: PromptPieces, question: str, history: Sequence[tuple[str, str]]) -> str:

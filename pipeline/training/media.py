@@ -4,31 +4,21 @@ A row is never replaced by another: the loss is over what the data hold, and wha
 """
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
-from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 
 from vococache.errors import ContextLimitError, InputError, VideoError
-from vococache.model.images import Frame, FrameGeometry
 from vococache.model.voco import IGNORED_LABEL, VoCoModel
 from vococache.pipeline.training.conversations import Conversation
 from vococache.pipeline.training.examples import Example, Text, encode_turns
-from vococache.workers.decode import joined
-from vococache.workers.decoder import Decoder, DecoderName, available_decoders
+from vococache.workers.media import MediaReader
 from vococache.workers.sampling import Sampling
-
-# Those that Pillow reads by itself: for others it starts programs.
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-MAX_SIDE = 16384  # pixels: an image is padded to a square, which then takes 768 MiB
 
 Cause = Literal["empty", "missing", "broken", "too long"]
 
@@ -84,11 +74,9 @@ def read_report(path: Path) -> MediaReport:
 
 
 class ConversationExamples(Dataset[Example]):
-    """Conversations with their frames, decoded as they are needed; the frames are those that ingest would take.
+    """Conversations with their frames, decoded as they are needed; `sampling` and `max_frames` as for `MediaReader`.
 
-    `sampling` chooses a video's frames (`Sampling(num_frames=frames_per_segment)` gives one segment). A video that has
-    more than `max_frames` of them gives `max_frames`, spread evenly. `report`: the file to which rows that cannot be
-    trained on are appended. Call `check_media` before training.
+    `report`: the file to which rows that cannot be trained on are appended. Call `check_media` before training.
     """
 
     def __init__(
@@ -102,10 +90,9 @@ class ConversationExamples(Dataset[Example]):
     ) -> None:
         self.config, self.tokenizer = model.config, model.tokenizer
         self.conversations = conversations
-        self.sampling, self.max_frames = sampling, max_frames
+        self.media = MediaReader(model.config, sampling, max_frames=max_frames)
         self.report = report
         self._rows = list(range(len(conversations)))
-        self._decoders: dict[int, Decoder] = {}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -145,58 +132,13 @@ class ConversationExamples(Dataset[Example]):
 
     def close(self) -> None:
         """End this process's decoder child now; otherwise it ends with this object or its process."""
-        decoder = self._decoders.pop(os.getpid(), None)
-        if decoder is not None:
-            decoder.close()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_decoders": {}}
-
-    @property
-    def _decoder(self) -> Decoder:
-        """This process's own: a child and its pipes cannot be shared across a fork."""
-        # One that a fork copied stays in the dictionary, untouched: its child belongs to another process.
-        if os.getpid() not in self._decoders:
-            decoder = self._decoders[os.getpid()] = Decoder()
-            Finalize(self, decoder.close, exitpriority=0)  # unlike atexit, in a DataLoader's workers too
-        return self._decoders[os.getpid()]
+        self.media.close()
 
     def _frames(self, row: Conversation) -> np.ndarray | None:
-        """uint8 [S, F, H, W, 3], None for text; the last segment is filled up with its last frame, as in ingest."""
+        """uint8 [S, F, H, W, 3], None for text."""
         if row.medium is None:
             return None
-        geometry, per_segment = self.config.geometry, self.config.frames_per_segment
-        pictures = [read_image(row.medium, geometry)] if row.kind == "image" else self._video(row.medium)
-        pictures += [pictures[-1]] * (-len(pictures) % per_segment)
-        return np.stack(pictures).reshape(-1, per_segment, *pictures[0].shape)
-
-    def _video(self, path: Path) -> list[Frame]:
-        """A video's frames, by the first decoder that can. Raises `VideoError` with what each found wrong."""
-        reasons: dict[str, str] = {}
-        for decoder in available_decoders():
-            try:
-                return self._decoded(path, decoder)
-            except VideoError as error:
-                reasons[decoder] = str(error)
-        raise VideoError(joined(reasons))
-
-    def _decoded(self, path: Path, decoder: DecoderName) -> list[Frame]:
-        """The frames of `sampling`; `max_frames` spread evenly where these are more, by the headers or in fact."""
-        if self.max_frames is None:
-            return self._taken(path, decoder, self.sampling, None)
-        claimed = self.sampling.expected_frames(self._decoder.probe(str(path)).duration)
-        if claimed is None or claimed <= self.max_frames:
-            frames = self._taken(path, decoder, self.sampling, self.max_frames + 1)
-            if len(frames) <= self.max_frames:
-                return frames
-        return self._taken(path, decoder, Sampling(num_frames=self.max_frames), None)
-
-    def _taken(self, path: Path, decoder: DecoderName, sampling: Sampling, limit: int | None) -> list[Frame]:
-        frames = self._decoder.open(str(path), sampling, self.config.geometry, decoder)
-        pictures = [picture for _, picture in islice(frames, limit)]
-        if not pictures:
-            raise VideoError("no frames")
-        return pictures
+        return self.media.image(row.medium) if row.kind == "image" else self.media.video(row.medium)
 
     def _check_length(self, text: Text, frames: np.ndarray | None) -> None:
         """Raise `ContextLimitError` for a row that the model has no positions for."""
@@ -215,17 +157,3 @@ class ConversationExamples(Dataset[Example]):
         with self.report.open("ab", buffering=0) as file:  # unbuffered: each line is one write
             for item in left_out:
                 file.write(item.to_line())
-
-
-def read_image(path: Path, geometry: FrameGeometry) -> Frame:
-    """An image file, upright, shaped as a video's frames are: [size, size, 3]. Raises `VideoError`."""
-    try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
-            if max(image.size) > MAX_SIDE:
-                raise VideoError(f"expected at most {MAX_SIDE} pixels a side, found {image.size}")
-            picture = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except VideoError:
-        raise
-    except Exception as error:  # whatever a damaged file makes Pillow raise
-        raise VideoError(f"{type(error).__name__}: {error}".splitlines()[0]) from None
-    return geometry.apply(picture)

@@ -43,6 +43,8 @@ def train(settings: TrainSettings, out: Path, *, resume: bool = False) -> dict[s
     arguments = training_arguments(settings.trainer, out, settings.seed)
     if arguments.fsdp and arguments.world_size == 1:
         raise InputError("`fsdp` shards between processes, found one: start several with torchrun or --workers")
+    if arguments.fsdp and settings.muon:
+        raise InputError("`muon` needs whole matrices, which FSDP shards: train with one or the other")
     model = _starting_model(settings, arguments.device)
     if arguments.fsdp and (model.config.reader or {}).get("kind") == "lora":
         raise InputError("a LoRA reader shares the decoder's weights, which FSDP cannot shard: train it without `fsdp`")
@@ -51,7 +53,7 @@ def train(settings: TrainSettings, out: Path, *, resume: bool = False) -> dict[s
     evaluation = _data(settings.evaluation, model, settings, out) if settings.evaluation else None
     teacher = _teacher(settings, model, arguments.device)
     objective = Objective(model, elastic=settings.elastic, teacher=teacher, weight=settings.distillation)
-    trainer = make_trainer(objective, arguments, train_set, evaluation)
+    trainer = make_trainer(objective, arguments, train_set, evaluation, settings.muon)
     if trainer.is_world_process_zero():
         (out / "settings.yaml").write_text(yaml.safe_dump(asdict(settings), sort_keys=False))
     checkpoint = last_checkpoint(out) if resume else None

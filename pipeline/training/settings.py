@@ -23,7 +23,8 @@ class TrainSettings:
     `elastic`: train for reading with any power of two of the K tokens. `teacher`: a checkpoint read with full
     attention, for the distillation term of weight `distillation`. `store`: take the caches of `data`'s videos from
     this store; only the `reader` ("lora", "full", or a mapping of LoRA settings) learns. `fps`, `num_frames`,
-    `max_frames`: how videos are sampled. `note`: kept in the checkpoint and told to whoever asks it.
+    `max_frames`: how videos are sampled. `muon`: Muon's learning rate for the decoder's matrices (`muon.py`);
+    without it the trainer's optimizer trains them too. `note`: kept in the checkpoint and told to whoever asks it.
     """
 
     model: str
@@ -44,6 +45,7 @@ class TrainSettings:
     num_frames: int | None = None
     max_frames: int | None = None
     gradient_checkpointing: bool = False
+    muon: float | None = None
     note: str | None = None
     trainer: dict[str, Any] = field(default_factory=dict)
 
@@ -63,6 +65,8 @@ class TrainSettings:
             raise InputError("training from a store has no pixels: only `train: [reader]` can learn")
         if "reader" in self.train and not self.reader:
             raise InputError("to train a reader, say which: `reader: {kind: lora, r: 16}` or `reader: {kind: full}`")
+        if self.muon and "language_model" not in self.train:
+            raise InputError("`muon` trains the decoder's matrices: expected language_model in `train`")
         if {"gradient_checkpointing", "output_dir", "seed"} & self.trainer.keys():
             raise InputError("`gradient_checkpointing`, `seed` and the folder are settings of their own, not trainer's")
 

@@ -25,7 +25,6 @@ from vococache.model.checkpoints import save_pretrained
 from vococache.model.config import VoCoConfig
 from vococache.model.scratch import byte_tokenizer, random_model, small_config
 from vococache.model.voco import IGNORED_LABEL, VoCoModel
-from vococache.pipeline.synthetic.inventories import inventories
 from vococache.pipeline.synthetic.questions import all_questions
 from vococache.pipeline.synthetic.render import EDGES, PALETTE, Palette, frames
 from vococache.pipeline.synthetic.scene import BACKGROUNDS, COLOURS, HELD_OUT_COLOURS, RADII, SHAPES, Scene, make_scene
@@ -160,12 +159,8 @@ def blank_model(*, width: int, layers: int, heads: int, size: int, tower_layers:
     texts = (
         text
         for number in range(4000)
-        for scene in [make_scene(f"words {number}", still=number % 2 == 0)]
-        for turn in [
-            *((question.text, question.answer) for question in all_questions(scene, Random(number))),
-            *inventories(scene, 5, Random(number)),
-        ]
-        for text in (f"{turn[0]}\n", f" {turn[1]}")
+        for question in all_questions(make_scene(f"words {number}", still=number % 2 == 0), Random(number))
+        for text in (f"{question.text}\n", f" {question.answer}")
     )
     tokenizer = byte_tokenizer(texts, vocabulary)
     config = small_config(tokenizer, width=width, layers=layers, heads=heads, size=size, tower_layers=tower_layers)

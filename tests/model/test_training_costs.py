@@ -48,7 +48,7 @@ def loss_of(kit, *, checkpointing):
     each = STEP.labels // STEP.rows
     labels[:, -each:] = ids[:, -each:]
     objective = Objective(model).train()
-    frames = torch.randint(0, 256, (STEP.segments, 1, side, side, 3), dtype=torch.uint8)
+    frames = torch.randint(0, 256, (STEP.segments, 1, side, side, 3), generator=torch.Generator().manual_seed(0)).byte()
     segments = [STEP.segments // STEP.rows] * STEP.rows
 
     def loss():

@@ -3,6 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
+from vococache.errors import StoreMismatchError
 from vococache.storage import ChunkReceipt, Intent, Store, StoreHeader, VideoInfo
 
 HEADER = StoreHeader(
@@ -47,13 +48,14 @@ def times(segments: int) -> npt.NDArray[np.float64]:
 
 
 def write(store: Store, video: str, wanted: Intent, data: npt.NDArray[np.float16]) -> list[ChunkReceipt]:
-    """Begin a video and write what is not stored yet."""
+    """Begin a video and write what is not stored yet. Raises `StoreMismatchError` where the store stops wanting it."""
     stored = store.begin(video, wanted)
     receipts = []
     for index, start in enumerate(range(0, len(data), wanted.chunk_segments)):
         part = data[start : start + wanted.chunk_segments]
         receipt = stored.get(index) or store.write_chunk(video, wanted.token, index, part)
-        assert receipt is not None
+        if receipt is None:
+            raise StoreMismatchError(f"video {video!r} was begun again or removed meanwhile")
         receipts.append(receipt)
     return receipts
 

@@ -11,7 +11,7 @@ from vococache.model.cache import VoCoCache
 from vococache.model.voco import VoCoModel
 from vococache.storage import Intent, Store
 from vococache.workers.compress import to_stored
-from vococache.workers.reason import ReasonStage
+from vococache.workers.reason import ReasonStage, question_ids
 
 
 def put(store: Store, model: VoCoModel, video: str, segments: int, seed: int = 0) -> torch.Tensor:
@@ -36,7 +36,7 @@ def stage(store: Store, model: VoCoModel) -> ReasonStage:
 
 
 def logits(stage: ReasonStage, caches: Sequence[VoCoCache]) -> torch.Tensor:
-    return stage.model.read(VoCoCache.join(caches), stage.question_ids("What is it?")[None])
+    return stage.model.read(VoCoCache.join(caches), question_ids(stage.model, "What is it?")[None])
 
 
 def test_the_store_changes_no_number(stage: ReasonStage) -> None:
@@ -87,7 +87,7 @@ def test_questions_in_one_pass_are_answered_as_alone(stage: ReasonStage) -> None
 
 
 def test_a_conversation_puts_earlier_turns_in_front(stage: ReasonStage) -> None:
-    ids = stage.question_ids("And then?", [("What {first}?", "a dog")]).tolist()
+    ids = question_ids(stage.model, "And then?", [("What {first}?", "a dog")]).tolist()
     text = stage.model.tokenizer.decode(ids)
     assert text == "\nWhat {first}?\n a dog</s>And then?\n"
 

@@ -23,10 +23,11 @@ from vococache.model.scratch import byte_tokenizer, random_model, small_config
 from vococache.model.voco import IGNORED_LABEL, VoCoModel
 from vococache.pipeline.training.conversations import CAPTION_REQUESTS, Conversation, read_conversations
 from vococache.pipeline.training.examples import Example, collate, encode_turns
-from vococache.pipeline.training.media import ConversationExamples, LeftOut, MediaReport, read_image, read_report
+from vococache.pipeline.training.media import ConversationExamples, LeftOut, MediaReport, read_report
 from vococache.storage import open_store
 from vococache.workers.compress import store_header
 from vococache.workers.decode import DecodeStage
+from vococache.workers.media import read_image
 from vococache.workers.rows import VideoTask
 from vococache.workers.sampling import Sampling
 
@@ -280,7 +281,7 @@ def test_a_long_video_is_spread_over_the_frames_there_are(
 ) -> None:
     examples = make("clip.mp4", sampling=Sampling(fps=2), max_frames=4)
     assert numbers(examples[0].frames) == [[4, 12], [21, 29]]
-    examples.max_frames = 7  # enough
+    examples.media.max_frames = 7  # enough
     assert numbers(examples[0].frames) == [[0, 5], [10, 15], [20, 25], [30, 30]]
 
 
@@ -408,7 +409,7 @@ def test_workers_give_the_same_and_leave_no_process(make: Callable[..., Conversa
         num_workers=2,
         multiprocessing_context=multiprocessing.get_context("fork"),
     )
-    before = set(psutil.Process().children(recursive=True)) - {psutil.Process(examples._decoder.pid)}
+    before = set(psutil.Process().children(recursive=True)) - {psutil.Process(examples.media._decoder.pid)}
     iterator = iter(loader)
     batches = [next(iterator) for _ in alone]
     started = set(psutil.Process().children(recursive=True)) - before

@@ -17,7 +17,7 @@ from vococache.model.voco import IGNORED_LABEL, VoCoModel
 from vococache.pipeline.training.examples import Example, Text, Turn, collate, encode_turns
 from vococache.storage import open_store
 from vococache.workers.compress import store_header
-from vococache.workers.reason import ReasonStage
+from vococache.workers.reason import ReasonStage, question_ids
 
 TURNS = [("What moves?", "a red ball"), ("Where to?", "left"), ("Then?", "it stops")]
 FIRST, SECOND, THIRD = TURNS
@@ -69,7 +69,7 @@ class TestEncodeTurns:
         ids = encoded(model, TURNS[:count]).ids
         for index in range(count):
             question, answer = TURNS[index]
-            asked = stage.question_ids(question, TURNS[:index]).tolist()
+            asked = question_ids(stage.model, question, TURNS[:index]).tolist()
             reply = [*model.encode_text(f" {answer}"), *model.config.prompt.stop_ids]
             assert ids[: len(asked) + len(reply)] == asked + reply
         assert len(ids) == len(asked) + len(reply)
@@ -107,7 +107,7 @@ class TestEncodeTurns:
         text = encoded(model, TURNS[:count])
         assert labelled(model, text) == "".join(f" {answer}</s>" for _, answer in TURNS[:count])
         stage = ReasonStage(model, open_store(str(tmp_path / "store"), "a", header=store_header(model)))
-        first = stage.question_ids(FIRST[0]).tolist()
+        first = question_ids(stage.model, FIRST[0]).tolist()
         assert text.ids[: len(first)] == first
 
 

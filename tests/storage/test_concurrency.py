@@ -1,0 +1,219 @@
+"""Two at one store at once: whatever falls between any two steps of the one, nothing wrong is ever read.
+
+Another's whole work is put between each pair of neighbouring writes of an ingest, one pair after the other.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.storage.samples import HEADER, add, kv, times
+from tests.storage.test_crash import record_steps
+
+from vococache.errors import CorruptionError, VideoNotFoundError, VoCoError
+from vococache.storage import Store, maintenance, open_store
+from vococache.storage.documents import Bytes
+from vococache.storage.objects import LocalObjects
+
+Snapshot = Callable[[Store], dict[str, bytes]]
+Work = Callable[[Store], object]
+
+
+class Interrupted(LocalObjects):
+    """Local files; `work` is done just before step number `at` that changes them; `late`: even after its guard."""
+
+    def __init__(self, root: str, at: int, late: bool, work: Callable[[], object]) -> None:
+        super().__init__(root)
+        self.steps, self.at, self.late, self.work = 0, at, late, work
+
+    def _step(self) -> None:
+        if self.steps == self.at:
+            self.work()
+        self.steps += 1
+
+    def put(self, key: str, data: Bytes, guard: Callable[[], bool] | None = None) -> str | None:
+        def last_moment() -> bool:
+            if not self.late:
+                self._step()
+            wanted = guard is None or guard()
+            if self.late:
+                self._step()
+            return wanted
+
+        return super().put(key, data, last_moment)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        for key in sorted(keys):
+            self._step()
+            super().delete([key])
+
+
+Interruptions = Callable[..., Iterator[tuple[Store, VoCoError | None]]]
+
+
+@pytest.fixture
+def interruptions(tmp_path: Path) -> Interruptions:
+    """Stores after `own` with `other` in front of its first, second, ... step, and how `own` failed, if it did."""
+
+    def run(prepare: Work, own: Work, other: Work, late: bool = True) -> Iterator[tuple[Store, VoCoError | None]]:
+        for at in range(1000):
+            url = str(tmp_path / f"interrupted-{at}")
+            store = open_store(url, "a", header=HEADER)
+            prepare(store)
+            objects = Interrupted(url, at, late, partial(other, store))
+            error = None
+            try:
+                own(Store(objects, store.header, store.identity, writable=True))
+            except VoCoError as raised:
+                error = raised
+            if objects.steps <= at:
+                assert at > 10
+                return
+            yield store, error
+
+    return run
+
+
+def nothing(store: Store) -> None:
+    pass
+
+
+def ingest(video: str, content: str = "a", seed: int = 0) -> Callable[[Store], object]:
+    return lambda store: add(store, video, segments=8, seed=seed, content=content)
+
+
+@pytest.mark.parametrize("prepare", [nothing, ingest("mine", "b", 3)])
+def test_two_ingests_of_different_videos(
+    local_store: Store, interruptions: Interruptions, snapshot: Snapshot, prepare: Work
+) -> None:
+    for video in ("mine", "theirs"):
+        ingest(video)(local_store)
+    for store, error in interruptions(prepare, ingest("mine"), ingest("theirs")):
+        assert error is None
+        assert snapshot(store) == snapshot(local_store)
+
+
+def test_two_equal_ingests_of_one_video(local_store: Store, interruptions: Interruptions, snapshot: Snapshot) -> None:
+    ingest("clip")(local_store)
+    for store, error in interruptions(nothing, ingest("clip"), ingest("clip")):
+        assert error is None
+        maintenance.gc(store, older_than_s=-1)
+        assert snapshot(store) == snapshot(local_store)
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("other", ["redo", "remove"])
+def test_an_ingest_whose_video_is_redone_or_removed(
+    local_store: Store, interruptions: Interruptions, snapshot: Snapshot, other: str, late: bool
+) -> None:
+    """It is told, or it finishes; the same command again finishes. Only an object that is moved into place just after
+    its last check can damage what the other made; then reading says so.
+    """
+
+    def remove(store: Store) -> None:
+        if "clip" in store.ids():
+            maintenance.remove(store, "clip")
+
+    ingest("clip")(local_store)
+    done = snapshot(local_store)
+    told = damaged = 0
+    work = remove if other == "remove" else ingest("clip", "b", 5)
+    for store, error in interruptions(nothing, ingest("clip"), work, late):
+        told += error is not None
+        problems = list(maintenance.verify(store))
+        damaged += bool(problems)
+        assert late or not problems
+        try:
+            found = store.read("clip")
+            assert any(np.array_equal(found, kv(8, seed=seed)) for seed in (0, 5))
+            assert not any("/kv/" in problem.object for problem in problems)
+        except CorruptionError:
+            assert problems
+        except VideoNotFoundError:
+            assert error is not None or other == "remove", "nobody was told that the video is not there"
+        ingest("clip")(store)
+        maintenance.gc(store, older_than_s=-1)
+        assert snapshot(store) == done
+    assert told
+    assert bool(damaged) == late
+
+
+def test_another_video_is_removed(local_store: Store, interruptions: Interruptions, snapshot: Snapshot) -> None:
+    ingest("clip")(local_store)
+    for store, error in interruptions(
+        ingest("other"), ingest("clip"), lambda store: maintenance.remove(store, "other")
+    ):
+        assert error is None
+        assert snapshot(store) == snapshot(local_store)
+
+
+@pytest.mark.parametrize("partial_too", [False, True])
+def test_gc_during_an_ingest(
+    local_store: Store, interruptions: Interruptions, snapshot: Snapshot, partial_too: bool
+) -> None:
+    """With its own age limit it never touches what is being made."""
+    ingest("clip")(local_store)
+    for store, error in interruptions(
+        nothing, ingest("clip"), lambda store: maintenance.gc(store, partial=partial_too)
+    ):
+        assert error is None
+        assert snapshot(store) == snapshot(local_store)
+
+
+class Switched(LocalObjects):
+    """What a reader sees whose first `before` reads find one tree, and the later ones another."""
+
+    def __init__(self, first: str, second: str, before: int) -> None:
+        super().__init__(first)
+        self.second, self.before, self.reads = second, before, 0
+        self.threads = 1
+
+    def _read(self) -> None:
+        if self.reads == self.before:
+            self.url = self.second
+        self.reads += 1
+
+    def get(self, key: str) -> bytes | None:
+        self._read()
+        return super().get(key)
+
+    def read_into(self, key: str, out: np.ndarray) -> object:  # type: ignore[override]
+        self._read()
+        return super().read_into(key, out)
+
+
+@pytest.mark.parametrize("work", ["redo", "remove"])
+def test_a_reader_during_it(local_store: Store, tmp_path: Path, work: str) -> None:
+    """A reader gets the old content or the new, whole, or an error; never a mixture, whenever it looks."""
+    add(local_store, "clip", segments=8, content="a")
+    steps = record_steps(
+        local_store,
+        tmp_path / "steps",
+        lambda store: (
+            add(store, "clip", segments=8, seed=5, content="b") if work == "redo" else maintenance.remove(store, "clip")
+        ),
+    )
+    outcomes = {"old": 0, "new": 0, "error": 0}
+    for first in range(len(steps)):
+        for second in range(first + 1, len(steps)):
+            for before in range(1, 6):
+                reader = Store(
+                    Switched(steps[first], steps[second], before),
+                    local_store.header,
+                    local_store.identity,
+                    writable=False,
+                )
+                try:
+                    found = reader.read("clip")
+                    np.testing.assert_array_equal(reader.timestamps("clip"), times(8))
+                except (CorruptionError, VideoNotFoundError):
+                    outcomes["error"] += 1
+                    continue
+                kind = "old" if np.array_equal(found, kv(8)) else "new"
+                if kind == "new":
+                    np.testing.assert_array_equal(found, kv(8, seed=5))
+                outcomes[kind] += 1
+    assert outcomes["error"]
+    assert outcomes["new" if work == "redo" else "error"]
