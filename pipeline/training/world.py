@@ -7,10 +7,10 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from vococache.model.voco import VoCoModel
-from vococache.pipeline.synthetic.inventories import inventories
 from vococache.pipeline.synthetic.questions import questions
 from vococache.pipeline.synthetic.render import as_recorded, frames
 from vococache.pipeline.synthetic.scene import LOOKS, make_scene
+from vococache.pipeline.synthetic.states import states as states_of
 from vococache.pipeline.training.examples import Example, encode_turns
 
 RECORDED = 0.25  # share of clips that go through a real encoder; the others only get the camera's noise
@@ -19,8 +19,8 @@ RECORDED = 0.25  # share of clips that go through a real encoder; the others onl
 class WorldExamples(Dataset[Example]):
     """Clip number i of a split, with several questions; the same for the same split and number.
 
-    `listed`: so many inventories besides. `still`: single pictures, in which nothing moves. `most`: scenes of at most
-    so many objects.
+    `states`: so many questions about where an object is, besides. `still`: single pictures, in which nothing moves.
+    `most`: scenes of at most so many objects.
     """
 
     def __init__(
@@ -30,14 +30,14 @@ class WorldExamples(Dataset[Example]):
         count: int,
         *,
         asked: int,
-        listed: int = 0,
+        states: int = 0,
         still: bool = False,
         most: int = 4,
     ) -> None:
         self.prompt, self.tokenizer = model.config.prompt, model.tokenizer
         self.side = model.config.geometry.size
         self.split, self.count, self.still, self.most = split, count, still, most
-        self.asked, self.listed = asked, listed
+        self.asked, self.states = asked, states
 
     def __len__(self) -> int:
         return self.count
@@ -47,7 +47,7 @@ class WorldExamples(Dataset[Example]):
         scene = make_scene(seed, still=self.still, most=self.most)
         random = Random(f"{seed} questions")
         turns = [(question.text, question.answer) for question in questions(scene, self.asked, random)]
-        turns += inventories(scene, self.listed, random)
+        turns += states_of(scene, self.states, random, still=self.still)
         texts = [encode_turns(self.tokenizer, self.prompt, [turn]) for turn in turns]
         show: Any = as_recorded if random.random() < RECORDED else frames
         pictures: np.ndarray = show(scene, (0.0,) if self.still else LOOKS, self.side)
