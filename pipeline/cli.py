@@ -1,18 +1,21 @@
 """The command `voco`: a thin shell over functions that Python users call too."""
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
 from vococache import __version__
-from vococache.errors import VoCoError
+from vococache.errors import InputError, VoCoError
 from vococache.pipeline import cli_bench, cli_eval, cli_store, cli_synthetic, cli_train
 from vococache.pipeline.cli_store import json_option
+from vococache.pipeline.events import OUTCOMES, Event
 
 if TYPE_CHECKING:
     from vococache.pipeline.ingest import IngestReport, Progress
@@ -90,9 +93,14 @@ def cli() -> None:
 @click.option("--check-content", is_flag=True, help="Compare files by sha256, not by size and time.")
 @click.option("--retry-failed", is_flag=True, help="Try again what failed before.")
 @click.option("--decode-timeout", type=float, default=60.0, show_default=True, help="Seconds without a frame.")
+@click.option("--stall-after", type=float, default=300.0, show_default=True, help="Tell what is stuck after seconds.")
+@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write each video's outcome to a file.")
+@click.option("-v", "--verbose", is_flag=True, help="Log each event to stderr, as a line of JSON.")
 @click.option("--dry-run", is_flag=True, help="Only tell videos, segments, bytes and an estimate of time.")
 @json_option
-def ingest(videos: tuple[str, ...], as_json: bool, dry_run: bool, **options: Any) -> int:
+def ingest(
+    videos: tuple[str, ...], as_json: bool, dry_run: bool, report: Path | None, verbose: bool, **options: Any
+) -> int:
     """Compress VIDEOS (files, folders, globs, URLs, CSV/JSONL manifests) into a store.
 
     Running it again does only what is left to do. Exit code 1: some videos failed, the others are stored.
@@ -111,16 +119,36 @@ def ingest(videos: tuple[str, ...], as_json: bool, dry_run: bool, **options: Any
         return 0
     from vococache.pipeline.ingest import ingest as run
 
+    if verbose:
+        logging.getLogger("vococache").addHandler(logging.StreamHandler())
+        logging.getLogger("vococache").setLevel(logging.INFO)
     try:
-        with ProgressBar() as bar:
-            report = run(videos, on_progress=bar.update, **options)
+        with ExitStack() as stack:
+            lines = stack.enter_context(_opened(report)) if report else None
+
+            def note(event: Event) -> None:
+                if lines is not None and event.event in OUTCOMES:
+                    print(event.to_line(), file=lines, flush=True)
+                if event.event == "stalled" and not verbose:
+                    bar.say(f"nothing came for {options['stall_after']:g} s; {event.describe()}")
+
+            bar = stack.enter_context(ProgressBar())
+            done = run(videos, on_progress=bar.update, on_event=note, **options)
     except KeyboardInterrupt:
         return _say("interrupted: the same command resumes where this one stopped", EXIT_INTERRUPTED)
     if as_json:
-        click.echo(json.dumps(report.to_dict()))
+        click.echo(json.dumps(done.to_dict()))
     else:
-        _print_report(report)
-    return 0 if report.ok else EXIT_SOME_FAILED
+        _print_report(done)
+    return 0 if done.ok else EXIT_SOME_FAILED
+
+
+def _opened(path: Path) -> TextIO:
+    """A report's file, anew. Raises `InputError`."""
+    try:
+        return path.open("w", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"report {path} cannot be written: {error.strerror}") from None
 
 
 def _print_report(report: "IngestReport") -> None:
@@ -157,6 +185,10 @@ class ProgressBar:
         self._bar.set_postfix_str(f"{rate}, {progress.failed} failed", refresh=False)
         self._bar.update(progress.videos - self._bar.n)
         self._bar.refresh()
+
+    def say(self, line: str) -> None:
+        """A line for people, above the bar."""
+        self._bar.write(f"voco: {line}", file=sys.stderr)
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()

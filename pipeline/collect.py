@@ -1,5 +1,6 @@
 """The driver's half of ingest: receipts come in, in any order; a video is completed when all of it is there."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,11 +29,13 @@ class Collector:
         self._open: dict[str, _OpenVideo] = {}
         self.settled: set[str] = set()  # videos that are complete or failed; all others are to be run again
         self.open_segments = 0  # stored, of videos that are not complete yet
+        self.seconds: dict[str, Counter[str]] = {}  # what each stage spent on each video so far
 
     def add(self, row: Row) -> VideoInfo | None:
         """Take in a row; the video's info when the row settles it as complete or failed."""
         if row.video in self.settled:
             return None
+        self.seconds.setdefault(row.video, Counter()).update(row.seconds)
         if row.error is not None:
             return self._settle(row.video, self._store.fail(row.video, row.error, **_origin(row.end)))
         video = self._open.setdefault(row.video, _OpenVideo())

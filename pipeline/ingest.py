@@ -1,5 +1,6 @@
 """The main job: videos become VoCo caches in a store, through Ray."""
 
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -9,9 +10,11 @@ from typing import Any
 
 from vococache.errors import WorkersLostError
 from vococache.pipeline.collect import Collector
+from vococache.pipeline.events import Event, Watchdog, logger
 from vococache.pipeline.plan import Plan, Verdict, make_plan
 from vococache.pipeline.sources import find_sources
-from vococache.storage import Store, VideoInfo, open_store
+from vococache.storage import Store, open_store
+from vococache.workers.rows import Row
 from vococache.workers.sampling import Sampling
 from vococache.workers.source import is_url
 
@@ -68,7 +71,9 @@ def ingest(
     check_content: bool = False,
     retry_failed: bool = False,
     decode_timeout: float = 60.0,
+    stall_after: float = 300.0,
     on_progress: Callable[[Progress], None] | None = None,
+    on_event: Callable[[Event], None] | None = None,
 ) -> IngestReport:
     """Compress `videos` into the store at the path or URL `store`, which is made if absent.
 
@@ -77,7 +82,9 @@ def ingest(
     `device`: "cpu" or "cuda" for the compressor; by default GPUs where Ray has any. `address`: a Ray cluster; by
     default a local Ray is started and stopped. `overwrite`: redo videos that are complete with other sampling
     or of another source. `check_content`: compare sha256, not size and modification time. `retry_failed`: try
-    again what failed before and did not change.
+    again what failed before and did not change. `decode_timeout`: seconds without a frame that cost a video.
+    `on_event`: told each chunk, each video's outcome, and after every `stall_after` seconds in which nothing came,
+    what each stage is at; the logger "vococache.ingest" gets the same as lines of JSON.
 
     Running it again does no work for what is complete, and resumes what was interrupted at its last chunk.
     A bad video costs itself alone: it is recorded in the store and in the report. Raises `InputError`,
@@ -103,7 +110,8 @@ def ingest(
             header = actors.describe_compressor_remotely(compressor, device)
         opened = open_store(store, "a", header=header)
         plan = make_plan(sources, opened, sampling, overwrite, check_content, retry_failed)
-        _note_settled(report, plan)
+        job = _Job(report, plan, opened, stall_after, on_progress, on_event)
+        job.note_settled()
         if plan.work:
             ours = actors.start_ray(address) or ours
             actors.check_store_visible(opened, store, local=address is None)
@@ -116,8 +124,9 @@ def ingest(
             )
             compress = CompressStage(store_url=store, compressor=compressor, device=device)
             pools = actors.choose_pools(device, local=address is None)
+            board = actors.make_board()
             report.startup_seconds = time.perf_counter() - started
-            _run(report, plan, opened, lambda tasks: actors.run_stages(tasks, decode, compress, pools), on_progress)
+            job.run(lambda tasks: actors.run_stages(tasks, decode, compress, pools, board), lambda: actors.busy(board))
             report.run_seconds = time.perf_counter() - started - report.startup_seconds
     finally:
         if ours:
@@ -130,52 +139,92 @@ def absolute(place: str) -> str:
     return place if is_url(place) else str(Path(place).expanduser().absolute())
 
 
-def _note_settled(report: IngestReport, plan: Plan) -> None:
-    """Enter into the report what needs no work."""
-    for video, verdict, reason in plan.settled:
-        if verdict is Verdict.UP_TO_DATE:
-            report.up_to_date.append(video)
-        elif verdict is Verdict.FAILED_BEFORE:
-            report.failed[video] = reason
-        else:
-            report.refused[video] = reason
+@dataclass(slots=True)
+class _Job:
+    """An ingest under way: its rows become complete videos, entries of the report, and events."""
 
+    report: IngestReport
+    plan: Plan
+    store: Store
+    stall_after: float
+    on_progress: Callable[[Progress], None] | None
+    on_event: Callable[[Event], None] | None
 
-def _run(
-    report: IngestReport,
-    plan: Plan,
-    store: Store,
-    run_stages: Callable[[Any], Any],
-    on_progress: Callable[[Progress], None] | None,
-) -> None:
-    """Run the stages over the plan's work, complete each video as its last receipt comes in."""
-    work = plan.work
-    failed_before = len(report.failed)
-    for count in range(1, MAX_PASSES + 1):
-        collector = Collector(store)
-        try:
-            for row in run_stages(work):
-                info = collector.add(row)
-                if info is not None:
-                    _note_info(report, info)
-                if on_progress is not None:
-                    failed = len(report.failed) - failed_before
-                    settled, segments = len(report.done) + failed, report.segments + collector.open_segments
-                    on_progress(Progress(videos=settled, total=len(plan.work), segments=segments, failed=failed))
-        except WorkersLostError:
-            if count == MAX_PASSES:
-                raise
-        work = [task for task in work if task.video not in collector.settled]
-        if not work:
+    def note_settled(self) -> None:
+        """Enter into the report what needs no work."""
+        for video, verdict, reason in self.plan.settled:
+            if verdict is Verdict.UP_TO_DATE:
+                self.report.up_to_date.append(video)
+                self._tell(Event(event="up to date", video=video, stage="plan"))
+            elif verdict is Verdict.FAILED_BEFORE:
+                self.report.failed[video] = reason
+                self._tell(Event(event="failed", video=video, stage="plan", facts={"reason": reason}))
+            else:
+                self.report.refused[video] = reason
+                self._tell(Event(event="refused", video=video, stage="plan", facts={"reason": reason}))
+
+    def run(self, run_stages: Callable[[Any], Any], busy: Callable[[], list[tuple[str, str, float]]]) -> None:
+        """Run the stages over the plan's work, complete each video as its last receipt comes in."""
+        work = self.plan.work
+        failed_before = len(self.report.failed)
+        for count in range(1, MAX_PASSES + 1):
+            collector = Collector(self.store)
+            try:
+                with Watchdog(self.stall_after, lambda: self._tell_stalled(busy())) as watchdog:
+                    for row in run_stages(work):
+                        watchdog.alive()
+                        self._note_row(collector, row)
+                        self._progress(collector, failed_before)
+            except WorkersLostError:
+                if count == MAX_PASSES:
+                    raise
+            work = [task for task in work if task.video not in collector.settled]
+            if not work:
+                return
+        for task in work:
+            reason = "another ingest works on this video in the same store: run again when it is done"
+            self.report.failed[task.video] = reason
+            self._tell(Event(event="failed", video=task.video, stage="store", facts={"reason": reason}))
+
+    def _note_row(self, collector: Collector, row: Row) -> None:
+        if row.receipt is not None:
+            facts = {"chunk": row.index, "segments": row.receipt.segments, "seconds": row.seconds}
+            self._tell(Event(event="stored", video=row.video, stage="store", facts=facts))
+        info = collector.add(row)
+        if info is None:
             return
-    for task in work:
-        report.failed[task.video] = "another ingest works on this video in the same store: run again when it is done"
+        seconds = dict(collector.seconds.pop(info.id, {}))
+        if info.status == "failed":
+            reason = self.report.failed[info.id] = info.reason or "unknown"
+            stage = "decode" if row.index < 0 else "compress"
+            facts = {"source": info.source, "reason": reason, "seconds": seconds}
+            self._tell(Event(event="failed", video=info.id, stage=stage, facts=facts))
+            return
+        self.report.done.append(info.id)
+        self.report.segments += info.segments
+        self.report.bytes += info.bytes
+        names = ("source", "decoder", "segments", "duration", "bytes")
+        facts = {name: getattr(info, name) for name in names} | {"seconds": seconds}
+        self._tell(Event(event="complete", video=info.id, stage="store", facts=facts))
 
+    def _progress(self, collector: Collector, failed_before: int) -> None:
+        if self.on_progress is None:
+            return
+        report, failed = self.report, len(self.report.failed) - failed_before
+        segments = report.segments + collector.open_segments
+        self.on_progress(
+            Progress(videos=len(report.done) + failed, total=len(self.plan.work), segments=segments, failed=failed)
+        )
 
-def _note_info(report: IngestReport, info: VideoInfo) -> None:
-    if info.status == "failed":
-        report.failed[info.id] = info.reason or "unknown"
-        return
-    report.done.append(info.id)
-    report.segments += info.segments
-    report.bytes += info.bytes
+    def _tell_stalled(self, busy: list[tuple[str, str, float]]) -> None:
+        settled = {*self.report.done, *self.report.failed}
+        at_work = [(stage, video, seconds) for stage, video, seconds in busy if video not in settled]
+        for stage, video, seconds in at_work or [("plan", "", self.stall_after)]:
+            self._tell(Event(event="stalled", video=video, stage=stage, facts={"seconds": round(seconds, 1)}))
+
+    def _tell(self, event: Event) -> None:
+        level = logging.WARNING if event.event in ("failed", "refused", "stalled") else logging.INFO
+        if logger.isEnabledFor(level):
+            logger.log(level, event.to_line())
+        if self.on_event is not None:
+            self.on_event(event)

@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import sys
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -188,8 +189,39 @@ def _get(references: list[Any]) -> list[Any]:
         raise (error.cause if isinstance(error.cause, VoCoError) else error) from None
 
 
+class _Board:
+    """What each actor is at, since when: what the driver reads when nothing moves."""
+
+    def __init__(self) -> None:
+        self._at: dict[str, tuple[str, str, float]] = {}
+
+    def note(self, actor: str, stage: str, video: str | None) -> None:
+        self._at.pop(actor, None)
+        if video is not None:
+            self._at[actor] = stage, video, time.monotonic()
+
+    def busy(self) -> list[tuple[str, str, float]]:
+        # An actor that died has left its entry; another one has a younger one for the same video.
+        latest = {(stage, video): since for stage, video, since in self._at.values()}
+        return [(*work, time.monotonic() - since) for work, since in latest.items()]
+
+
+def make_board() -> Any:
+    """Where the actors of a job say what they are at."""
+    return ray.remote(num_cpus=0)(_Board).remote()
+
+
+def busy(board: Any) -> list[tuple[str, str, float]]:
+    """What the actors are at: stage, video, seconds, the longest first; nothing where Ray does not answer."""
+    try:
+        found: list[tuple[str, str, float]] = ray.get(board.busy.remote(), timeout=10)
+    except ray.exceptions.RayError:
+        return []
+    return sorted(found, key=lambda entry: -entry[2])
+
+
 def run_stages(
-    tasks: Sequence[VideoTask], decode: DecodeStage, compress: "CompressStage", pools: Pools
+    tasks: Sequence[VideoTask], decode: DecodeStage, compress: "CompressStage", pools: Pools, board: Any
 ) -> Iterator[Row]:
     """Run both stages over `tasks`, streaming; rows come back without frames, in no particular order."""
     dataset = _quiet_dataset([asdict(task) for task in tasks])
@@ -199,11 +231,11 @@ def run_stages(
         context.execution_options.resource_limits = limits.copy(object_store_memory=CLUSTER_OBJECT_STORE_BYTES)
     decoders = None if pools.decoders is None else min(pools.decoders, len(tasks))
     decoded = dataset.flat_map(
-        _DecodeActor, fn_constructor_args=(decode,), compute=_pool(decoders), num_cpus=pools.cpus
+        _DecodeActor, fn_constructor_args=(decode, board), compute=_pool(decoders), num_cpus=pools.cpus
     )
     compressed = decoded.map(
         _CompressActor,
-        fn_constructor_args=(compress,),
+        fn_constructor_args=(compress, board),
         compute=_pool(pools.compressors),
         num_cpus=pools.cpus,
         num_gpus=pools.gpus or None,
@@ -273,8 +305,20 @@ def _pool(size: int | None) -> ActorPoolStrategy:
     return ActorPoolStrategy(min_size=size or 1, max_size=size, max_tasks_in_flight_per_actor=2)
 
 
-class _DecodeActor:
-    def __init__(self, stage: DecodeStage) -> None:
+class _Noting:
+    """An actor that says on the board what it is at."""
+
+    def __init__(self, board: Any, stage: str) -> None:
+        self._board, self._stage, self._id = board, stage, ray.get_runtime_context().get_actor_id()
+
+    def note(self, video: str | None) -> None:
+        """What it begins; None while it waits."""
+        self._board.note.remote(self._id, self._stage, video)
+
+
+class _DecodeActor(_Noting):
+    def __init__(self, stage: DecodeStage, board: Any) -> None:
+        super().__init__(board, "decode")
         self.stage = stage
         self.broken = _set_up(stage)
 
@@ -282,17 +326,23 @@ class _DecodeActor:
         if self.broken is not None:
             yield error_block(self.broken)
             return
+        self.note(task["video"])
         try:
             for row in self.stage.process(VideoTask(**task)):
+                self.note(None)
                 yield to_block(row)
+                self.note(task["video"])
         except VoCoError as error:
             yield error_block(error)
+        finally:
+            self.note(None)
 
 
-class _CompressActor:
-    def __init__(self, stage: "CompressStage") -> None:
+class _CompressActor(_Noting):
+    def __init__(self, stage: "CompressStage", board: Any) -> None:
         import torch
 
+        super().__init__(board, "compress")
         torch.set_num_threads(COMPRESS_THREADS)
         self.stage = stage
         self.broken = _set_up(stage)
@@ -301,9 +351,13 @@ class _CompressActor:
         if self.broken is not None:
             return error_block(self.broken)
         try:
-            return to_block(self.stage.process(from_block(block)))
+            row = from_block(block)
+            self.note(row.video)
+            return to_block(self.stage.process(row))
         except VoCoError as error:
             return error_block(error)
+        finally:
+            self.note(None)
 
 
 class _AnswerActor:
@@ -365,6 +419,7 @@ def to_block(row: Row) -> dict[str, Any]:
         "receipt": None if row.receipt is None else asdict(row.receipt),
         "end": None if row.end is None else asdict(row.end),
         "error": row.error,
+        "seconds": row.seconds,
     }
     return _block(facts, row.frames, row.timestamps)
 

@@ -1,5 +1,6 @@
 """Compress and write: a chunk's frames become VoCo caches in the store."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -118,12 +119,15 @@ class CompressStage:
         """
         if row.frames is None:
             return row
+        started = time.perf_counter()
         try:
             kv = np.concatenate(list(self._caches(row.frames)))
         except VoCoError as error:
             return replace(row, frames=None, error=str(error))
+        compressed = time.perf_counter()
         receipt = self._store.write_chunk(row.video, row.intent, row.index, kv)
-        return replace(row, frames=None, receipt=receipt)
+        seconds = row.seconds | {"compress": compressed - started, "store": time.perf_counter() - compressed}
+        return replace(row, frames=None, receipt=receipt, seconds=seconds)
 
     def _caches(self, frames: np.ndarray) -> Iterator[np.ndarray]:
         """Caches of uint8 frames [S, F, H, W, 3], a micro-batch at a time, as the store keeps them."""

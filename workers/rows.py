@@ -1,6 +1,6 @@
 """What travels between the stages of ingest: a task in, rows of chunks out."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -50,3 +50,4 @@ class Row:
     receipt: ChunkReceipt | None = None
     end: End | None = None
     error: str | None = None
+    seconds: dict[str, float] = field(default_factory=dict)  # what each stage spent on this row

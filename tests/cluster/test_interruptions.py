@@ -1,7 +1,9 @@
 """Whatever is killed, the same command ends with the bytes of an undisturbed run, and nothing is left running."""
 
 import json
+import re
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,6 +52,24 @@ def test_a_killed_actor_costs_time_alone(
     assert json.loads(out)["done"] == ["long"], "nothing else on stdout"
     assert contents(str(tmp_path / "store")) == long_content
     job.wait_until_gone()
+
+
+def test_a_stage_that_hangs_is_named(
+    voco: Callable[..., Command], long_video: Path, tmp_path: Path, long_content: dict[str, bytes]
+) -> None:
+    job = voco("ingest", long_video, "--store", "store", "--fps", FPS, "--json", "--stall-after", 2)
+    wait_for(lambda: len(stored(tmp_path)) >= 1)
+    stopped = job.actors("_CompressActor")
+    for actor in stopped:
+        actor.suspend()
+    time.sleep(8)
+    for actor in stopped:
+        actor.resume()
+    code, out, err = job.finish(timeout=250)
+    assert code == 0
+    assert json.loads(out)["done"] == ["long"]
+    assert re.search(r"^voco: nothing came for 2 s; compress of 'long' has taken [\d.]+ s$", err, re.MULTILINE)
+    assert contents(str(tmp_path / "store")) == long_content
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])

@@ -55,7 +55,7 @@ def stages_travel_by_value() -> Iterator[None]:
 def run(decode: Any, compress: Any) -> list[Row]:
     tasks = [VideoTask(video=name, source="") for name in ("a", "b")]
     pools = actors.Pools(decoders=1, compressors=1, cpus=0.25, gpus=0)
-    return list(actors.run_stages(tasks, decode, compress, pools))
+    return list(actors.run_stages(tasks, decode, compress, pools, actors.make_board()))
 
 
 def test_the_settings_of_a_user_of_ray_data_stay() -> None:

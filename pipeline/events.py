@@ -1,0 +1,65 @@
+"""What happens in an ingest, as it happens: each event is one line of JSON, in the log and in a report's file."""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Literal
+
+logger = logging.getLogger("vococache.ingest")
+logger.addHandler(logging.NullHandler())  # silent unless somebody listens
+
+Kind = Literal["stored", "complete", "failed", "refused", "up to date", "stalled"]
+OUTCOMES: tuple[Kind, ...] = ("complete", "failed", "refused", "up to date")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """`stage`: "decode", "compress", "store" or "plan". `facts`: what else is known, as plain JSON values."""
+
+    event: Kind
+    video: str
+    stage: str
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def describe(self) -> str:
+        """What a stage is at, for people."""
+        if not self.video:
+            return "no worker has anything to do: Ray has too few resources, or waits for nodes"
+        return f"{self.stage} of {self.video!r} has taken {self.facts['seconds']:g} s"
+
+    def to_line(self) -> str:
+        """One line of JSON, with the time in seconds since the epoch."""
+        line = {"time": round(time.time(), 3), "event": self.event, "video": self.video, "stage": self.stage}
+        return json.dumps(line | self.facts, ensure_ascii=False)
+
+
+class Watchdog:
+    """Calls `tell` each time that `seconds` went by without `alive`. A context manager."""
+
+    def __init__(self, seconds: float, tell: Callable[[], None]) -> None:
+        self.seconds, self.tell = seconds, tell
+        self._alive, self._over = threading.Event(), False
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def alive(self) -> None:
+        """Something moved."""
+        self._alive.set()
+
+    def _watch(self) -> None:
+        while not self._over:
+            if not self._alive.wait(self.seconds):
+                self.tell()
+            self._alive.clear()
+
+    def __enter__(self) -> "Watchdog":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._over = True
+        self._alive.set()
+        self._thread.join()
