@@ -100,17 +100,34 @@ def _readable(value: Any) -> str:
 @click.command("verify")
 @click.argument("store")
 @click.argument("video", required=False)
+@click.option("--repair", is_flag=True, help="Ingest damaged videos again, where their source is there.")
+@click.option("--model", help="With --repair: the model that made the store.  [default: by its name in the store]")
+@click.option("--device", help="With --repair: cpu or cuda. [default: a GPU where there is one]")
+@click.option("--address", help="With --repair: a Ray cluster; without it a local Ray is started.")
 @json_option
-def verify_command(store: str, video: str | None, as_json: bool) -> int:
-    """Check every byte of STORE, or of one VIDEO in it, against its record. Exit code 1: damage was found.
+def verify_command(store: str, video: str | None, repair: bool, as_json: bool, **options: str | None) -> int:
+    """Check every byte of STORE, or of one VIDEO in it, against its record. Exit code 1: damage was found, and is left.
 
     \b
     Example:
       voco verify caches
+      voco verify caches --repair
     """
     from vococache.storage import maintenance, open_store
 
     problems = list(maintenance.verify(open_store(store), video))
+    if repair and problems:
+        from vococache.pipeline.repair import repair as run
+
+        for problem in problems:
+            click.echo(f"damaged: {problem}", err=True)
+        done = run(store, problems, **options)
+        for line in (
+            *(f"repaired: {name}" for name in done.done),
+            *(f"left: {n}: {why}" for n, why in done.left.items()),
+        ):
+            click.echo(line, err=True)
+        problems = list(maintenance.verify(open_store(store), video))
     if as_json:
         click.echo(json.dumps([asdict(problem) for problem in problems]))
     else:

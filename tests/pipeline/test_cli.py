@@ -166,6 +166,34 @@ def test_looking_after_a_store(voco: Voco, store: Path, tmp_path: Path) -> None:
     assert voco("ask", own, "plain", "What?").code == 2, "a damaged chunk never answers"
 
 
+def test_repair(voco: Voco, clips: Path, tmp_path: Path, local_ray: None) -> None:
+    """Damaged videos whose sources are there are made again, bit for bit; the others are left and named."""
+    sources = [shutil.copy(clips / name, tmp_path) for name in ("plain.mp4", "offset.mkv", "short.mkv")]
+    own = tmp_path / "own"
+    vococache.ingest([*map(str, sources)], str(own), fps=2, tokens=1)
+    before = {path: path.read_bytes() for path in own.rglob("*") if path.is_file()}
+    for video in ("plain", "offset"):
+        (chunk,) = own.rglob(f"{video}/kv/c*")
+        chunk.write_bytes(b"x" + chunk.read_bytes()[1:])
+    (own / "videos/short/zarr.json").write_bytes(b"{}")
+    (tmp_path / "offset.mkv").rename(tmp_path / "away.mkv")
+
+    found = voco("verify", own, "--repair")
+    assert found.code == 1
+    lines = found.err.splitlines()
+    assert sum(line.startswith("damaged: videos/") for line in lines) == 3
+    assert "repaired: plain" in lines
+    assert f"left: offset: its source {tmp_path / 'offset.mkv'} is not there" in lines
+    assert any(line.startswith("left: short: its document") for line in lines)
+    assert "2 problems" in found.out
+
+    (tmp_path / "away.mkv").rename(tmp_path / "offset.mkv")
+    voco("rm", own, "short")
+    vococache.ingest(str(tmp_path / "short.mkv"), str(own), fps=2, tokens=1)
+    assert voco("verify", own, "--repair").code == 0
+    assert {path: path.read_bytes() for path in own.rglob("*") if path.is_file()} == before
+
+
 def write_version(store: Path, version: int) -> None:
     """As a newer release would have written the store."""
     path = store / "zarr.json"

@@ -1,0 +1,62 @@
+"""Damaged videos are made anew from their sources."""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vococache.errors import StoreError
+from vococache.pipeline.ingest import ingest
+from vococache.storage import VideoInfo, open_store
+from vococache.storage.maintenance import Problem
+from vococache.workers.source import stat_source
+
+
+@dataclass(kw_only=True)
+class Repair:
+    """Ids of the videos that are whole again; those that are not, and why."""
+
+    done: list[str] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)
+
+
+def repair(
+    store: str,
+    problems: Sequence[Problem],
+    *,
+    model: str | None = None,
+    device: str | None = None,
+    address: str | None = None,
+) -> Repair:
+    """Ingest again each video that one of `problems` is about, as it was sampled, where its source is there.
+
+    Others are left as they are, damage included: they may be all that is left of their source. `model`: by default the
+    store's own name for it. Raises what `ingest` raises.
+    """
+    opened = open_store(store, "a")
+    header, found = opened.header, Repair()
+    damaged: dict[str, list[VideoInfo]] = {}
+    for video in sorted({problem.video for problem in problems if problem.video is not None}):
+        try:
+            info = opened.info(video)
+        except StoreError:
+            found.left[video] = "its document, which names its source, is damaged: `voco rm` it and ingest it again"
+            continue
+        if stat_source(info.source) is None:
+            found.left[video] = f"its source {info.source} is not there"
+        else:
+            damaged.setdefault(json.dumps(info.sampling), []).append(info)
+    for sampling, infos in damaged.items():
+        for info in infos:
+            opened.discard(info.id)
+        with tempfile.TemporaryDirectory() as folder:
+            manifest = Path(folder, "damaged.jsonl")
+            manifest.write_text("".join(json.dumps({"id": info.id, "path": info.source}) + "\n" for info in infos))
+            report = ingest(
+                str(manifest), store, model=model or header.model, **json.loads(sampling), tokens=header.tokens,
+                segment_frames=header.frames_per_segment, dtype=header.compute_dtype, device=device, address=address,
+            )  # fmt: skip
+        found.done += report.done
+        found.left |= report.failed | report.refused
+    return found
