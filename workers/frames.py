@@ -42,6 +42,8 @@ def pyav_frames(video: Video, targets: Targets) -> Iterator[Chosen]:
         if not video.shown(pts):
             continue
         time = video.clock.tick(pts)
+        if held is not None and time < held[0]:
+            raise VideoError("its frames are not in the order of their times")
         if held is not None and (count := targets.take(time)):
             yield held[0], count, partial(_rgb, held[1])
         held = (time, frame)

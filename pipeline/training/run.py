@@ -43,8 +43,6 @@ def train(settings: TrainSettings, out: Path, *, resume: bool = False) -> dict[s
     arguments = training_arguments(settings.trainer, out, settings.seed)
     if arguments.fsdp and arguments.world_size == 1:
         raise InputError("`fsdp` shards between processes, found one: start several with torchrun or --workers")
-    if arguments.fsdp and settings.muon:
-        raise InputError("`muon` needs whole matrices, which FSDP shards: train with one or the other")
     model = _starting_model(settings, arguments.device)
     if arguments.fsdp and (model.config.reader or {}).get("kind") == "lora":
         raise InputError("a LoRA reader shares the decoder's weights, which FSDP cannot shard: train it without `fsdp`")
@@ -53,7 +51,7 @@ def train(settings: TrainSettings, out: Path, *, resume: bool = False) -> dict[s
     evaluation = _data(settings.evaluation, model, settings, out) if settings.evaluation else None
     teacher = _teacher(settings, model, arguments.device)
     objective = Objective(model, elastic=settings.elastic, teacher=teacher, weight=settings.distillation)
-    trainer = make_trainer(objective, arguments, train_set, evaluation, settings.muon)
+    trainer = make_trainer(objective, arguments, train_set, evaluation)
     if trainer.is_world_process_zero():
         (out / "settings.yaml").write_text(yaml.safe_dump(asdict(settings), sort_keys=False))
     checkpoint = last_checkpoint(out) if resume else None
@@ -149,7 +147,7 @@ def _data(
 def _entry(entry: dict[str, Any], model: VoCoModel, settings: TrainSettings, out: Path, seed: int) -> Dataset[Example]:
     if "synthetic" in entry:
         split = f"{entry['synthetic']}, seed {seed}" if seed else entry["synthetic"]
-        more = {name: entry[name] for name in ("states", "still", "most") if name in entry}
+        more = {name: entry[name] for name in ("still", "most") if name in entry}
         return WorldExamples(model, split, entry["count"], asked=entry["asked"], **more)
     file = Path(entry["file"])
     conversations = read_conversations(file, Path(entry.get("media", file.parent)))

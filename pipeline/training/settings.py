@@ -17,14 +17,14 @@ class TrainSettings:
 
     `model`: a checkpoint folder, an embedded model's name, or (`from_scratch`) a folder with a `config.json` and a
     tokenizer but no weights. `data`, `evaluation`: mappings with `file` and `media` (`conversations.py` lists the
-    formats) or with `synthetic`, `count`, `asked`, `states`, `still` and `most` (`world.py`). `train`: the parts that
-    learn. `compression`: "voco", "full" (the text sees every vision token: the paper's upper bound, and a first stage
-    before compression), "mean" or "qformer" (`vococache.model.baselines`); by default the checkpoint's own.
-    `elastic`: train for reading with any power of two of the K tokens. `teacher`: a checkpoint read with full
-    attention, for the distillation term of weight `distillation`. `store`: take the caches of `data`'s videos from
-    this store; only the `reader` ("lora", "full", or a mapping of LoRA settings) learns. `fps`, `num_frames`,
-    `max_frames`: how videos are sampled. `muon`: Muon's learning rate for the decoder's matrices (`muon.py`);
-    without it the trainer's optimizer trains them too. `note`: kept in the checkpoint and told to whoever asks it.
+    formats) or with `synthetic`, `count`, `asked`,
+    `still` and `most` (`world.py`). `train`: the parts that learn. `compression`: "voco",
+    "full" (the text sees every vision token: the paper's upper bound, and a first stage before compression), "mean" or
+    "qformer" (`vococache.model.baselines`); by default the checkpoint's own. `elastic`:
+    train for reading with any power of two of the K tokens. `teacher`: a checkpoint read with full attention, for
+    the distillation term of weight `distillation`. `store`: take the caches of `data`'s videos from this store; only
+    the `reader` ("lora", "full", or a mapping of LoRA settings) learns. `fps`, `num_frames`, `max_frames`: how
+    videos are sampled. `note`: kept in the checkpoint and told to whoever asks it.
     """
 
     model: str
@@ -45,7 +45,6 @@ class TrainSettings:
     num_frames: int | None = None
     max_frames: int | None = None
     gradient_checkpointing: bool = False
-    muon: float | None = None
     note: str | None = None
     trainer: dict[str, Any] = field(default_factory=dict)
 
@@ -53,11 +52,11 @@ class TrainSettings:
         if not self.data:
             raise InputError("no training data: expected `data` with at least one entry")
         for entry in (*self.data, *self.evaluation):
-            known = {"file", "media"} if "file" in entry else {"synthetic", "count", "asked", "states", "still", "most"}
+            known = {"file", "media"} if "file" in entry else {"synthetic", "count", "asked", "still", "most"}
             if not ({"file", "synthetic"} & entry.keys()) or entry.keys() - known:
                 raise InputError(
                     f"data entry {entry} is not understood: expected `file` and `media`, or `synthetic`, `count`,"
-                    " `asked`, `states`, `still` and `most`"
+                    " `asked`, `still` and `most`"
                 )
         if unknown := set(self.train) - set(PARTS):
             raise InputError(f"unknown parts {sorted(unknown)} to train; expected some of {PARTS}")
@@ -65,8 +64,6 @@ class TrainSettings:
             raise InputError("training from a store has no pixels: only `train: [reader]` can learn")
         if "reader" in self.train and not self.reader:
             raise InputError("to train a reader, say which: `reader: {kind: lora, r: 16}` or `reader: {kind: full}`")
-        if self.muon and "language_model" not in self.train:
-            raise InputError("`muon` trains the decoder's matrices: expected language_model in `train`")
         if {"gradient_checkpointing", "output_dir", "seed"} & self.trainer.keys():
             raise InputError("`gradient_checkpointing`, `seed` and the folder are settings of their own, not trainer's")
 

@@ -19,7 +19,6 @@ from vococache.model.objective import Objective
 from vococache.model.reader import own_weights
 from vococache.model.voco import IGNORED_LABEL
 from vococache.pipeline.training.examples import collate
-from vococache.pipeline.training.muon import MuonAdamW
 
 
 class CsvLog(TrainerCallback):
@@ -41,29 +40,7 @@ class CsvLog(TrainerCallback):
 
 
 class VoCoTrainer(Trainer):
-    """Saves each weight once: a LoRA reader's base and tied embeddings appear under two names.
-
-    `muon`: Muon's learning rate for the decoder's matrices; None: the arguments' optimizer trains all.
-    """
-
-    def __init__(self, *, muon: float | None = None, **options: Any) -> None:
-        super().__init__(**options)
-        self.muon = muon
-
-    def create_optimizer(self, model: Any = None) -> Any:
-        """The arguments' optimizer, or Muon with AdamW."""
-        if self.muon is None or self.optimizer is not None:
-            return super().create_optimizer(model)
-        args, chosen = self.args, self.model if model is None else model
-        assert chosen is not None
-        self.optimizer = MuonAdamW(
-            chosen,
-            rate=args.learning_rate,
-            muon_rate=self.muon,
-            weight_decay=args.weight_decay,
-            betas=(args.adam_beta1, args.adam_beta2),
-        )
-        return self.optimizer
+    """Saves each weight once: a LoRA reader's base and tied embeddings appear under two names."""
 
     def create_accelerator_and_postprocess(self) -> None:
         """Shard where FSDP is asked for, between processes on CPUs as well."""
@@ -116,15 +93,10 @@ def fast_attention(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def make_trainer(
-    objective: Objective,
-    arguments: TrainingArguments,
-    train: Any,
-    evaluate: Any | None = None,
-    muon: float | None = None,
+    objective: Objective, arguments: TrainingArguments, train: Any, evaluate: Any | None = None
 ) -> Trainer:
     """A Trainer over `Example` data sets."""
     return VoCoTrainer(
-        muon=muon,
         model=objective,
         args=arguments,
         data_collator=collate,

@@ -10,7 +10,6 @@ from vococache.model.voco import VoCoModel
 from vococache.pipeline.synthetic.questions import questions
 from vococache.pipeline.synthetic.render import as_recorded, frames
 from vococache.pipeline.synthetic.scene import LOOKS, make_scene
-from vococache.pipeline.synthetic.states import states as states_of
 from vococache.pipeline.training.examples import Example, encode_turns
 
 RECORDED = 0.25  # share of clips that go through a real encoder; the others only get the camera's noise
@@ -19,25 +18,15 @@ RECORDED = 0.25  # share of clips that go through a real encoder; the others onl
 class WorldExamples(Dataset[Example]):
     """Clip number i of a split, with several questions; the same for the same split and number.
 
-    `states`: so many questions about where an object is, besides. `still`: single pictures, in which nothing moves.
-    `most`: scenes of at most so many objects.
+    `still`: single pictures, in which nothing moves. `most`: scenes of at most so many objects.
     """
 
     def __init__(
-        self,
-        model: VoCoModel,
-        split: str,
-        count: int,
-        *,
-        asked: int,
-        states: int = 0,
-        still: bool = False,
-        most: int = 4,
+        self, model: VoCoModel, split: str, count: int, *, asked: int, still: bool = False, most: int = 4
     ) -> None:
         self.prompt, self.tokenizer = model.config.prompt, model.tokenizer
         self.side = model.config.geometry.size
-        self.split, self.count, self.still, self.most = split, count, still, most
-        self.asked, self.states = asked, states
+        self.split, self.count, self.asked, self.still, self.most = split, count, asked, still, most
 
     def __len__(self) -> int:
         return self.count
@@ -46,9 +35,10 @@ class WorldExamples(Dataset[Example]):
         seed = f"{self.split} {index}"
         scene = make_scene(seed, still=self.still, most=self.most)
         random = Random(f"{seed} questions")
-        turns = [(question.text, question.answer) for question in questions(scene, self.asked, random)]
-        turns += states_of(scene, self.states, random, still=self.still)
-        texts = [encode_turns(self.tokenizer, self.prompt, [turn]) for turn in turns]
+        texts = [
+            encode_turns(self.tokenizer, self.prompt, [(question.text, question.answer)])
+            for question in questions(scene, self.asked, random)
+        ]
         show: Any = as_recorded if random.random() < RECORDED else frames
         pictures: np.ndarray = show(scene, (0.0,) if self.still else LOOKS, self.side)
         return Example(texts, frames=pictures[:, None])

@@ -98,38 +98,9 @@ class TestRun:
             torch.testing.assert_close(again[name], weight, atol=1e-6, rtol=1e-5, msg=name)
 
 
-class TestMuon:
-    def step(self, settings: Any, folder: Path, **changes: Any) -> dict[str, torch.Tensor]:
-        """What one step of training changes of each weight."""
-        trainer = {"max_steps": 1, "warmup_steps": 0, "lr_scheduler_type": "constant", "learning_rate": 1e-3}
-        train(settings(trainer=trainer | {"save_steps": 100}, **changes), folder / "after")
-        train(settings(trainer=trainer | {"save_steps": 100, "learning_rate": 0.0}), folder / "before")
-        before, after = weights(folder / "before/model"), weights(folder / "after/model")
-        return {name: after[name] - weight for name, weight in before.items()}
-
-    def test_it_turns_the_decoders_matrices_and_no_other_weight(self, settings: Any, tmp_path: Path) -> None:
-        plain = self.step(settings, tmp_path / "plain")
-        muon = self.step(settings, tmp_path / "muon", muon=2e-3)
-        for name, change in muon.items():
-            if "language_model.layers" in name and change.dim() == 2:
-                # Orthogonal, as far as five Newton-Schulz steps make it so, and of the size of AdamW's steps.
-                values = torch.linalg.svdvals(change) / (2e-3 * 0.2 * max(change.shape) ** 0.5)
-                assert 0.5 < values.median() < 1.5, name
-                assert values.max() < 1.5, name
-            else:
-                torch.testing.assert_close(change, plain[name], atol=1e-7, rtol=1e-4, msg=name)
-
-    def test_without_a_decoder_that_learns_it_is_refused(self, settings: Any) -> None:
-        with pytest.raises(InputError, match="expected language_model in `train`"):
-            settings(muon=1e-3, train=("projector",))
-
-
 class TestResume:
-    @pytest.mark.parametrize("muon", [None, 2e-3])
-    def test_a_killed_run_goes_on_to_the_same_losses_and_weights(
-        self, settings: Any, tmp_path: Path, muon: float | None
-    ) -> None:
-        chosen = settings(elastic=True, muon=muon, trainer={"max_steps": 14, "save_steps": 5})
+    def test_a_killed_run_goes_on_to_the_same_losses_and_weights(self, settings: Any, tmp_path: Path) -> None:
+        chosen = settings(elastic=True, trainer={"max_steps": 14, "save_steps": 5})
         train(chosen, tmp_path / "undisturbed")
         killed = tmp_path / "killed"
         process = in_process(chosen, killed)
