@@ -93,6 +93,7 @@ def cli() -> None:
 @click.option("--check-content", is_flag=True, help="Compare files by sha256, not by size and time.")
 @click.option("--retry-failed", is_flag=True, help="Try again what failed before.")
 @click.option("--decode-timeout", type=float, default=60.0, show_default=True, help="Seconds without a frame.")
+@click.option("--max-pixels", type=int, help="Refuse videos of larger frames.  [default: 8192 x 8192]")
 @click.option("--stall-after", type=float, default=300.0, show_default=True, help="Tell what is stuck after seconds.")
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write each video's outcome to a file.")
 @click.option("-v", "--verbose", is_flag=True, help="Log each event to stderr, as a line of JSON.")

@@ -71,6 +71,7 @@ def ingest(
     check_content: bool = False,
     retry_failed: bool = False,
     decode_timeout: float = 60.0,
+    max_pixels: int | None = None,
     stall_after: float = 300.0,
     on_progress: Callable[[Progress], None] | None = None,
     on_event: Callable[[Event], None] | None = None,
@@ -82,7 +83,8 @@ def ingest(
     `device`: "cpu" or "cuda" for the compressor; by default GPUs where Ray has any. `address`: a Ray cluster; by
     default a local Ray is started and stopped. `overwrite`: redo videos that are complete with other sampling
     or of another source. `check_content`: compare sha256, not size and modification time. `retry_failed`: try
-    again what failed before and did not change. `decode_timeout`: seconds without a frame that cost a video.
+    again what failed before and did not change. `decode_timeout`: seconds without a frame that cost a video;
+    `max_pixels` (default 8192 x 8192): so does a larger frame.
     `on_event`: told each chunk, each video's outcome, and after every `stall_after` seconds in which nothing came,
     what each stage is at; the logger "vococache.ingest" gets the same as lines of JSON.
 
@@ -94,7 +96,7 @@ def ingest(
     sources = find_sources([os.fspath(videos)] if isinstance(videos, str | os.PathLike) else videos)
     from vococache.workers import actors
     from vococache.workers.compress import Compressor, CompressStage, frame_geometry
-    from vococache.workers.decode import DecodeStage
+    from vococache.workers.decode import DecodeStage, Limits
 
     report = IngestReport(store=os.fspath(store))
     # The actors have working directories of their own.
@@ -121,6 +123,7 @@ def ingest(
                 geometry=frame_geometry(header),
                 frames_per_segment=header.frames_per_segment,
                 timeout_s=decode_timeout,
+                limits=Limits() if max_pixels is None else Limits(max_pixels=max_pixels),
             )
             compress = CompressStage(store_url=store, compressor=compressor, device=device)
             pools = actors.choose_pools(device, local=address is None)
