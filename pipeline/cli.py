@@ -3,9 +3,10 @@
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -127,7 +128,10 @@ def ingest(
         with ExitStack() as stack:
             lines = stack.enter_context(_opened(report)) if report else None
 
+            check = stack.enter_context(_remembered_interrupts())
+
             def note(event: Event) -> None:
+                check()
                 if lines is not None and event.event in OUTCOMES:
                     print(event.to_line(), file=lines, flush=True)
                 if event.event == "stalled" and not verbose:
@@ -142,6 +146,30 @@ def ingest(
     else:
         _print_report(done)
     return 0 if done.ok else EXIT_SOME_FAILED
+
+
+@contextmanager
+def _remembered_interrupts() -> Iterator[Callable[[], None]]:
+    """Ctrl-C raises `KeyboardInterrupt`, and so does every later call of the function that this gives.
+
+    One that falls into a destructor, as Ray has many, is dropped by Python.
+    """
+    hit = False
+
+    def on_signal(*_: object) -> None:
+        nonlocal hit
+        hit = True
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if hit:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _opened(path: Path) -> TextIO:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -18,7 +19,7 @@ from PIL import Image
 from tests.clips import make_clip
 
 import vococache
-from vococache.pipeline.cli import cli, main
+from vococache.pipeline.cli import _remembered_interrupts, cli, main
 
 
 @dataclass
@@ -192,6 +193,22 @@ def test_repair(voco: Voco, clips: Path, tmp_path: Path, local_ray: None) -> Non
     vococache.ingest(str(tmp_path / "short.mkv"), str(own), fps=2, tokens=1)
     assert voco("verify", own, "--repair").code == 0
     assert {path: path.read_bytes() for path in own.rglob("*") if path.is_file()} == before
+
+
+def test_an_interrupt_that_a_destructor_swallows_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Destroyed:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    swallowed: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda dropped: swallowed.append(dropped.exc_type))
+    with _remembered_interrupts() as check:
+        check()
+        Destroyed()
+        assert swallowed == [KeyboardInterrupt]
+        with pytest.raises(KeyboardInterrupt):
+            check()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def write_version(store: Path, version: int) -> None:
