@@ -165,7 +165,9 @@ def _remembered_interrupts() -> Iterator[Callable[[], None]]:
         if hit:
             raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGINT, on_signal)
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:  # as in the background, where it is not meant for us
+        signal.signal(signal.SIGINT, on_signal)
     try:
         yield check
     finally:

@@ -200,6 +200,8 @@ def test_an_interrupt_that_a_destructor_swallows_is_not_lost(monkeypatch: pytest
         def __del__(self) -> None:
             signal.raise_signal(signal.SIGINT)
 
+    monkeypatch.setattr(signal, "SIGINT", signal.SIGUSR1)  # SIGINT itself is ignored where tests run in the background
+    signal.signal(signal.SIGUSR1, signal.default_int_handler)
     swallowed: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda dropped: swallowed.append(dropped.exc_type))
     with _remembered_interrupts() as check:
@@ -208,7 +210,13 @@ def test_an_interrupt_that_a_destructor_swallows_is_not_lost(monkeypatch: pytest
         assert swallowed == [KeyboardInterrupt]
         with pytest.raises(KeyboardInterrupt):
             check()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGUSR1) is signal.default_int_handler
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    with _remembered_interrupts() as check:
+        Destroyed()
+        check()  # whoever started us wants it ignored
+    assert swallowed == [KeyboardInterrupt]
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)
 
 
 def write_version(store: Path, version: int) -> None:

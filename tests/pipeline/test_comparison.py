@@ -183,7 +183,7 @@ class TestAnswers:
             for question in picture.questions:
                 ids = [*model.config.prompt.text_newline_ids, *model.encode_text(f"{question.text}\n")]
                 (new,) = model.generate_ids(cache, torch.tensor([ids]), comparison.ANSWER_TOKENS)
-                expected.append(model.tokenizer.decode(new, skip_special_tokens=True))
+                expected.append(model.tokenizer.decode(new, skip_special_tokens=True).strip())
         assert answers(model) == expected
         assert len(set(expected)) > 1
 

@@ -135,12 +135,14 @@ def test_kill_9(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), str(root / "src")])}
     done: set[str] = set()
-    for pause in (0.55, 0.713, 0.931):
+    for pause in (0.05, 0.213, 0.431):
         writer = subprocess.Popen(
             [sys.executable, "-c", WRITER, url], stdout=subprocess.PIPE, env=environment, text=True
         )
         assert writer.stdout is not None
         assert writer.stdout.readline() == "ready\n"
+        while len(list(Path(url, "videos").glob("v*/timestamps"))) < len(done) + 2:  # on a slow machine too
+            time.sleep(0.01)
         time.sleep(pause)
         writer.send_signal(signal.SIGKILL)
         writer.wait()
