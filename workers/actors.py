@@ -9,6 +9,7 @@ on the machine).
 import json
 import logging
 import os
+import resource
 import socket
 import sys
 import time
@@ -40,6 +41,8 @@ CLUSTER_OBJECT_STORE_BYTES = 8 << 30
 # Of a compressor on CPUs: the same everywhere, because a sum's last bits depend on how it is split.
 COMPRESS_THREADS = 2
 
+MIN_OPEN_FILES = 256
+
 # When nothing moved for half an hour; Ray before 2.60 waits for ever.
 _STALLED: type[Exception] = getattr(ray.data.exceptions, "ExecutionTimeoutError", ray.exceptions.RayError)
 
@@ -70,6 +73,7 @@ def start_ray(address: str | None) -> bool:
     os.environ.update({key: value for key, value in _ENVIRONMENT.items() if key not in os.environ})
     if address is not None:
         _check_reachable(address)
+    _check_open_files()
     local = {} if address else {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     try:
         with _silent_stderr():
@@ -80,6 +84,18 @@ def start_ray(address: str | None) -> bool:
             raise WorkersLostError(f"Ray does not start on this machine: {reason}") from None
         raise InputError(f"no Ray cluster at {address!r}: {reason}") from None
     return True
+
+
+def _check_open_files() -> None:
+    """Refuse a limit on open files with which Ray's native part would end this process, without a word."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= MIN_OPEN_FILES:
+        return
+    if hard != resource.RLIM_INFINITY and hard < MIN_OPEN_FILES:
+        raise WorkersLostError(
+            f"Ray cannot start with {hard} open files: expected a limit (`ulimit -n`) of {MIN_OPEN_FILES}"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (MIN_OPEN_FILES, hard))
 
 
 def _check_reachable(address: str) -> None:

@@ -91,5 +91,4 @@ def test_few_open_files(voco: Voco, command: Callable[..., Command], long_video:
     job = command(sys.executable, "-c", program, "ingest", str(long_video), "--store", "store")
     code, _, err = job.finish()
     assert code == 2, err
-    assert err.splitlines()[-1].startswith("voco: error: "), err
-    assert "Traceback" not in err
+    assert err == "voco: error: Ray cannot start with 60 open files: expected a limit (`ulimit -n`) of 256\n"
