@@ -55,7 +55,7 @@ def test_kills_at_random_moments(voco: Callable[..., Command], corpus: Path, tmp
                     shutil.rmtree(store)
                     finished += 1
                 break
-            victim = random.choice(VICTIMS)
+            (victim,) = random.choices(VICTIMS, (1, 5, 5, 5))  # the others are not there yet for half a run
             if victim == "driver":
                 job.process.kill()
                 kills[victim] += 1
@@ -70,4 +70,4 @@ def test_kills_at_random_moments(voco: Callable[..., Command], corpus: Path, tmp
         job.wait_until_gone(120)
     assert list(temporary.iterdir()) == []
     print(f"\n{dict(kills)} killed in {len(jobs)} runs, {finished} of which finished all the same")
-    assert min(kills[victim] for victim in VICTIMS) > KILLS / 10
+    assert min(kills[victim] for victim in VICTIMS) > KILLS / 20
