@@ -127,7 +127,6 @@ def ingest(
     try:
         with ExitStack() as stack:
             lines = stack.enter_context(_opened(report)) if report else None
-
             check = stack.enter_context(_remembered_interrupts())
 
             def note(event: Event) -> None:

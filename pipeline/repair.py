@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vococache.errors import StoreError
+from vococache.pipeline.ask import open_reader
 from vococache.pipeline.ingest import ingest
 from vococache.storage import VideoInfo, open_store
 from vococache.storage.maintenance import Problem
@@ -47,6 +48,8 @@ def repair(
             found.left[video] = f"its source {info.source} is not there"
         else:
             damaged.setdefault(json.dumps(info.sampling), []).append(info)
+    if damaged and address is None:
+        open_reader(store, model=model, device=device)  # raises before anything is dropped if the model is another
     for sampling, infos in damaged.items():
         for info in infos:
             opened.discard(info.id)

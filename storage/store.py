@@ -125,7 +125,7 @@ class Store(StoreReader):
         record = documents.complete_fields(segment_bytes, intent, float(duration), receipts, stamps)
         for key, data in {**others, DOCUMENT: documents.seal_video(self.identity, video, *record)}.items():
             if self.objects.put(self._key(video, key), data, guard=is_wanted) is None:
-                self._expect_intent(video, intent_token)
+                raise self._begun_again(video, intent_token)  # even if the intent is back by now: this is not written
         self.objects.delete(self._key(video, receipt_key(r.index)) for r in receipts)
         return self.info(video)
 
@@ -158,11 +158,14 @@ class Store(StoreReader):
     def _expect_intent(self, video: str, token: str) -> Fields:
         fields = self._current(video, token)
         if fields is None:
-            raise StoreMismatchError(
-                f"video {video!r} in {self.url} was begun again with another source or other settings: expected intent"
-                f" {token[:12]}; run the ingest again"
-            )
+            raise self._begun_again(video, token)
         return fields
+
+    def _begun_again(self, video: str, token: str) -> StoreMismatchError:
+        return StoreMismatchError(
+            f"video {video!r} in {self.url} was begun again with another source or other settings: expected intent"
+            f" {token[:12]}; run the ingest again"
+        )
 
     def _put_document(self, video: str, fields: Fields) -> str:
         key = self._key(video, DOCUMENT)

@@ -5,9 +5,11 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 
+import psutil
 import pytest
 from tests.cluster.conftest import FPS, Command, contents, plain_ingest
 
@@ -45,26 +47,31 @@ def test_kills_at_random_moments(voco: Callable[..., Command], corpus: Path, tmp
         maintenance.gc(opened, older_than_s=-1)
         assert contents(str(store)) == undisturbed
 
-    while kills.total() < KILLS:
-        job = start()
-        while kills.total() < KILLS:
-            time.sleep(random.uniform(0.0, 4.0))
-            if job.process.poll() is not None:
+    def ended(job: Command) -> bool:
+        return job.process.poll() is not None
+
+    job = start()
+    for number in range(KILLS):
+        victim = VICTIMS[number % len(VICTIMS)]
+        if victim == "driver":
+            time.sleep(random.uniform(0.0, 12.0))
+            job.process.kill()
+            kills[victim] += 1
+            job = start()  # while the workers of the one before still die
+            continue
+        while not (found := job.actors(victim)):  # decoders live for part of a run alone
+            if ended(job):
                 if job.process.returncode == 0:  # done in spite of all: another store
                     check()
                     shutil.rmtree(store)
                     finished += 1
-                break
-            # The others are not there for half a run, decoders for less: of what is there, the one hit least so far.
-            there = sorted((name for name in VICTIMS[1:] if job.actors(name)), key=lambda name: kills[name])
-            victim = "driver" if random.random() < 0.08 else next(iter(there), "")
-            if victim == "driver":
-                job.process.kill()
-                kills[victim] += 1
-                break  # the next run starts while this one's workers still die
-            if victim and (found := job.actors(victim)):
-                random.choice(found).kill()
-                kills[victim] += 1
+                job = start()
+            time.sleep(0.05)
+        time.sleep(random.uniform(0.0, 1.0))
+        with suppress(psutil.NoSuchProcess):  # it ended by itself meanwhile
+            random.choice(found).kill()
+            kills[victim] += 1
+    job.end()
     code, _, err = start().finish(timeout=600)
     assert (code, err) == (0, "")
     check()
@@ -72,4 +79,4 @@ def test_kills_at_random_moments(voco: Callable[..., Command], corpus: Path, tmp
         job.wait_until_gone(120)
     assert list(temporary.iterdir()) == []
     print(f"\n{dict(kills)} killed in {len(jobs)} runs, {finished} of which finished all the same")
-    assert kills.total() == KILLS
+    assert min(kills[victim] for victim in VICTIMS) > KILLS / 10

@@ -8,13 +8,14 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from tests.storage.samples import HEADER, add, kv, times
 from tests.storage.test_crash import record_steps
 
 from vococache.errors import CorruptionError, VideoNotFoundError, VoCoError
 from vococache.storage import Store, maintenance, open_store
-from vococache.storage.documents import Bytes
+from vococache.storage.documents import Bytes, Stamp
 from vococache.storage.objects import LocalObjects
 
 Snapshot = Callable[[Store], dict[str, bytes]]
@@ -179,7 +180,7 @@ class Switched(LocalObjects):
         self._read()
         return super().get(key)
 
-    def read_into(self, key: str, out: np.ndarray) -> object:  # type: ignore[override]
+    def read_into(self, key: str, out: npt.NDArray[np.uint8]) -> Stamp | None:
         self._read()
         return super().read_into(key, out)
 

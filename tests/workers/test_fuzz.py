@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import psutil
 import pytest
@@ -20,7 +21,7 @@ from vococache.workers.decode import Decoder, available_decoders
 from vococache.workers.sampling import Sampling
 
 COUNT = 30  # frames of a clip
-BASES = {
+BASES: dict[str, dict[str, Any]] = {
     "h264.mp4": {"audio": True},
     "h264.mkv": {},
     "h264.ts": {},
@@ -98,7 +99,7 @@ MUTATIONS: tuple[Mutation, ...] = (
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("bases")
-    return {name: make_clip(folder / name, frames=COUNT, **how).read_bytes() for name, how in BASES.items()}  # type: ignore[arg-type]
+    return {name: make_clip(folder / name, frames=COUNT, **how).read_bytes() for name, how in BASES.items()}
 
 
 def mutated(bases: dict[str, bytes], number: int) -> tuple[str, bytes]:
@@ -159,7 +160,8 @@ def test_mutated_clips(bases: dict[str, bytes], tmp_path: Path, count: int) -> N
                 slowest = max(slowest, time.monotonic() - started)
             if number + 1 in (count // 10, count) and decoder.pid is not None:
                 processes = psutil.Process(), psutil.Process(decoder.pid)
-                memory[number + 1] = tuple(process.memory_info().rss for process in processes)  # type: ignore[assignment]
+                ours, childs = (process.memory_info().rss for process in processes)
+                memory[number + 1] = ours, childs
     print(f"\n{count} clips: {dict(outcomes)}; slowest {slowest:.1f} s; bytes {memory}")
     assert outcomes["a picture again"] < outcomes["a damaged picture"]
     assert outcomes["decord decoded"] > count / 20

@@ -15,6 +15,7 @@ from PIL import Image
 pytest.importorskip("lmms_eval")
 pytestmark = pytest.mark.filterwarnings("default")  # other people's
 
+# Below the line that skips this file where lmms-eval is absent: hence E402.
 from lmms_eval import evaluator  # noqa: E402
 from lmms_eval.models import get_model  # noqa: E402
 from lmms_eval.tasks import TaskManager, get_task_dict  # noqa: E402
