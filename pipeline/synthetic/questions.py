@@ -152,19 +152,18 @@ def colour_of(view: View) -> Asked | None:
 
 @template("color", still=True)
 def colour_beside(view: View) -> Asked | None:
-    """The colour of the object that lies to one side of all the others."""
-    if len(view.scene.things) != 2 or _moving(view.scene) or view.thing.new_colour:
+    where = _apart(view)
+    if where is None or view.thing.new_colour:
         return None
-    (x, y), (a, b) = view.thing.centre(0), view.others()[0].centre(0)
-    if view.random.random() < 0.5:
-        if abs(x - a) < 0.2:
-            return None
-        where = "on the left" if x < a else "on the right"
-    else:
-        if abs(y - b) < 0.2:
-            return None
-        where = "at the top" if y < b else "at the bottom"
     return view.one_of(f"what color is the object {where}?", f"which color is the thing {where}?"), view.thing.colour
+
+
+@template("shape", still=True)
+def shape_beside(view: View) -> Asked | None:
+    where = _apart(view)
+    if where is None:
+        return None
+    return view.one_of(f"what shape is the object {where}?", f"which shape is the thing {where}?"), view.thing.shape
 
 
 @template("shape", still=True)
@@ -571,6 +570,20 @@ def faster(view: View) -> Asked | None:
 
 def _moving(scene: Scene) -> bool:
     return any(thing.legs for thing in scene.things)
+
+
+def _apart(view: View) -> str | None:
+    """On which side of the only other object the view's lies, where neither moves."""
+    if len(view.scene.things) != 2 or _moving(view.scene):
+        return None
+    (x, y), (a, b) = view.thing.centre(0), view.others()[0].centre(0)
+    if view.random.random() < 0.5:
+        if abs(x - a) < 0.2:
+            return None
+        return "on the left" if x < a else "on the right"
+    if abs(y - b) < 0.2:
+        return None
+    return "at the top" if y < b else "at the bottom"
 
 
 def _partner(view: View) -> Thing | None:

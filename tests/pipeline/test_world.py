@@ -134,10 +134,16 @@ class Witness:
     def colour_of(self, text: str) -> str:
         return self.named(text)[0].colour
 
-    def colour_beside(self, text: str) -> str:
+    def apart(self, text: str) -> Seen:
         axis = 0 if "left" in text or "right" in text else 1
         first, last = sorted(self.things, key=lambda thing: thing.centre[axis])
-        return (first if "left" in text or "top" in text else last).colour
+        return first if "left" in text or "top" in text else last
+
+    def colour_beside(self, text: str) -> str:
+        return self.apart(text).colour
+
+    def shape_beside(self, text: str) -> str:
+        return self.apart(text).shape
 
     def shape_of(self, text: str) -> str:
         return self.the_one(lambda thing: any(c and c in text for c in thing.colours)).shape
