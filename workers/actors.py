@@ -15,12 +15,13 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
+from ray._private import ray_constants
 from ray.data import ActorPoolStrategy
 
 from vococache import errors
@@ -76,7 +77,7 @@ def start_ray(address: str | None) -> bool:
     _check_open_files()
     local = {} if address else {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     try:
-        with _silent_stderr():
+        with _silent_stderr(), nullcontext() if address else _on_loopback():
             ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **local)
     except Exception as error:  # Ray raises bare ones too
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -107,6 +108,22 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
     except OSError as error:
         raise InputError(f"no Ray cluster at {address!r}: {error.strerror or error}") from None
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Ray started within listens on loopback alone; by default on every address, for nodes that a local Ray never has.
+
+    Its own way to that is meant for other systems, and read when it is imported: hence the constant too.
+    """
+    was = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"  # for the processes that it starts
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = was
+        del os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR]
 
 
 @contextmanager

@@ -3,9 +3,11 @@
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 from ray.data import DataContext
@@ -81,6 +83,14 @@ def test_a_bug_keeps_its_traceback() -> None:
 def test_a_store_that_only_this_process_sees_is_refused(clips: Path) -> None:
     with pytest.raises(InputError, match=r"store memory://seen-here cannot be used on node .*no store at memory"):
         vococache.ingest(str(clips), "memory://seen-here")
+
+
+def test_nothing_listens_on_a_network_address() -> None:
+    assert ray.get(ray.remote(num_cpus=0)(lambda: True).remote())  # so that a worker is there too
+    family = psutil.Process().children(recursive=True)
+    addresses = {c.laddr.ip for each in family for c in each.net_connections("inet") if c.status == psutil.CONN_LISTEN}
+    assert addresses
+    assert all(ip_address(address.removeprefix("::ffff:")).is_loopback for address in addresses), addresses
 
 
 def test_what_ray_loses_is_run_again(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
