@@ -16,6 +16,7 @@ from tests.storage.test_crash import record_steps
 from vococache.errors import CorruptionError, VideoNotFoundError, VoCoError
 from vococache.storage import Store, maintenance, open_store
 from vococache.storage.documents import Bytes, Stamp
+from vococache.storage.maintenance import GC_AGE_S
 from vococache.storage.objects import LocalObjects
 
 Snapshot = Callable[[Store], dict[str, bytes]]
@@ -160,6 +161,27 @@ def test_gc_during_an_ingest(
         nothing, ingest("clip"), lambda store: maintenance.gc(store, partial=partial_too)
     ):
         assert error is None
+        assert snapshot(store) == snapshot(local_store)
+
+
+@pytest.mark.parametrize("years", [-20, 20])
+@pytest.mark.parametrize("partial_too", [False, True])
+def test_gc_by_a_clock_that_jumped(
+    local_store: Store, interruptions: Interruptions, snapshot: Snapshot, partial_too: bool, years: int
+) -> None:
+    """Behind, it leaves everything alone. Ahead, it may take what is being made: then the ingest is told, or it
+    finishes all the same; the same command again finishes.
+    """
+    ingest("clip")(local_store)
+    ahead = GC_AGE_S - years * 365 * 86400
+    for store, error in interruptions(
+        nothing, ingest("clip"), lambda store: maintenance.gc(store, older_than_s=ahead, partial=partial_too)
+    ):
+        assert error is None or years > 0
+        if error is None:
+            assert snapshot(store) == snapshot(local_store)
+        ingest("clip")(store)
+        maintenance.gc(store, older_than_s=-1)
         assert snapshot(store) == snapshot(local_store)
 
 
