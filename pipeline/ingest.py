@@ -70,6 +70,7 @@ def ingest(
     overwrite: bool = False,
     check_content: bool = False,
     retry_failed: bool = False,
+    redo: bool = False,
     decode_timeout: float = 60.0,
     max_pixels: int | None = None,
     stall_after: float = 300.0,
@@ -83,8 +84,9 @@ def ingest(
     `device`: "cpu" or "cuda" for the compressor; by default GPUs where Ray has any. `address`: a Ray cluster; by
     default a local Ray is started and stopped. `overwrite`: redo videos that are complete with other sampling
     or of another source. `check_content`: compare sha256, not size and modification time. `retry_failed`: try
-    again what failed before and did not change. `decode_timeout`: seconds without a frame that cost a video;
-    `max_pixels` (default 8192 x 8192): so does a larger frame.
+    again what failed before and did not change. `redo`: make videos again that the store holds complete, as where
+    their chunks are damaged. `decode_timeout`: seconds without a frame that cost a video; `max_pixels` (default
+    8192 x 8192): so does a larger frame.
     `on_event`: told each chunk, each video's outcome, and after every `stall_after` seconds in which nothing came,
     what each stage is at; the logger "vococache.ingest" gets the same as lines of JSON.
 
@@ -111,6 +113,9 @@ def ingest(
             ours = actors.start_ray(address)
             header = actors.describe_compressor_remotely(compressor, device)
         opened = open_store(store, "a", header=header)
+        if redo:
+            for video in sorted({source.video for source in sources} & set(opened.ids())):
+                opened.redo(video)
         plan = make_plan(sources, opened, sampling, overwrite, check_content, retry_failed)
         job = _Job(report, plan, opened, stall_after, on_progress, on_event)
         job.note_settled()

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vococache.errors import StoreError
-from vococache.pipeline.ask import open_reader
 from vococache.pipeline.ingest import ingest
 from vococache.storage import VideoInfo, open_store
 from vococache.storage.maintenance import Problem
@@ -33,9 +32,10 @@ def repair(
     """Ingest again each video that one of `problems` is about, as it was sampled, where its source is there.
 
     Others are left as they are, damage included: they may be all that is left of their source. `model`: by default the
-    store's own name for it. Raises what `ingest` raises.
+    store's own name for it. Killed, it leaves begun videos, which `ingest` finishes. Raises what `ingest` raises, for
+    another model than the store's before anything is dropped.
     """
-    opened = open_store(store, "a")
+    opened = open_store(store)
     header, found = opened.header, Repair()
     damaged: dict[str, list[VideoInfo]] = {}
     for video in sorted({problem.video for problem in problems if problem.video is not None}):
@@ -48,17 +48,14 @@ def repair(
             found.left[video] = f"its source {info.source} is not there"
         else:
             damaged.setdefault(json.dumps(info.sampling), []).append(info)
-    if damaged and address is None:
-        open_reader(store, model=model, device=device)  # raises before anything is dropped if the model is another
     for sampling, infos in damaged.items():
-        for info in infos:
-            opened.discard(info.id)
         with tempfile.TemporaryDirectory() as folder:
             manifest = Path(folder, "damaged.jsonl")
             manifest.write_text("".join(json.dumps({"id": info.id, "path": info.source}) + "\n" for info in infos))
             report = ingest(
                 str(manifest), store, model=model or header.model, **json.loads(sampling), tokens=header.tokens,
                 segment_frames=header.frames_per_segment, dtype=header.compute_dtype, device=device, address=address,
+                redo=True,
             )  # fmt: skip
         found.done += report.done
         found.left |= report.failed | report.refused

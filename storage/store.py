@@ -138,6 +138,12 @@ class Store(StoreReader):
         )
         return self.info(video)
 
+    def redo(self, video: str) -> None:
+        """Drop all objects of a video, and begin the same anew. Raises `VideoNotFoundError`, `CorruptionError`."""
+        fields, _ = self.document(video)
+        begun = {name: fields[name] for name in ("token", "intent") if name in fields}
+        self.discard(video, {"status": "partial", **begun})
+
     def discard(self, video: str, fields: Fields | None = None) -> None:
         """Drop all objects of a video but its document, which from then on says `fields` (by default: none of it)."""
         self._check_writable()

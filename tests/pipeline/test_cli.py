@@ -57,6 +57,19 @@ def store(clips: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None
     return path
 
 
+@pytest.fixture
+def other_model(tmp_path: Path) -> Path:
+    """A checkpoint that made none of these stores."""
+    from vococache.model.checkpoints import save_pretrained
+    from vococache.model.scratch import byte_tokenizer, random_model, small_config
+
+    tokenizer = byte_tokenizer()
+    other = random_model(small_config(tokenizer), seed=1)
+    other.tokenizer = tokenizer
+    save_pretrained(other, tmp_path / "other")
+    return tmp_path / "other"
+
+
 def commands() -> list[tuple[str, click.Command]]:
     return sorted(cli.commands.items())
 
@@ -167,7 +180,7 @@ def test_looking_after_a_store(voco: Voco, store: Path, tmp_path: Path) -> None:
     assert voco("ask", own, "plain", "What?").code == 2, "a damaged chunk never answers"
 
 
-def test_repair(voco: Voco, clips: Path, tmp_path: Path, local_ray: None) -> None:
+def test_repair(voco: Voco, clips: Path, tmp_path: Path, other_model: Path, local_ray: None) -> None:
     """Damaged videos whose sources are there are made again, bit for bit; the others are left and named."""
     sources = [shutil.copy(clips / name, tmp_path) for name in ("plain.mp4", "offset.mkv", "short.mkv")]
     own = tmp_path / "own"
@@ -179,10 +192,18 @@ def test_repair(voco: Voco, clips: Path, tmp_path: Path, local_ray: None) -> Non
     (own / "videos/short/zarr.json").write_bytes(b"{}")
     (tmp_path / "offset.mkv").rename(tmp_path / "away.mkv")
 
+    stray = own / "videos/plain/kv/stray"
+    stray.write_bytes(b"x")
+    damaged = {path: path.read_bytes() for path in own.rglob("*") if path.is_file()}
+    refused = voco("verify", own, "--repair", "--model", other_model)
+    assert refused.code == 2
+    assert "belongs to another compressor" in refused.err
+    assert {path: path.read_bytes() for path in own.rglob("*") if path.is_file()} == damaged
+
     found = voco("verify", own, "--repair")
     assert found.code == 1
     lines = found.err.splitlines()
-    assert sum(line.startswith("damaged: videos/") for line in lines) == 3
+    assert sum(line.startswith("damaged: videos/") for line in lines) == 4
     assert "repaired: plain" in lines
     assert f"left: offset: its source {tmp_path / 'offset.mkv'} is not there" in lines
     assert any(line.startswith("left: short: its document") for line in lines)
@@ -298,15 +319,8 @@ def test_a_path_stands_for_the_id_it_got(voco: Voco, store: Path, clips: Path) -
     assert voco("ask", store, clips / "plain.mp4", "What?", "--max-new-tokens", 1).code == 0
 
 
-def test_a_model_that_did_not_make_the_store_is_refused(voco: Voco, store: Path, tmp_path: Path) -> None:
-    from vococache.model.checkpoints import save_pretrained
-    from vococache.model.scratch import byte_tokenizer, random_model, small_config
-
-    tokenizer = byte_tokenizer()
-    other = random_model(small_config(tokenizer), seed=1)
-    other.tokenizer = tokenizer
-    save_pretrained(other, tmp_path / "other")
-    result = voco("ask", store, "plain", "What?", "--model", tmp_path / "other")
+def test_a_model_that_did_not_make_the_store_is_refused(voco: Voco, store: Path, other_model: Path) -> None:
+    result = voco("ask", store, "plain", "What?", "--model", other_model)
     assert result.code == 2
     assert "made by another compressor" in result.err
 

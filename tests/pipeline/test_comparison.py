@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[2]
 PICTURES, ASKED = 6, 3
 BASE = {
     "model": "start",
-    "voco_tokens": 2,
+    "voco_tokens": 4,
     "data": [{"synthetic": "train", "count": 64, "asked": 3, "still": True}],
     "train": ["projector", "language_model"],
     "trainer": {
@@ -46,12 +46,12 @@ BASE = {
 RUNS: dict[str, dict[str, Any]] = {
     "upper": {"compression": "full"},
     "lower": {"compression": "voco", "weights_of": "upper"},
-    "voco-2": {"compression": "voco"},
-    "mean-2": {"compression": "mean"},
-    "qformer-2": {"compression": "qformer"},
+    "voco-4": {"compression": "voco"},
+    "mean-4": {"compression": "mean"},
+    "qformer-4": {"compression": "qformer"},
     "voco-8": {"voco_tokens": 8, "read": [8, 4, 2, 1]},
     "voco-8-elastic": {"voco_tokens": 8, "elastic": True, "read": [8, 4, 2, 1]},
-    "voco-2-distilled": {"teacher": "upper"},
+    "voco-4-distilled": {"teacher": "upper"},
 }
 
 
@@ -103,7 +103,7 @@ class TestRuns:
         for name, entry in RUNS.items():
             result = result_of(trained, name)
             assert (result["run"], result["questions"], result["settings"]["model"]) == (name, 18, "start")
-            assert [part["tokens"] for part in result["readings"]] == entry.get("read", [36 if name == "upper" else 2])
+            assert [part["tokens"] for part in result["readings"]] == entry.get("read", [36 if name == "upper" else 4])
             assert {"cpu", "gpu", "torch"} <= result["machine"].keys()
             for part in result["readings"]:
                 right = sum(right for right, _ in part["pictures"])
@@ -116,7 +116,7 @@ class TestRuns:
 
     def test_only_what_was_to_learn_did(self, trained: Path) -> None:
         start = load_model(trained / "start").state_dict()
-        for name in ("upper", "voco-2", "mean-2", "qformer-2"):
+        for name in ("upper", "voco-4", "mean-4", "qformer-4"):
             after = load_model(trained / name / "seed-0/weights").state_dict()
             changed = {part.split(".")[0] for part, weight in start.items() if not weight.equal(after[part])}
             assert "vision_tower" not in changed
@@ -137,31 +137,31 @@ class TestRuns:
 
     @pytest.mark.parametrize("lost", [("checkpoint-4", "model", "weights"), ("weights",)], ids=["steps", "weights"])
     def test_an_interrupted_run_goes_on(self, runs: Path, lost: tuple[str, ...]) -> None:
-        folder = runs / "voco-2/seed-0"
+        folder = runs / "voco-4/seed-0"
         weights = load_model(folder / "weights").state_dict()
-        before = result_of(runs, "voco-2")["readings"]
+        before = result_of(runs, "voco-4")["readings"]
         for name in lost:
             shutil.rmtree(folder / name)
         (folder / "result.json").unlink()
         log = (folder / "log.csv").read_text().splitlines()
         said: list[str] = []
         compare(runs, train=True, say=said.append)
-        assert [line.split(": ")[0] for line in said] == ["voco-2, seed 0"] * 2
+        assert [line.split(": ")[0] for line in said] == ["voco-4, seed 0"] * 2
         added = [line for line in (folder / "log.csv").read_text().splitlines()[len(log) :] if ",loss," in line]
         assert added == ([line for line in log if ",loss," in line][2:] if "model" in lost else []), "two steps or none"
         again = load_model(folder / "weights").state_dict()
         assert all(weight.equal(again[name]) for name, weight in weights.items())
-        assert result_of(runs, "voco-2")["readings"] == before
+        assert result_of(runs, "voco-4")["readings"] == before
 
     def test_without_training_the_others_are_left_out(self, runs: Path) -> None:
-        shutil.rmtree(runs / "mean-2")
+        shutil.rmtree(runs / "mean-4")
         shutil.rmtree(runs / "upper")  # and so the lower bound has no weights either
         said: list[str] = []
         compare(runs, again=True, say=said.append)
         assert [line for line in said if "no weights" in line] == [
-            f"{name}, seed 0: no weights" for name in ("upper", "lower", "mean-2")
+            f"{name}, seed 0: no weights" for name in ("upper", "lower", "mean-4")
         ]
-        assert not (runs / "mean-2").exists()
+        assert not (runs / "mean-4").exists()
 
     def test_seeds_are_runs_of_their_own(self, runs: Path) -> None:
         write_plan(runs, {name: RUNS[name] for name in ("upper", "lower")}, seeds=[0, 7])
@@ -195,7 +195,7 @@ class TestAnswers:
         pixels = torch.rand(3, 1, 3, 60, 60, generator=torch.Generator().manual_seed(0))
         everything = upper.compress(pixels).data
         assert everything.shape[4] == upper.config.stage1_length
-        torch.testing.assert_close(lower.compress(pixels).data, everything[:, :, :, :, -2:], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(lower.compress(pixels).data, everything[:, :, :, :, -4:], atol=1e-5, rtol=1e-5)
         assert answers(lower) != answers(upper)
 
     @pytest.mark.parametrize("tokens", [1, 4])
@@ -231,16 +231,16 @@ def write_result(folder: Path, name: str, pictures: Counts, *, seed: int = 0, **
 class TestTables:
     @pytest.fixture
     def plan(self, tmp_path: Path) -> Callable[..., Plan]:
-        names = ("upper", "lower", "voco-2", "mean-2")
+        names = ("upper", "lower", "voco-4", "mean-4")
         return lambda *seeds: read_plan(write_plan(tmp_path, {name: RUNS[name] for name in names}, seeds=list(seeds)))
 
-    def line(self, plan: Plan, run: str = "voco-2") -> Line:
+    def line(self, plan: Plan, run: str = "voco-4") -> Line:
         return make_line(("VoCo", run, None, 87.8), outcomes(plan))
 
     def test_retention_by_hand(self, plan: Callable[..., Plan], tmp_path: Path) -> None:
         write_result(tmp_path, "upper", [[9, 10]] * 4, color=(20, 20), count=(16, 20))
         write_result(tmp_path, "lower", [[4, 10]] * 4, color=(0, 20), count=(16, 20))
-        write_result(tmp_path, "voco-2", [[8, 10]] * 4, color=(15, 20), count=(17, 20))
+        write_result(tmp_path, "voco-4", [[8, 10]] * 4, color=(15, 20), count=(17, 20))
         found = self.line(plan(0))
         assert found.accuracy == 0.8
         assert found.retention == pytest.approx((0.8 - 0.4) / (0.9 - 0.4))
@@ -253,7 +253,7 @@ class TestTables:
         for seed, right in enumerate((7, 9)):
             write_result(tmp_path, "upper", [[9, 10]] * 4, seed=seed, color=(36, 40))
             write_result(tmp_path, "lower", [[4, 10]] * 4, seed=seed, color=(16, 40))
-            write_result(tmp_path, "voco-2", [[right, 10]] * 4, seed=seed, color=(4 * right, 40))
+            write_result(tmp_path, "voco-4", [[right, 10]] * 4, seed=seed, color=(4 * right, 40))
         found = self.line(plan(0, 1, 2))
         assert (found.seeds, found.accuracy, found.types) == (2, 0.8, {"color": 0.8})
         assert found.retention == pytest.approx(0.8)
@@ -264,7 +264,7 @@ class TestTables:
         counts = [[number % 5, 4] for number in range(40)]
         write_result(tmp_path, "upper", counts, color=(80, 160))
         write_result(tmp_path, "lower", [[0, 4]] * 40, color=(0, 160))
-        write_result(tmp_path, "voco-2", counts, color=(80, 160))
+        write_result(tmp_path, "voco-4", counts, color=(80, 160))
         found = self.line(plan(0))
         assert found.retention_interval == (1, 1)
         assert found.accuracy_interval is not None
@@ -274,7 +274,7 @@ class TestTables:
 
     def test_gaps_are_gaps(self, plan: Callable[..., Plan], tmp_path: Path) -> None:
         write_result(tmp_path, "upper", [[9, 10]] * 4, color=(36, 40))
-        write_result(tmp_path, "voco-2", [[8, 10]] * 4, color=(32, 40))
+        write_result(tmp_path, "voco-4", [[8, 10]] * 4, color=(32, 40))
         text, values = tables(plan(0))
         rows = {row.split(" | ")[0]: row for row in text.splitlines()}
         assert rows["| VoCo"] == "| VoCo | 2 | 1 | 80.0 / - | 80.0 [80.0, 80.0] | - | 83.7 |"
@@ -298,10 +298,10 @@ class TestTables:
 
 class TestCommand:
     def test_it_prints_and_writes_the_tables(self, runs: Path) -> None:
-        (runs / "mean-2/seed-0/result.json").unlink()
+        (runs / "mean-4/seed-0/result.json").unlink()
         done = CliRunner().invoke(cli, ["bench", "retention", str(runs)], catch_exceptions=False)
         assert done.exit_code == 0
-        assert done.stderr.startswith("mean-2, seed 0: ")
+        assert done.stderr.startswith("mean-4, seed 0: ")
         text, values = done.stdout.rsplit("\n", 2)[:2]
         assert (runs / "table.md").read_text().strip() == text.strip()
         assert [line for line in text.splitlines() if line.startswith("## ")] == [
@@ -313,7 +313,7 @@ class TestCommand:
         for part in result_of(runs, "voco-8")["readings"]:
             assert read["voco-8", part["tokens"]] == pytest.approx(part["accuracy"])
         over_k = {row["method"]: row["seeds"] for row in found["tables"]["VoCo over K (Table 2)"]}
-        assert (over_k["VoCo, K = 8"], over_k["VoCo, K = 4"], over_k["VoCo, K = 1"]) == (1, 0, 0), "gaps"
+        assert (over_k["VoCo, K = 8"], over_k["VoCo, K = 2"], over_k["VoCo, K = 1"]) == (1, 0, 0), "gaps"
 
     def test_a_folder_without_a_plan_is_refused(self, tmp_path: Path) -> None:
         done = CliRunner().invoke(cli, ["bench", "retention", str(tmp_path)])
@@ -324,9 +324,9 @@ class TestPlan:
     @pytest.mark.parametrize(
         ("runs", "message"),
         [
-            ({"voco-2": {"teacher": "upper"}}, "'voco-2' needs 'upper', which is no run before it"),
+            ({"voco-4": {"teacher": "upper"}}, "'voco-4' needs 'upper', which is no run before it"),
             ({"lower": {"weights_of": "upper"}, "upper": {}}, "'lower' needs 'upper', which is no run before it"),
-            ({"voco-2": {"layers": 3}}, r"unknown names \['layers'\]"),
+            ({"voco-4": {"layers": 3}}, r"unknown names \['layers'\]"),
         ],
     )
     def test_runs_that_cannot_be(self, runs: dict[str, Any], message: str, tmp_path: Path) -> None:
