@@ -141,7 +141,7 @@ class Store(StoreReader):
     def redo(self, video: str) -> None:
         """Drop all objects of a video, and begin the same anew. Raises `VideoNotFoundError`, `CorruptionError`."""
         fields, _ = self.document(video)
-        begun = {name: fields[name] for name in ("token", "intent") if name in fields}
+        begun: Fields = {name: fields[name] for name in ("token", "intent") if name in fields}
         self.discard(video, {"status": "partial", **begun})
 
     def discard(self, video: str, fields: Fields | None = None) -> None:
