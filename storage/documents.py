@@ -14,6 +14,8 @@ from vococache.storage.format import DOCUMENT, ChunkReceipt, Intent, StoreHeader
 # A sealed document begins with exactly one of these bytes, then the 8 hex digits of its crc32c.
 GROUP = b'{"zarr_format":3,"node_type":"group","attributes":{"vococache":{"crc32c":"'
 RECEIPT = b'{"crc32c":"'
+# What a complete video has besides its document and its chunks. Never taken from a document: its writer may be hostile.
+OBJECTS = (f"kv/{DOCUMENT}", f"timestamps/{DOCUMENT}", "timestamps/c.0.0")
 # In a video's document this follows.
 SUMMARY = b'","summary":'
 PLAIN_GROUP = b'{"zarr_format":3,"node_type":"group","attributes":{}}'
@@ -85,7 +87,7 @@ def chunk_stamps(fields: Fields) -> list[Stamp]:
 
 def record(fields: Fields) -> dict[str, Stamp]:
     """Stamps of every other object of a complete video's group, by key."""
-    stamps = {key: Stamp(*stamp) for key, stamp in fields["objects"].items()}
+    stamps = {key: Stamp(*fields["objects"][key]) for key in OBJECTS}
     return stamps | {chunk_key(index): stamp for index, stamp in enumerate(chunk_stamps(fields))}
 
 

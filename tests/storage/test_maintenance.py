@@ -8,6 +8,7 @@ from tests.storage.samples import add, intent, kv, write
 
 from vococache.errors import CorruptionError, InputError, StoreError, VideoNotFoundError
 from vococache.storage import Store, maintenance, open_store
+from vococache.storage.documents import seal_video, stamp
 
 
 def keys(store: Store) -> set[str]:
@@ -90,3 +91,23 @@ def test_export_refuses_what_it_cannot_copy(local_store: Store, tmp_path: Path) 
         maintenance.export(local_store, ["clip"], str(tmp_path / "copy"))
     with pytest.raises(StoreError, match="no store"):
         open_store(str(tmp_path / "copy"))
+
+
+def test_a_hostile_document_leads_nowhere(local_store: Store, tmp_path: Path) -> None:
+    """A store that somebody sends names objects outside of it, for an export to read and to write."""
+    add(local_store, "clip")
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"mine")
+    before = keys(local_store)
+    fields, _ = local_store.document("clip")
+    record = {"chunks": fields.pop("chunks"), "objects": fields.pop("objects") | {"../../../secret": stamp(b"mine")}}
+    del fields["store"], fields["video"]
+    local_store.objects.put("videos/clip/zarr.json", seal_video(local_store.identity, "clip", fields, record))
+    (tmp_path / "deep").mkdir()
+    copy = maintenance.export(local_store, ["clip"], str(tmp_path / "deep/copy"))
+    assert keys(copy) == before
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["copy"]
+    assert list(maintenance.verify(local_store)) == []
+    assert maintenance.gc(local_store, older_than_s=-60, partial=True) == []
+    maintenance.remove(local_store, "clip")
+    assert secret.read_bytes() == b"mine"
