@@ -198,7 +198,7 @@ class TestAnswers:
         torch.testing.assert_close(lower.compress(pixels).data, everything[:, :, :, :, -4:], atol=1e-5, rtol=1e-5)
         assert answers(lower) != answers(upper)
 
-    @pytest.mark.parametrize("tokens", [1, 4])
+    @pytest.mark.parametrize("tokens", [1, 2])
     def test_reading_fewer_tokens_is_having_made_fewer(self, trained: Path, tokens: int) -> None:
         run = run_of(trained, "voco-8")
         model = load_run(run)
