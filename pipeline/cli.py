@@ -88,6 +88,7 @@ def cli() -> None:
 @click.option("--tokens", type=int, help="VoCo tokens of a segment (K).  [default: the model's]")
 @click.option("--segment-frames", type=int, help="Frames compressed together.  [default: the model's]")
 @dtype_option
+@click.option("--quantize", type=click.Choice(["int8", "int4"]), help="Keep a new store's caches in fewer bits.")
 @device_option
 @click.option("--address", help="A Ray cluster; without it a local Ray is started.")
 @click.option("--overwrite", is_flag=True, help="Redo videos that are complete with other settings.")
@@ -115,7 +116,7 @@ def ingest(
     if dry_run:
         from vococache.pipeline.estimate import estimate
 
-        planning = ("store", "fps", "num_frames", "model", "tokens", "segment_frames", "dtype", "device")
+        planning = ("store", "fps", "num_frames", "model", "tokens", "segment_frames", "dtype", "quantize", "device")
         found = estimate(videos, **{key: options[key] for key in planning})
         click.echo(json.dumps(found.to_dict()) if as_json else found.describe())
         return 0

@@ -4,7 +4,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,7 @@ def estimate(
     tokens: int | None = None,
     segment_frames: int | None = None,
     dtype: str | None = None,
+    quantize: str | None = None,
     device: str | None = None,
 ) -> Estimate:
     """Size up `ingest` with the same arguments, from the videos' own headers and a short measurement.
@@ -71,10 +72,12 @@ def estimate(
     sampling = Sampling(fps=fps, num_frames=num_frames)
     sources = find_sources([videos] if isinstance(videos, str) else videos)
     loaded = Compressor(model=model, dtype=dtype, tokens=tokens, frames=segment_frames).load(device)
-    header = store_header(loaded)
+    header = replace(store_header(loaded), quantization=quantize)
     work = {source.video: source.location for source in sources}
     if is_store(store):
-        plan = make_plan(sources, open_store(store, "r", header=header), sampling, False, False, False)
+        opened = open_store(store, "r", header=header)
+        header = opened.header
+        plan = make_plan(sources, opened, sampling, False, False, False)
         work = {task.video: task.source for task in plan.work}
     result = Estimate()
     measurable: str | None = None
@@ -95,7 +98,7 @@ def estimate(
         if measurable is not None:
             each = seconds_per_segment(decoder, measurable, sampling, loaded, header)
             result.seconds = each * result.segments / (os.cpu_count() or 1)
-    result.bytes = result.segments * header.segment_bytes
+    result.bytes = result.segments * header.stored_segment_bytes
     return result
 
 

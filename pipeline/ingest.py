@@ -4,7 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,7 @@ def ingest(
     tokens: int | None = None,
     segment_frames: int | None = None,
     dtype: str | None = None,
+    quantize: str | None = None,
     device: str | None = None,
     address: str | None = None,
     overwrite: bool = False,
@@ -81,6 +82,7 @@ def ingest(
 
     `videos`: files, folders (recursive), globs, fsspec URLs, CSV/JSONL manifests. `fps` (default 1) or
     `num_frames`: which frames, by presentation time. `tokens` (K) and `segment_frames`: the model's own when None.
+    `quantize`: "int8" or "int4", how a new store keeps caches; by default as they were computed.
     `device`: "cpu" or "cuda" for the compressor; by default GPUs where Ray has any. `address`: a Ray cluster; by
     default a local Ray is started and stopped. `overwrite`: redo videos that are complete with other sampling
     or of another source. `check_content`: compare sha256, not size and modification time. `retry_failed`: try
@@ -112,7 +114,7 @@ def ingest(
         else:
             ours = actors.start_ray(address)
             header = actors.describe_compressor_remotely(compressor, device)
-        opened = open_store(store, "a", header=header)
+        opened = open_store(store, "a", header=replace(header, quantization=quantize))
         if redo:
             for video in sorted({source.video for source in sources} & set(opened.ids())):
                 opened.redo(video)

@@ -103,7 +103,7 @@ def complete_fields(
         "segments": segments,
         "duration": duration,
         "bytes": stored + sum(stamp.length for stamp in objects.values()),
-        "padding_bytes": stored - segments * segment_bytes,
+        "padding_bytes": (len(receipts) * intent.chunk_segments - segments) * segment_bytes,
         "metadata_bytes": sum(stamp.length for key, stamp in objects.items() if key.endswith(DOCUMENT)),
         "intent": intent.to_dict(),
     }
@@ -140,7 +140,9 @@ def kv_document(header: StoreHeader, segments: int, intent: Intent) -> bytes:
     """Zarr metadata of `kv`."""
     shape = header.segment_shape
     names = ("segment", "layer", "key_value", "kv_head", "token", "head_dim")
-    return _array_document((segments, *shape), (intent.chunk_segments, *shape), header.dtype, names)
+    return _array_document(
+        (segments, *shape), (intent.chunk_segments, *shape), header.dtype, names, header.quantization
+    )
 
 
 def timestamps_document(segments: int, frames: int) -> bytes:
@@ -149,10 +151,14 @@ def timestamps_document(segments: int, frames: int) -> bytes:
 
 
 @lru_cache(maxsize=64)
-def _array_document(shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str, names: tuple[str, ...]) -> bytes:
-    """Zarr's own metadata of an array of plain little-endian bytes with flat chunk keys."""
+def _array_document(
+    shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str, names: tuple[str, ...], kind: str | None = None
+) -> bytes:
+    """Zarr's own metadata of an array of plain little-endian bytes, or quantized ones, with flat chunk keys."""
     import zarr  # half a second: writers alone need it
     from zarr.storage import MemoryStore
+
+    from vococache.storage.codec import Quantized
 
     objects: dict[str, Any] = {}
     zarr.create_array(
@@ -162,6 +168,7 @@ def _array_document(shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str,
         dtype=np.dtype(dtype).newbyteorder("<"),
         compressors=None,
         filters=None,
+        serializer="auto" if kind is None else Quantized(kind),
         fill_value=0,
         chunk_key_encoding={"name": "default", "separator": "."},
         dimension_names=names,

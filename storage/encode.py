@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vococache.errors import InputError
+from vococache.storage import quantize
 from vococache.storage.documents import Stamp, stamp
 from vococache.storage.format import ChunkReceipt, StoreHeader
 
@@ -14,7 +15,10 @@ from vococache.storage.format import ChunkReceipt, StoreHeader
 def encode_chunk(
     header: StoreHeader, chunk_segments: int, index: int, kv: npt.NDArray[Any]
 ) -> tuple[npt.NDArray[np.uint8], int]:
-    """Bytes of a `kv` chunk as Zarr's `bytes` codec has them (zeros to full length), and its true segments."""
+    """Bytes of a `kv` chunk as its codec has them, and its true segments.
+
+    Filled up to full length with zeros, or where its numbers share ranges, with its last segment.
+    """
     expected = (chunk_segments, *header.segment_shape)
     if kv.dtype.name != header.dtype or kv.shape[1:] != expected[1:] or not 1 <= len(kv) <= chunk_segments:
         raise InputError(
@@ -26,15 +30,22 @@ def encode_chunk(
     kv_le = np.ascontiguousarray(kv, header.kv_dtype)
     segments = len(kv_le)
     if segments < chunk_segments:
-        padded = np.zeros(expected, header.kv_dtype)
+        padded = np.empty(expected, header.kv_dtype)
         padded[:segments] = kv_le
+        padded[segments:] = 0 if header.quantization is None else kv_le[-1]
         kv_le = padded
+    if header.quantization is not None:
+        return quantize.encode(kv_le, header.quantization), segments
     return kv_le.reshape(-1).view(np.uint8), segments
 
 
-def examine(header: StoreHeader, index: int, data: npt.NDArray[np.uint8]) -> Stamp:
+def examine(header: StoreHeader, chunk_segments: int, index: int, data: npt.NDArray[np.uint8]) -> Stamp:
     """The stamp of an encoded chunk. Raises `InputError` for values that are not finite."""
-    if not is_finite(data.view(header.kv_dtype)):
+    if header.quantization is None:
+        finite = is_finite(data.view(header.kv_dtype))
+    else:
+        finite = quantize.is_finite(data, (chunk_segments, *header.segment_shape), header.quantization)
+    if not finite:
         raise InputError(f"chunk {index} holds values that are not finite in {header.dtype}: nothing written")
     return stamp(data)
 

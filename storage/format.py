@@ -10,7 +10,9 @@ from typing import Any, Self
 
 import numpy as np
 
-FORMAT_VERSION = 1
+from vococache.storage import quantize
+
+FORMAT_VERSION = 2  # 1 of a store that is not quantized: the same, and older releases read it
 
 # Bytes of one chunk object, and of the decoded frames that make one: by measurement, see docs/design/0002-store.md.
 CHUNK_BYTES = 16 << 20
@@ -34,7 +36,7 @@ class Record:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """The inverse of `to_dict`; names that this version does not know are left out."""
-        return cls(**{field.name: data[field.name] for field in fields(cls)})  # type: ignore[arg-type]
+        return cls(**{field.name: data[field.name] for field in fields(cls) if field.name in data})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,12 +53,13 @@ class StoreHeader(Record):
     tokens: int
     head_dim: int
     frames_per_segment: int
-    dtype: str  # of `kv` on disk: "float16" or "float32"
+    dtype: str  # of `kv`: "float16" or "float32"
     compute_dtype: str  # that the caches were computed in
     geometry: dict[str, Any]  # how a frame becomes the compressor's picture
     prompt: dict[str, Any]  # prompt pieces: token ids and texts
     chunk_segments: int  # longest chunk of a video, in segments
     micro_batch: int  # segments in one forward pass
+    quantization: str | None = None  # of `kv` on disk: "int8", "int4", or its dtype as it is
 
     @property
     def segment_shape(self) -> tuple[int, ...]:
@@ -72,6 +75,13 @@ class StoreHeader(Record):
     def segment_bytes(self) -> int:
         """Bytes of one segment's cache."""
         return math.prod(self.segment_shape) * np.dtype(self.dtype).itemsize
+
+    @property
+    def stored_segment_bytes(self) -> int:
+        """Bytes that one segment more takes in a chunk."""
+        if self.quantization is None:
+            return self.segment_bytes
+        return quantize.segment_bytes(self.segment_shape, self.quantization)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -174,8 +184,6 @@ def is_safe_key(key: str) -> bool:
     """Could `safe_key` have made this id?"""
     if _ORDINARY.fullmatch(key):  # `list` asks for each of a hundred thousand videos
         return True
-    if _PLAINEST.fullmatch(key):  # most are, and `list` asks for each of a hundred thousand
-        return True
     plain = all(_is_plain(char) or char in "%~" for char in key)
     return (
         plain
@@ -183,9 +191,6 @@ def is_safe_key(key: str) -> bool:
         and key.lower() != DOCUMENT
         and not any(_misleads(key, at) for at in range(len(key)))
     )
-
-
-_PLAINEST = re.compile(r"[A-Za-z0-9-][A-Za-z0-9_-]{0,199}")
 
 
 def _is_plain(char: str) -> bool:

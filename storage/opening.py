@@ -64,7 +64,12 @@ def root_objects(store: Store) -> dict[str, bytes]:
 def _create(objects: Objects, header: StoreHeader) -> bytes:
     """Make an empty store; its document last. Returns the document."""
     check_vacant(objects)
-    fields = {"format_version": FORMAT_VERSION, **header.to_dict(), "objects": {VIDEOS: stamp(PLAIN_GROUP)}}
+    settings = header.to_dict()
+    version = FORMAT_VERSION
+    if header.quantization is None:
+        del settings["quantization"]
+        version = 1
+    fields = {"format_version": version, **settings, "objects": {VIDEOS: stamp(PLAIN_GROUP)}}
     data = seal(GROUP, fields)
     objects.put(VIDEOS, PLAIN_GROUP)
     objects.put(DOCUMENT, data)
@@ -96,12 +101,11 @@ def _root_fields(objects: Objects, data: bytes) -> Fields:
             f"store {objects.url} has format version {claimed}, this vococache reads up to {FORMAT_VERSION}: update it"
         )
     fields = unseal(GROUP, data)
-    if fields is None or claimed != FORMAT_VERSION:
+    if fields is None or not isinstance(claimed, int) or claimed < 1:
         raise CorruptionError(f"{place} is not what was written: its bytes changed")
-    for key, expected in fields["objects"].items():
-        beside = objects.get(key)
-        if beside is None or stamp(beside) != Stamp(*expected):
-            raise CorruptionError(f"{objects.url}/{key} is not what was written: missing, or its bytes changed")
+    beside = objects.get(VIDEOS)
+    if beside is None or stamp(beside) != Stamp(*fields["objects"][VIDEOS]):
+        raise CorruptionError(f"{objects.url}/{VIDEOS} is not what was written: missing, or its bytes changed")
     return fields
 
 
@@ -113,7 +117,8 @@ def _check_same_compressor(url: str, wanted: StoreHeader, found: StoreHeader) ->
         )
     theirs = found.to_dict()
     for name, value in wanted.to_dict().items():
-        if name not in FREE_SETTINGS and theirs[name] != value:
+        free = name in FREE_SETTINGS or (name == "quantization" and value is None)
+        if not free and theirs[name] != value:
             raise StoreMismatchError(
                 f"store {url} was made with other settings: expected {name} {value!r}, found {theirs[name]!r}"
             )

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vococache.errors import CorruptionError, InputError, StoreError, StoreMismatchError, VideoNotFoundError
-from vococache.storage import documents
+from vococache.storage import documents, quantize
 from vococache.storage.documents import Fields, Stamp, stamp
 from vococache.storage.format import DOCUMENT, StoreHeader, VideoInfo, chunk_key, is_safe_key, safe_key
 from vococache.storage.objects import Objects
@@ -81,13 +81,17 @@ class StoreReader:
         first, last = start // length, -(-stop // length)
         chunks = documents.chunk_stamps(fields)
         buffer = np.empty(((last - first) * length, *self.header.segment_shape), self.header.kv_dtype)
-        flat = buffer.reshape(-1).view(np.uint8)  # the chunks' bytes end to end: an encoded chunk is its array's bytes
+        kind = self.header.quantization
 
         def read_chunk(index: int) -> None:
             expected, key = chunks[index], chunk_key(index)
-            at = (index - first) * expected.length
-            found = self.objects.read_into(self._key(video, key), flat[at : at + expected.length])
+            part = buffer[(index - first) * length : (index - first + 1) * length]
+            # Where nothing is quantized, an encoded chunk is its array's bytes.
+            data = part.reshape(-1).view(np.uint8) if kind is None else np.empty(expected.length, np.uint8)
+            found = self.objects.read_into(self._key(video, key), data)
             self._compare(video, key, expected, found)
+            if kind is not None:
+                quantize.decode(data, part, kind)
 
         for _ in self.objects.map(read_chunk, range(first, last)):
             pass

@@ -52,9 +52,10 @@ class Store(StoreReader):
         fields = self._current(video, intent_token)
         if fields is None:
             return None
-        data, segments = encode_chunk(self.header, fields["intent"]["chunk_segments"], index, kv)
+        length = fields["intent"]["chunk_segments"]
+        data, segments = encode_chunk(self.header, length, index, kv)
         with ThreadPoolExecutor(1) as pool:
-            examined = pool.submit(examine, self.header, index, data)  # while the bytes go to the disk
+            examined = pool.submit(examine, self.header, length, index, data)  # while the bytes go to the disk
 
             def is_wanted() -> bool:
                 examined.result()
@@ -121,7 +122,7 @@ class Store(StoreReader):
             "timestamps/c.0.0": times,
         }
         stamps = {key: stamp(data) for key, data in others.items()}
-        segment_bytes = self.header.segment_bytes
+        segment_bytes = self.header.stored_segment_bytes
         record = documents.complete_fields(segment_bytes, intent, float(duration), receipts, stamps)
         for key, data in {**others, DOCUMENT: documents.seal_video(self.identity, video, *record)}.items():
             if self.objects.put(self._key(video, key), data, guard=is_wanted) is None:

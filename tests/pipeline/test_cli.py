@@ -250,7 +250,7 @@ BAD_INPUTS: dict[str, tuple[tuple[str, ...], str]] = {
     "an empty folder": (("ingest", "{tmp}/empty", "--store", "{tmp}/s"), "holds no video file"),
     "a missing path": (("ingest", "{tmp}/none.mp4", "--store", "{tmp}/s"), "does not exist"),
     "an unknown model": (("ingest", "{clip}", "--store", "{tmp}/s", "--model", "gpt"), "unknown model 'gpt'"),
-    "a K the model does not have": (("ingest", "{clip}", "--store", "{tmp}/s", "--tokens", "3"), "1 to 2 tokens"),
+    "a K the model does not have": (("ingest", "{clip}", "--store", "{tmp}/s", "--tokens", "5"), "1 to 4 tokens"),
     "a segment size the model does not have": (
         ("ingest", "{clip}", "--store", "{tmp}/s", "--segment-frames", "2"),
         "1 to 1 frames in a segment",
@@ -269,7 +269,7 @@ BAD_INPUTS: dict[str, tuple[tuple[str, ...], str]] = {
     "ask: a start after the end": (("ask", "{store}", "plain", "--start", "9", "--end", "3", "What?"), "after its end"),
     "ask: a window without segments": (("ask", "{store}", "plain", "--start", "99", "What?"), "between 0 s and 4 s"),
     "ask: an empty question": (("ask", "{store}", "plain", " "), "question is empty"),
-    "ask: more tokens than stored": (("ask", "{store}", "plain", "--tokens", "5", "What?"), "1 to 2 tokens"),
+    "ask: more tokens than stored": (("ask", "{store}", "plain", "--tokens", "5", "What?"), "1 to 4 tokens"),
     "ask: too many new tokens": (("ask", "{store}", "plain", "--max-new-tokens", "5000", "What?"), "4096"),
     "ask: an unknown model": (("ask", "{store}", "plain", "--model", "nope", "What?"), "unknown model 'nope'"),
     "rm: a video that is not there": (("rm", "{store}", "../plain"), "plain"),

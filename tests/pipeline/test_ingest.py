@@ -163,3 +163,18 @@ def test_real_clips(tmp_path: Path) -> None:
         "av1_video": "pyav", "flipping_a_pancake": "decord", "video_0": "decord", "video_90": "decord",
     }  # fmt: skip
     assert store_header(Compressor(model="synthetic").load("cpu")) == open_store(store).header
+
+
+@pytest.mark.parametrize(("kind", "ratio"), [("int8", 0.6), ("int4", 0.36)])
+def test_caches_in_fewer_bits(clips: Path, tmp_path: Path, kind: str, ratio: float) -> None:
+    plain, small = str(tmp_path / "plain"), str(tmp_path / "small")
+    vococache.ingest(str(clips / "plain.mp4"), plain, fps=4, dtype="bfloat16")
+    vococache.ingest(str(clips / "plain.mp4"), small, fps=4, dtype="bfloat16", quantize=kind)
+    assert vococache.ingest(str(clips / "plain.mp4"), small, fps=4, dtype="bfloat16").up_to_date == ["plain"]
+    stores = [open_store(url) for url in (plain, small)]
+    exact, found = (store.read("plain").astype(np.float32) for store in stores)
+    sizes = [store.info("plain").payload_bytes for store in stores]
+    assert sizes[1] < ratio * sizes[0]
+    assert 0 < np.abs(found - exact).mean() < {"int8": 0.01, "int4": 0.15}[kind] * np.abs(exact).mean()
+    (answer,) = vococache.ask(small, "plain", "How many objects are there?")
+    assert answer.ids
