@@ -8,12 +8,9 @@ from pathlib import Path
 
 import yaml
 from common import report
-from transformers import CLIPVisionConfig, LlamaConfig
 
-from vococache.model.config import PromptPieces, VoCoConfig
 from vococache.model.costs import compress_flops, read_flops
-from vococache.model.foreign import CLIP_MEAN, CLIP_STD
-from vococache.model.images import FrameGeometry
+from vococache.model.scratch import llava_7b
 from vococache.model.training_costs import STATE_BYTES, Step, activation_bytes, parameters, step_flops
 
 RECIPES = Path(__file__).parent.parent / "pipeline/training/recipes"
@@ -25,24 +22,6 @@ STAGES = {
     "vicuna-7b-compress": {"rows": 665_000, "segments": 1, "text": 300, "labels": 150},
     "vicuna-7b-temporal": {"rows": 332_000, "segments": 32, "text": 100, "labels": 60},
 }
-
-
-def llava_7b(voco_tokens: int) -> VoCoConfig:
-    """Vicuna-7B behind CLIP ViT-L/14 at 336 pixels, up to its last layer but one."""
-    vision = CLIPVisionConfig(
-        hidden_size=1024, intermediate_size=4096, num_hidden_layers=23, num_attention_heads=16, image_size=336,
-        patch_size=14,
-    )  # fmt: skip
-    return VoCoConfig(
-        text=LlamaConfig(vocab_size=32001),  # the other defaults are the 7B model's
-        vision=vision,
-        voco_token_id=32000,
-        prompt=PromptPieces(bos_id=1, newline_ids=(13,), text_newline_ids=(13,), stop_ids=(2,)),
-        geometry=FrameGeometry(size=336),
-        image_mean=CLIP_MEAN,
-        image_std=CLIP_STD,
-        num_voco_tokens=voco_tokens,
-    )
 
 
 def main() -> None:

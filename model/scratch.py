@@ -67,6 +67,24 @@ def small_config(
     )  # fmt: skip
 
 
+def llava_7b(voco_tokens: int) -> VoCoConfig:
+    """Vicuna-7B behind CLIP ViT-L/14 at 336 pixels, up to its last layer but one."""
+    vision = CLIPVisionConfig(
+        hidden_size=1024, intermediate_size=4096, num_hidden_layers=23, num_attention_heads=16, image_size=336,
+        patch_size=14,
+    )  # fmt: skip
+    return VoCoConfig(
+        text=LlamaConfig(vocab_size=32001),  # the other defaults are the 7B model's
+        vision=vision,
+        voco_token_id=32000,
+        prompt=PromptPieces(bos_id=1, newline_ids=(13,), text_newline_ids=(13,), stop_ids=(2,)),
+        geometry=FrameGeometry(size=336),
+        image_mean=CLIP_MEAN,
+        image_std=CLIP_STD,
+        num_voco_tokens=voco_tokens,
+    )
+
+
 def random_model(config: VoCoConfig, seed: int) -> VoCoModel:
     """A model with random weights (`initialise`)."""
     model = VoCoModel(config)

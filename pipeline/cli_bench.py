@@ -43,4 +43,27 @@ def retention_command(runs: Path, train: bool, again: bool) -> None:
     click.echo(json.dumps({"benchmark": "retention", **values}))
 
 
+@bench_group.command("efficiency")
+@click.option("--size", type=click.Choice(["7b", "small"]), default="7b", show_default=True, help="Shape of the model.")
+@click.option("--segments", type=click.IntRange(1), multiple=True, help="Frames.  [default: 1, 16, 64, 256, 1024]")
+@click.option("--device", help="cpu or cuda. [default: a GPU where there is one]")
+def efficiency_command(size: str, segments: tuple[int, ...], device: str | None) -> None:
+    """Time, FLOPs and bytes of an answer without cache, with all vision tokens cached, and with VoCo caches.
+
+    The paper's Table 7, on this machine and over any number of frames, with random weights: "7b" is CLIP-L/14 at 336
+    pixels and Vicuna-7B. What does not fit into memory is said and left out.
+
+    \b
+    Example:
+      voco bench efficiency
+      voco bench efficiency --size small --segments 1 --segments 16
+    """
+    from vococache.pipeline.efficiency import SEGMENTS, build, measure, table
+
+    model = build(size, device)
+    text, values = table(list(measure(model, segments or SEGMENTS)), model.device)
+    click.echo(text)
+    click.echo(json.dumps({"benchmark": "efficiency", "size": size, **values}))
+
+
 COMMANDS = (bench_group,)

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPVisionConfig, LlamaConfig
 
 from vococache.errors import InputError
 from vococache.model import costs
 from vococache.model.baselines import full_cache
 from vococache.model.generate import Sampling, generate
+from vococache.model.scratch import llava_7b
 
 SHAPES = {
     "clip": {"family": "llama"},
@@ -90,29 +90,8 @@ def test_bytes_are_those_of_a_cache(kit, model):
 
 
 @pytest.fixture
-def vicuna(kit):
-    """LLaVA-1.5-7B: Vicuna-7B behind CLIP-L/14 at 336 pixels."""
-    vision = CLIPVisionConfig(
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=23,
-        num_attention_heads=16,
-        image_size=336,
-        patch_size=14,
-    )
-    geometry = kit.config().geometry.__class__(size=336)
-    text = LlamaConfig(vocab_size=32001, max_position_embeddings=4096)  # the defaults are the 7B model's
-    config = kit.config()
-    return config.__class__(
-        text=text,
-        vision=vision,
-        voco_token_id=32000,
-        prompt=config.prompt,
-        geometry=geometry,
-        image_mean=config.image_mean,
-        image_std=config.image_std,
-        num_voco_tokens=1,
-    )
+def vicuna():
+    return llava_7b(voco_tokens=1)
 
 
 def test_vicuna_7b(vicuna):

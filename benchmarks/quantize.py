@@ -1,0 +1,113 @@
+"""Caches in 16, 8 and 4 bits: bytes, right answers of the embedded model, and how fast chunks are made and read.
+
+`python benchmarks/quantize.py [--clips N] [--model FOLDER]`. The same unseen clips are ingested three times; the same
+questions are asked of each store. Speed is that of one chunk of a 7B model's caches (K = 2), beside a plain copy.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import report
+
+from vococache.model.cache import VoCoCache
+from vococache.pipeline.ask import open_reader
+from vococache.pipeline.ingest import ingest
+from vococache.pipeline.synthetic.scene import split_scenes
+from vococache.pipeline.synthetic.trial import LOOKS_A_SECOND, run_trial, write_clips
+from vococache.storage import Store, StoreHeader, open_store, quantize
+from vococache.workers.reason import ReasonStage, question_ids
+
+ASKED = 8
+VICUNA = (32, 2, 32, 2, 128)  # [layers, 2, kv_heads, K, head_dim] of a 7B model's segment
+KINDS = (None, "int8", "int4")
+CHUNK, RUNS = 32, 5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="synthetic")
+    parser.add_argument("--clips", type=int, default=400)
+    options = parser.parse_args()
+    header = ("kept as", "bytes a segment", "7B: an hour at 1/s", "right", "same answer", "KL", "encode", "decode")
+    rows: list[tuple[object, ...]] = [header]
+    result: dict[str, dict[str, object]] = {}
+    with tempfile.TemporaryDirectory() as root:
+        scenes = split_scenes("test", options.clips)
+        clips = [str(path) for path in write_clips(scenes, Path(root) / "clips")]
+        answers: dict[str | None, list[str]] = {}
+        for kind in KINDS:
+            url = str(Path(root) / f"store-{kind}")
+            ingest(clips, url, fps=LOOKS_A_SECOND, model=options.model, dtype="bfloat16", quantize=kind)
+            stage = open_reader(url, model=options.model)
+            trial = run_trial(stage, scenes, asked=ASKED)
+            answers[kind] = [row.prediction for row in trial.rows]
+            same = sum(map(str.__eq__, answers[kind], answers[None])) / len(trial.rows)
+            exact = open_store(str(Path(root) / "store-None"))
+            found = {
+                "right": trial.accuracy, "interval": trial.interval(), "questions": len(trial.rows),
+                "same_answer": same, "kl": divergence(stage, exact, list(scenes)),
+                "bytes_per_segment": stage.store.header.stored_segment_bytes,
+                "hour_7b_bytes": 3600 * hourly(stage.store.header), **speed(kind),
+            }  # fmt: skip
+            result[kind or "float16"] = found
+            rows.append((
+                kind or "float16", found["bytes_per_segment"], f"{found['hour_7b_bytes'] / 1e6:.0f} MB",
+                f"{trial.accuracy:.2%}", f"{same:.2%}", f"{found['kl']:.5f}",
+                f"{found['encode_mb_s']:.0f} MB/s", f"{found['decode_mb_s']:.0f} MB/s",
+            ))  # fmt: skip
+    report("quantize", rows, {"clips": options.clips, "kinds": result})
+
+
+def hourly(header: StoreHeader) -> float:
+    """Bytes of a second of a 7B model's caches at a segment a second, in the store's kind."""
+    if header.quantization is None:
+        return float(np.prod(VICUNA)) * 2
+    return quantize.chunk_bytes((CHUNK, *VICUNA), header.quantization) / CHUNK
+
+
+def divergence(stage: ReasonStage, exact: Store, videos: list[str], question: str = "what happens?") -> float:
+    """Mean KL divergence in nats of the next token after a question, from the answer over the exact caches."""
+    total = 0.0
+    with torch.inference_mode():
+        for video in videos:
+            logits = []
+            for store in (exact, stage.store):
+                cache = VoCoCache(torch.from_numpy(store.read(video)))
+                ids = question_ids(stage.model, question)[None]
+                logits.append(stage.model.read(cache, ids)[0, -1].float().log_softmax(-1))
+            total += float((logits[0].exp() * (logits[0] - logits[1])).sum())
+    return total / len(videos)
+
+
+def speed(kind: str | None) -> dict[str, float]:
+    """Megabytes of float16 a second of one thread that encodes and decodes a chunk; of a copy where that is all."""
+    kv = np.random.default_rng(0).standard_normal((CHUNK, *VICUNA), np.float32).astype(np.float16)
+    out = np.empty_like(kv)
+    if kind is None:
+        both = median(lambda: np.copyto(out, kv))
+        return {"encode_mb_s": kv.nbytes / 1e6 / both, "decode_mb_s": kv.nbytes / 1e6 / both}
+    data = quantize.encode(kv, kind)
+    return {
+        "encode_mb_s": kv.nbytes / 1e6 / median(lambda: quantize.encode(kv, kind)),
+        "decode_mb_s": kv.nbytes / 1e6 / median(lambda: quantize.decode(data, out, kind)),
+    }
+
+
+def median(work: Callable[[], object]) -> float:
+    """Median seconds of `work`, after a first time."""
+    seconds = []
+    for _ in range(RUNS + 1):
+        started = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[1:])
+
+
+if __name__ == "__main__":
+    main()
