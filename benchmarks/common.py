@@ -1,9 +1,12 @@
-"""What all benchmarks share: the way figures are printed."""
+"""What benchmarks share: the way figures are printed, and what the machine itself can do."""
 
 import json
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
+from vococache.pipeline.efficiency import median_seconds
 from vococache.pipeline.machine import machine
 
 
@@ -15,3 +18,16 @@ def report(name: str, rows: Sequence[Sequence[object]], result: dict[str, Any]) 
     for row in cells:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     print(json.dumps({"benchmark": name, **result, "machine": machine()}))
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOPs a second of a large square matrix product."""
+    side = 8192 if device.type == "cuda" else 1024
+    one, two = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    return 2 * side**3 / median_seconds(lambda: one @ two, device)
+
+
+def memory_rate(device: torch.device) -> float:
+    """Bytes a second that are read while a large tensor is summed up."""
+    data = torch.ones(1 << (30 if device.type == "cuda" else 26), device=device, dtype=torch.int8)
+    return data.nbytes / median_seconds(lambda: data.view(torch.int64).sum(), device)

@@ -1,0 +1,48 @@
+"""Frames a second of stage 1 over batch sizes, and how near that is to the machine's own matrix products.
+
+`python benchmarks/compress.py [--size 7b|small] [--device cuda|cpu]`. Counted is what a compress worker does: uint8
+frames in, normalised on the device, through tower and decoder, the kept entries as numpy arrays out.
+"""
+
+import argparse
+
+import numpy as np
+import torch
+from common import matrix_rate, report
+
+from vococache.model.costs import compress_flops
+from vococache.pipeline.efficiency import SIZES, build, median_seconds
+from vococache.workers.compress import micro_batch, to_stored
+
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--device")
+    options = parser.parse_args()
+    model = build(options.size, options.device)
+    model.config = model.config.with_voco(tokens=2, frames=1)
+    rate = matrix_rate(model.device, model.dtype)
+    flops, side = compress_flops(model.config).total, model.config.geometry.size
+    rows: list[tuple[object, ...]] = [("frames in a batch", "frames/s", "floor", "of the matrix rate")]
+    found: dict[str, dict[str, float]] = {}
+    for batch in BATCHES:
+        frames = np.random.default_rng(0).integers(0, 256, (batch, 1, side, side, 3), dtype=np.uint8)
+
+        def work(frames: np.ndarray = frames) -> None:
+            to_stored(model.compress(model.pixel_values(frames)).data, "float16")
+
+        seconds = median_seconds(work, model.device)
+        share = batch * flops / rate / seconds
+        mark = " (a worker's)" if batch == micro_batch(model.config) else ""
+        rows.append((f"{batch}{mark}", f"{batch / seconds:.1f}", f"{rate / flops:.1f}", f"{share:.1%}"))
+        found[str(batch)] = {"frames_per_s": batch / seconds, "share": share}
+    result = {"size": options.size, "device": str(model.device), "dtype": str(model.dtype)}
+    report("compress", rows, result | {"matrix_tflops": rate / 1e12, "gflops_per_frame": flops / 1e9, "batches": found})
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    main()

@@ -1,0 +1,61 @@
+"""Time to first token and per token behind 1 to 1,024 segments, of 1 to 32 questions at once, beside the floor.
+
+`python benchmarks/read.py [--size 7b|small] [--device cuda|cpu]`. The floor of a decoding step is its bytes, weights and
+cached entries, over the memory's rate; that of a first token is the same text without a video.
+"""
+
+import argparse
+from functools import partial
+
+import torch
+from common import memory_rate, report
+
+from vococache.model.cache import PlacedCache, VoCoCache
+from vococache.model.costs import cache_bytes_per_token
+from vococache.model.generate import Sampling, generate
+from vococache.model.voco import VoCoModel
+from vococache.pipeline.efficiency import QUESTION, SIZES, build, median_seconds
+
+SEGMENTS, QUESTIONS, NEW = (1, 64, 256, 1024), (1, 8, 32), 17
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--device")
+    options = parser.parse_args()
+    model = build(options.size, options.device)
+    model.config = config = model.config.with_voco(tokens=2, frames=1)
+    rate = memory_rate(model.device)
+    weights = sum(p.nbytes for part in (model.language_model.layers, model.lm_head) for p in part.parameters())
+    entry = cache_bytes_per_token(config, str(model.dtype).removeprefix("torch."))
+    alone = time_of(model, model.place(model.empty_cache()), 1, 1)
+    rows: list[tuple[object, ...]] = [
+        ("segments", "questions", "first token", "over text alone", "a token", "over floor")
+    ]
+    found: list[dict[str, float]] = []
+    for segments in SEGMENTS:
+        shape = (segments, config.layers, 2, config.kv_heads, config.num_voco_tokens, config.head_dim)
+        placed = model.place(VoCoCache(torch.zeros(shape, dtype=model.dtype, device=model.device)))
+        for questions in QUESTIONS:
+            first = time_of(model, placed, questions, 1)
+            token = (time_of(model, placed, questions, NEW) - first) / (NEW - 1)
+            floor = (weights + entry * (placed.prefix + questions * (QUESTION + NEW // 2))) / rate
+            rows.append((
+                segments, questions, f"{1000 * first:.2f} ms", f"{first / alone:.2f}",
+                f"{1000 * token:.2f} ms", f"{token / floor:.2f}",
+            ))  # fmt: skip
+            found.append({"segments": segments, "questions": questions, "first_s": first, "token_s": token,
+                          "floor_s": floor})  # fmt: skip
+    result = {"size": options.size, "device": str(model.device), "memory_gb_s": rate / 1e9, "text_alone_s": alone}
+    report("read", rows, result | {"rows": found})
+
+
+def time_of(model: VoCoModel, placed: PlacedCache, questions: int, new: int) -> float:
+    """Seconds of `new` tokens each for so many questions in one pass."""
+    texts = [torch.arange(QUESTION, device=model.device) % 100 + 3 + number for number in range(questions)]
+    return median_seconds(partial(generate, model, placed, texts, new, Sampling(stop_ids=())), model.device)
+
+
+if __name__ == "__main__":
+    main()
