@@ -1,7 +1,7 @@
 """Time to first token and per token behind 1 to 1,024 segments, of 1 to 32 questions at once, beside the floor.
 
-`python benchmarks/read.py [--size 7b|small] [--device cuda|cpu]`. The floor of a decoding step is its bytes, weights and
-cached entries, over the memory's rate; that of a first token is the same text without a video.
+`python benchmarks/read.py [--size 7b|small] [--device cuda|cpu]`. The floor of a decoding step is its bytes, weights
+and cached entries, over the memory's rate; that of a first token is the same text without a video.
 """
 
 import argparse
