@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from vococache.errors import InputError
 from vococache.storage import quantize
 
 FORMAT_VERSION = 2  # 1 of a store that is not quantized: the same, and older releases read it
@@ -60,6 +61,10 @@ class StoreHeader(Record):
     chunk_segments: int  # longest chunk of a video, in segments
     micro_batch: int  # segments in one forward pass
     quantization: str | None = None  # of `kv` on disk: "int8", "int4", or its dtype as it is
+
+    def __post_init__(self) -> None:
+        if self.quantization not in (None, *quantize.BITS):
+            raise InputError(f"quantization {self.quantization!r}: expected one of {sorted(quantize.BITS)}, or none")
 
     @property
     def segment_shape(self) -> tuple[int, ...]:

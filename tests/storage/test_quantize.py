@@ -132,3 +132,8 @@ class TestStore:
         plain = open_store(str(tmp_path / "plain"), "a", header=HEADER)
         assert b'"format_version":1,' in Path(plain.url, "zarr.json").read_bytes()
         assert b'"format_version":2,' in Path(small.url, "zarr.json").read_bytes()
+
+
+def test_an_unknown_kind() -> None:
+    with pytest.raises(InputError, match=r"'int3': expected one of \['int4', 'int8'\]"):
+        dataclasses.replace(HEADER, quantization="int3")
