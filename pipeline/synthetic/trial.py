@@ -65,13 +65,16 @@ class Trial:
 
 
 def write_clips(scenes: Mapping[str, Scene], folder: Path) -> list[Path]:
-    """A video file below `folder` for each scene by its clip's name; those that are there already are kept."""
+    """A video file below `folder` for each scene by its clip's name; one that is there just so is left untouched."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.mp4" for name in scenes]
     for path, scene in zip(paths, scenes.values(), strict=True):
-        if not path.exists():
-            # Renamed when whole: an interrupted run leaves no half clip that the next one keeps.
-            write_clip(scene, path.with_stem(f".{path.stem}")).replace(path)
+        # Under another name first: no half clip is ever found. One that is there may be of another release's world.
+        made = write_clip(scene, path.with_stem(f".{path.stem}"))
+        if path.exists() and path.read_bytes() == made.read_bytes():
+            made.unlink()
+        else:
+            made.replace(path)
     return paths
 
 

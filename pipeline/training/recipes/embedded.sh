@@ -17,5 +17,7 @@ stage 1-tower "$BIN/python" -m vococache.pipeline.training.tower "$RECIPES/embed
 for name in 2-see 3-compress; do
   stage $name "$BIN/voco" train compress --config "$RECIPES/embedded-$name.yaml" --out "$RUNS/$name"
 done
-stage 4-temporal "$BIN/voco" train temporal --config "$RECIPES/embedded-4-temporal.yaml" --out "$RUNS/4-temporal"
-"$BIN/python" -m vococache.pipeline.training.embed "$RUNS/4-temporal/model"
+for name in 4-temporal 5-temporal; do
+  stage $name "$BIN/voco" train temporal --config "$RECIPES/embedded-$name.yaml" --out "$RUNS/$name"
+done
+"$BIN/python" -m vococache.pipeline.training.embed "$RUNS/5-temporal/model"
