@@ -99,7 +99,7 @@ def test_a_reader_of_any_dtype_may_read(model: VoCoModel) -> None:
     assert store_header(half).fingerprint != store_header(model).fingerprint, "the dtype changes a cache's numbers"
 
 
-@pytest.mark.parametrize("wanted", [{"tokens": 3}, {"tokens": 0}, {"frames": 2}])
+@pytest.mark.parametrize("wanted", [{"tokens": 5}, {"tokens": 0}, {"frames": 2}])
 def test_k_or_a_segment_size_that_the_model_does_not_have(wanted: dict[str, int]) -> None:
     with pytest.raises(InputError, match="model 'synthetic' has 1 to"):
         Compressor(model="synthetic", **wanted).load("cpu")
