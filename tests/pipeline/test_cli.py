@@ -156,7 +156,7 @@ def test_a_dry_run_tells_and_does_nothing(voco: Voco, clips: Path, tmp_path: Pat
     assert (found["videos"], found["segments"]) == (3, 17)  # 10 + 1 + 6
     assert set(found["unknown"]) == {"text", "zero", "cut", "sound"}
     assert found["seconds"] > 0
-    assert found["bytes"] == 17 * 6 * 2 * 6 * 2 * 32 * 4  # layers, keys and values, heads, tokens, head size, bytes
+    assert found["bytes"] == 17 * 6 * 2 * 6 * 4 * 32 * 4  # layers, keys and values, heads, tokens, head size, bytes
     assert not (tmp_path / "none").exists()
 
 

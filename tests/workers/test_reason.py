@@ -96,20 +96,20 @@ def test_what_does_not_fit_is_refused_with_the_window_that_would(stage: ReasonSt
     put(stage.store, stage.model, "v", 30)
     limit = stage.model.config.max_positions
     with pytest.raises(ContextLimitError) as caught:
-        stage.load(["v"], room=limit - 20)  # leaves 20 positions: ten segments of two tokens
+        stage.load(["v"], room=limit - 20)  # leaves 20 positions: five segments of four tokens
     message = str(caught.value)
-    assert "30 segments of 2 tokens" in message
+    assert "30 segments of 4 tokens" in message
     assert f"the model has {limit}" in message
-    assert "--start 0 --end 9" in message
-    assert stage.load(["v"], start=0, end=9, room=limit - 20).placed.prefix == 20
+    assert "--start 0 --end 4" in message
+    assert stage.load(["v"], start=0, end=4, room=limit - 20).placed.prefix == 20
 
 
 def test_bad_requests_are_refused(stage: ReasonStage) -> None:
     put(stage.store, stage.model, "holiday", 3)
     with pytest.raises(InputError, match=r"no segment from 50 s to its end: .* between 0 s and 2 s"):
         stage.load(["holiday"], start=50)
-    with pytest.raises(InputError, match="1 to 2 tokens"):
-        stage.load(["holiday"], tokens=3)
+    with pytest.raises(InputError, match="1 to 4 tokens"):
+        stage.load(["holiday"], tokens=5)
     with pytest.raises(InputError, match="question is empty"):
         stage.answer(stage.load(["holiday"]), ["  "])
     with pytest.raises(VideoNotFoundError, match="holiday"):

@@ -46,10 +46,11 @@ def test_a_tiny_model_learns_to_answer_from_voco_tokens(tiny: tuple[Path, dict[s
     folder, _ = tiny
     start = folder / "tower/model"
     unseen = {"synthetic": "val", "count": 200, "asked": 6, "still": True, "most": 1}
-    for compression, steps in (("full", 100), ("voco", 100)):
+    for compression, steps in (("full", 150), ("voco", 150)):
         settings = TrainSettings(
             model=str(start),
             compression=compression,
+            voco_tokens=4,
             data=({"synthetic": f"train {compression}", "count": 64 * steps, "asked": 4, "still": True, "most": 1},),
             evaluation=(unseen,),
             trainer=TRAINER | {"max_steps": steps},
@@ -58,7 +59,7 @@ def test_a_tiny_model_learns_to_answer_from_voco_tokens(tiny: tuple[Path, dict[s
         start = folder / compression / "model"
     scenes = [make_scene(f"val {number}", still=True, most=1) for number in range(200)]
     alone = question_only(scenes, asked=6, learned_from=2000, still=True, most=1)
-    assert figures["eval_answer_accuracy"] > alone + 0.08, alone
+    assert figures["eval_answer_accuracy"] > alone + 0.15, alone
 
 
 def test_patches_are_labelled_by_what_covers_them() -> None:
