@@ -51,8 +51,8 @@ def test_kills_at_random_moments(voco: Callable[..., Command], corpus: Path, tmp
         return job.process.poll() is not None
 
     job = start()
-    for number in range(KILLS):
-        victim = VICTIMS[number % len(VICTIMS)]
+    while kills.total() < KILLS:
+        victim = VICTIMS[kills.total() % len(VICTIMS)]
         if victim == "driver":
             time.sleep(random.uniform(0.0, 12.0))
             job.process.kill()
