@@ -1,13 +1,16 @@
 """What benchmarks share: the way figures are printed, and what the machine itself can do."""
 
+import argparse
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from vococache.pipeline.efficiency import median_seconds
 from vococache.pipeline.machine import machine
+
+if TYPE_CHECKING:  # most benchmarks have no use for torch here
+    import torch
+
+    from vococache.model.voco import VoCoModel
 
 
 def report(name: str, rows: Sequence[Sequence[object]], result: dict[str, Any]) -> None:
@@ -20,14 +23,35 @@ def report(name: str, rows: Sequence[Sequence[object]], result: dict[str, Any]) 
     print(json.dumps({"benchmark": name, **result, "machine": machine()}))
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+def random_model_of(description: str | None) -> "tuple[str, VoCoModel]":
+    """The size that the command line asks for, and a model of it with random weights, K = 2, a frame a segment."""
+    from vococache.pipeline.efficiency import SIZES, build
+
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--device")
+    options = parser.parse_args()
+    model = build(options.size, options.device)
+    model.config = model.config.with_voco(tokens=2, frames=1)
+    return options.size, model
+
+
+def matrix_rate(device: "torch.device", dtype: "torch.dtype") -> float:
     """FLOPs a second of a large square matrix product."""
+    import torch
+
+    from vococache.pipeline.efficiency import median_seconds
+
     side = 8192 if device.type == "cuda" else 1024
     one, two = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     return 2 * side**3 / median_seconds(lambda: one @ two, device)
 
 
-def memory_rate(device: torch.device) -> float:
+def memory_rate(device: "torch.device") -> float:
     """Bytes a second that are read while a large tensor is summed up."""
+    import torch
+
+    from vococache.pipeline.efficiency import median_seconds
+
     data = torch.ones(1 << (30 if device.type == "cuda" else 26), device=device, dtype=torch.int8)
     return data.nbytes / median_seconds(lambda: data.view(torch.int64).sum(), device)

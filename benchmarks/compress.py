@@ -4,26 +4,19 @@
 frames in, normalised on the device, through tower and decoder, the kept entries as numpy arrays out.
 """
 
-import argparse
-
 import numpy as np
 import torch
-from common import matrix_rate, report
+from common import matrix_rate, random_model_of, report
 
 from vococache.model.costs import compress_flops
-from vococache.pipeline.efficiency import SIZES, build, median_seconds
+from vococache.pipeline.efficiency import median_seconds
 from vococache.workers.compress import micro_batch, to_stored
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", choices=SIZES, default="small")
-    parser.add_argument("--device")
-    options = parser.parse_args()
-    model = build(options.size, options.device)
-    model.config = model.config.with_voco(tokens=2, frames=1)
+    size, model = random_model_of(__doc__)
     rate = matrix_rate(model.device, model.dtype)
     flops, side = compress_flops(model.config).total, model.config.geometry.size
     rows: list[tuple[object, ...]] = [("frames in a batch", "frames/s", "floor", "of the matrix rate")]
@@ -39,7 +32,7 @@ def main() -> None:
         mark = " (a worker's)" if batch == micro_batch(model.config) else ""
         rows.append((f"{batch}{mark}", f"{batch / seconds:.1f}", f"{rate / flops:.1f}", f"{share:.1%}"))
         found[str(batch)] = {"frames_per_s": batch / seconds, "share": share}
-    result = {"size": options.size, "device": str(model.device), "dtype": str(model.dtype)}
+    result = {"size": size, "device": str(model.device), "dtype": str(model.dtype)}
     report("compress", rows, result | {"matrix_tflops": rate / 1e12, "gflops_per_frame": flops / 1e9, "batches": found})
 
 

@@ -5,10 +5,8 @@ questions are asked of each store. Speed is that of one chunk of a 7B model's ca
 """
 
 import argparse
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from common import report
 
 from vococache.model.cache import VoCoCache
 from vococache.pipeline.ask import open_reader
+from vococache.pipeline.efficiency import median_seconds
 from vococache.pipeline.ingest import ingest
 from vococache.pipeline.synthetic.scene import split_scenes
 from vococache.pipeline.synthetic.trial import LOOKS_A_SECOND, run_trial, write_clips
@@ -53,7 +52,7 @@ def main() -> None:
                 "right": trial.accuracy, "interval": trial.interval(), "questions": len(trial.rows),
                 "same_answer": same, "kl": divergence(stage, exact, list(scenes)),
                 "bytes_per_segment": stage.store.header.stored_segment_bytes,
-                "hour_7b_bytes": 3600 * hourly(stage.store.header), **speed(kind),
+                "hour_7b_bytes": 3600 * vicuna_segment_bytes(stage.store.header), **speed(kind),
             }  # fmt: skip
             result[kind or "float16"] = found
             rows.append((
@@ -64,8 +63,8 @@ def main() -> None:
     report("quantize", rows, {"clips": options.clips, "kinds": result})
 
 
-def hourly(header: StoreHeader) -> float:
-    """Bytes of a second of a 7B model's caches at a segment a second, in the store's kind."""
+def vicuna_segment_bytes(header: StoreHeader) -> float:
+    """Bytes of a segment of a 7B model's caches, kept as the store keeps its own."""
     if header.quantization is None:
         return float(np.prod(VICUNA)) * 2
     return quantize.chunk_bytes((CHUNK, *VICUNA), header.quantization) / CHUNK
@@ -89,6 +88,7 @@ def speed(kind: str | None) -> dict[str, float]:
     """Megabytes of float16 a second of one thread that encodes and decodes a chunk; of a copy where that is all."""
     kv = np.random.default_rng(0).standard_normal((CHUNK, *VICUNA), np.float32).astype(np.float16)
     out = np.empty_like(kv)
+    median = partial(median_seconds, device=torch.device("cpu"), runs=RUNS)
     if kind is None:
         both = median(lambda: np.copyto(out, kv))
         return {"encode_mb_s": kv.nbytes / 1e6 / both, "decode_mb_s": kv.nbytes / 1e6 / both}
@@ -97,16 +97,6 @@ def speed(kind: str | None) -> dict[str, float]:
         "encode_mb_s": kv.nbytes / 1e6 / median(lambda: quantize.encode(kv, kind)),
         "decode_mb_s": kv.nbytes / 1e6 / median(lambda: quantize.decode(data, out, kind)),
     }
-
-
-def median(work: Callable[[], object]) -> float:
-    """Median seconds of `work`, after a first time."""
-    seconds = []
-    for _ in range(RUNS + 1):
-        started = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[1:])
 
 
 if __name__ == "__main__":

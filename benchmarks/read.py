@@ -4,28 +4,23 @@
 and cached entries, over the memory's rate; that of a first token is the same text without a video.
 """
 
-import argparse
 from functools import partial
 
 import torch
-from common import memory_rate, report
+from common import memory_rate, random_model_of, report
 
 from vococache.model.cache import PlacedCache, VoCoCache
 from vococache.model.costs import cache_bytes_per_token
 from vococache.model.generate import Sampling, generate
 from vococache.model.voco import VoCoModel
-from vococache.pipeline.efficiency import QUESTION, SIZES, build, median_seconds
+from vococache.pipeline.efficiency import QUESTION, median_seconds
 
 SEGMENTS, QUESTIONS, NEW = (1, 64, 256, 1024), (1, 8, 32), 17
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", choices=SIZES, default="small")
-    parser.add_argument("--device")
-    options = parser.parse_args()
-    model = build(options.size, options.device)
-    model.config = config = model.config.with_voco(tokens=2, frames=1)
+    size, model = random_model_of(__doc__)
+    config = model.config
     rate = memory_rate(model.device)
     weights = sum(p.nbytes for part in (model.language_model.layers, model.lm_head) for p in part.parameters())
     entry = cache_bytes_per_token(config, str(model.dtype).removeprefix("torch."))
@@ -47,7 +42,7 @@ def main() -> None:
             ))  # fmt: skip
             found.append({"segments": segments, "questions": questions, "first_s": first, "token_s": token,
                           "floor_s": floor})  # fmt: skip
-    result = {"size": options.size, "device": str(model.device), "memory_gb_s": rate / 1e9, "text_alone_s": alone}
+    result = {"size": size, "device": str(model.device), "memory_gb_s": rate / 1e9, "text_alone_s": alone}
     report("read", rows, result | {"rows": found})
 
 
