@@ -10,7 +10,17 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from random import Random
 
-from vococache.pipeline.synthetic.scene import COLOURS, EVENTS, HELD_OUT_COLOURS, SHAPES, Scene, Thing, held_out_things
+from vococache.pipeline.synthetic.scene import (
+    ACTIONS,
+    COLOURS,
+    EVENTS,
+    HELD_OUT_ACTIONS,
+    HELD_OUT_COLOURS,
+    SHAPES,
+    Scene,
+    Thing,
+    held_out_things,
+)
 
 PREFERENCE = {
     "motion": 3, "change": 3, "order": 6, "times": 6, "interaction": 4, "activity": 2, "relation": 3, "position": 2,
@@ -95,17 +105,36 @@ def all_questions(scene: Scene, random: Random, *, about: Iterable[Thing] | None
                 break
 
 
-def questions(scene: Scene, count: int, random: Random) -> list[Question]:
+def questions(scene: Scene, count: int, random: Random, *, teaching: bool = False) -> list[Question]:
     """Up to `count` questions of different templates; of a compositional scene, about its held-out objects.
 
-    Types that few scenes allow are preferred where a scene does (`PREFERENCE`).
+    Types that few scenes allow are preferred where a scene does (`PREFERENCE`). `teaching`: none of those whose text
+    alone teaches that a held-out combination does not exist.
     """
     found = list(all_questions(scene, random, about=list(held_out_things(scene)) or None))
+    if teaching:
+        found = [question for question in found if not rules_out_a_combination(question)]
     of_type = Counter(question.type for question in found)
     # A weighted sample without replacement (Efraimidis and Spirakis 2006).
     keys = [random.random() ** (of_type[question.type] / PREFERENCE.get(question.type, 1)) for question in found]
     order = sorted(range(len(found)), key=lambda index: -keys[index])
     return [found[index] for index in order[:count]]
+
+
+def rules_out_a_combination(question: Question) -> bool:
+    """Does it name half of a held-out combination, and ask for what might be the other half?
+
+    In training nothing yellow is a circle: whoever is asked there for the shape of yellow things learns from the
+    text, without looking, that "circle" is never right.
+    """
+    words = set(question.text.rstrip("?").split())
+    if question.answer in words or question.type == "interaction":  # a choice between both; about another object
+        return False
+    return any(
+        (half in words and question.answer in others) or (other in words and question.answer in SHAPES)
+        for combinations, others in ((HELD_OUT_COLOURS, COLOURS), (HELD_OUT_ACTIONS, ACTIONS))
+        for half, other in combinations
+    )
 
 
 # ---- what one picture shows ------------------------------------------------------------------------------

@@ -353,6 +353,24 @@ def test_a_question_alone_does_not_tell_its_answer() -> None:
     assert np.mean(right) <= 0.5
 
 
+def test_teaching_asks_nothing_whose_text_rules_a_held_out_combination_out() -> None:
+    """What is never asked there is what training cannot answer with the held-out half; all else is still asked."""
+
+    def asked(*, teaching: bool) -> set[Question]:
+        many = (questions(make_scene(f"train {i}"), 40, Random(i), teaching=teaching) for i in range(1500))
+        return {question for found in many for question in found}
+
+    taught, all_of_them = asked(teaching=True), asked(teaching=False)
+    texts = {question.text for question in taught}
+    left_out = {question.text for question in all_of_them} - texts
+    assert {"what shape is the yellow object?", "which color is the circle?", "what shape blinks?"} <= left_out
+    assert {"what does the triangle do?", "what happens to the red ring?"} <= left_out
+    assert {"what shape is the green object?", "which color is the ring?", "what shape appears?"} <= texts
+    assert {"what does the cross do?", "is there a yellow triangle?", "how many yellow objects are there?"} <= texts
+    assert {question.template for question in taught} == {question.template for question in all_of_them}
+    assert taught < all_of_them
+
+
 # ---- files ----------------------------------------------------------------------------------------------
 
 
