@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ def main() -> None:
     size = model.config.geometry.size
     frames = np.random.default_rng(0).integers(0, 256, (max(SEGMENTS), 1, size, size, 3), dtype=np.uint8)
     rows: list[tuple[object, ...]] = [("segments", "from", "first token", "16 tokens")]
-    result = []
+    result: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         stage = ReasonStage(model, open_store(str(Path(folder) / "store"), "a", header=header))
         for segments in SEGMENTS:
@@ -41,7 +42,9 @@ def main() -> None:
                 first, total = (statistics.median(run) for run in seconds)
                 rows.append((segments, way, f"{1000 * first:.1f} ms", f"{1000 * total:.1f} ms"))
                 result.append({"segments": segments, "from": way, "first_token_s": first, "total_s": total})
-    report("ask", rows, {"new_tokens": NEW_TOKENS, "results": result})
+    first = {row["from"]: row["first_token_s"] for row in result if row["segments"] == max(SEGMENTS)}
+    ratios = {f"store over {way}": first[way] / first["store"] for way in ("memory", "frames")}
+    report("ask", rows, {"new_tokens": NEW_TOKENS, "results": result}, ratios)
 
 
 def fill(stage: ReasonStage, video: str, frames: np.ndarray) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +14,22 @@ if TYPE_CHECKING:  # most benchmarks have no use for torch here
     from vococache.model.voco import VoCoModel
 
 
-def report(name: str, rows: Sequence[Sequence[object]], result: dict[str, Any]) -> None:
-    """Print `rows` as a table and, last, everything as one JSON line."""
+def report(
+    name: str, rows: Sequence[Sequence[object]], result: dict[str, Any], ratios: dict[str, float] | None = None
+) -> None:
+    """Print `rows` as a table and, last, everything as one JSON line.
+
+    `ratios`: what was measured beside something else in the same run, more is better; `guard.py` compares them with
+    those of another day.
+    """
     columns = max(len(row) for row in rows)
     cells = [[str(cell) for cell in row] + [""] * (columns - len(row)) for row in rows]
     widths = [max(len(row[column]) for row in cells) for column in range(columns)]
     for row in cells:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    print(json.dumps({"benchmark": name, **result, "machine": machine()}))
+    if ratios:
+        result = result | {"ratios": {what: round(ratio, 3) for what, ratio in ratios.items()}}
+    print(json.dumps({"benchmark": name, "arguments": sys.argv[1:], **result, "machine": machine()}))
 
 
 def random_model_of(description: str | None) -> "tuple[str, VoCoModel]":

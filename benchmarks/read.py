@@ -43,7 +43,12 @@ def main() -> None:
             found.append({"segments": segments, "questions": questions, "first_s": first, "token_s": token,
                           "floor_s": floor})  # fmt: skip
     result = {"size": size, "device": str(model.device), "memory_gb_s": rate / 1e9, "text_alone_s": alone}
-    report("read", rows, result | {"rows": found})
+    short = found[0]
+    ratios = {
+        "text alone over first token": alone / short["first_s"],
+        "floor over a token": short["floor_s"] / short["token_s"],
+    }
+    report("read", rows, result | {"rows": found}, ratios)
 
 
 def time_of(model: VoCoModel, placed: PlacedCache, questions: int, new: int) -> float:

@@ -62,7 +62,8 @@ def main() -> None:
     rows.append([f"ls of {videos:,} videos: {seconds:.2f} s"])
     result |= {"ls_videos": videos, "ls_seconds": round(seconds, 3), "google_crc32c": version("google-crc32c")}
     result["chunk_segments"] = max_chunk_segments(HEADER.segment_bytes, FRAME_BYTES)
-    report("store", rows, result)
+    ours = result["sweep"][16]["store"]
+    report("store", rows, result, {f"{way} of raw": ours[f"{way}_ratio"] for way in ("write", "read")})
 
 
 COLUMNS = ("write", "write_ratio", "read", "read_ratio")

@@ -18,6 +18,7 @@ from typing import Any
 
 from common import report
 
+STAGES = ("compress", "temporal")
 STEPS = 3
 TEXT = 32  # tokens of each text
 SIZES = {"full": (16, 64), "quick": (8, 16)}  # decoder layers, segments
@@ -34,7 +35,7 @@ def main() -> None:
     size = "quick" if options.quick else "full"
     rows: list[tuple[object, ...]] = [("stage", "checkpointing", "peak", "estimate", "s a step", "loss")]
     cases = []
-    for stage in ("compress", "temporal"):
+    for stage in STAGES:
         for checkpointing in ("off", "on"):
             case = run_case(size, stage, checkpointing, MALLOC_MMAP_THRESHOLD_="131072")
             case["seconds"] = run_case(size, stage, checkpointing)["seconds"]
@@ -42,7 +43,9 @@ def main() -> None:
             peak, estimate = (f"{case[name] / 2**20:.0f} MiB" for name in ("peak_bytes", "estimated_bytes"))
             rows.append((stage, checkpointing, peak, estimate, f"{case['seconds']:.2f}", f"{case['loss']:.4f}"))
     layers, segments = SIZES[size]
-    report("training", rows, {"layers": layers, "segments": segments, "cases": cases})
+    peaks = {(case["stage"], case["checkpointing"]): case["peak_bytes"] for case in cases}
+    ratios = {f"{stage} without over with checkpointing": peaks[stage, False] / peaks[stage, True] for stage in STAGES}
+    report("training", rows, {"layers": layers, "segments": segments, "cases": cases}, ratios)
 
 
 def run_case(*case: str, **environment: str) -> dict[str, Any]:
