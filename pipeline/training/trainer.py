@@ -39,6 +39,15 @@ class CsvLog(TrainerCallback):
             writer.writerows((state.global_step, name, value) for name, value in logs.items())
 
 
+class NoLastCheckpoint(TrainerCallback):
+    """Behind the last step comes the model itself: resumed from a checkpoint there, the Trainer would add a step."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Save none there."""
+        if state.global_step >= state.max_steps:
+            control.should_save = False
+
+
 class VoCoTrainer(Trainer):
     """Saves each weight once: a LoRA reader's base and tied embeddings appear under two names."""
 
@@ -103,5 +112,5 @@ def make_trainer(
         train_dataset=train,
         eval_dataset=evaluate,
         compute_metrics=answer_accuracy,
-        callbacks=[CsvLog(Path(str(arguments.output_dir)))],
+        callbacks=[CsvLog(Path(str(arguments.output_dir))), NoLastCheckpoint()],
     )

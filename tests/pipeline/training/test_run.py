@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -120,6 +121,17 @@ class TestResume:
         straight, resumed = weights(tmp_path / "undisturbed/model"), weights(killed / "model")
         for name, weight in straight.items():
             torch.testing.assert_close(resumed[name], weight, atol=1e-6, rtol=0, msg=name)
+
+    def test_a_run_killed_behind_its_last_step_ends_as_if_nothing_were(self, settings: Any, tmp_path: Path) -> None:
+        chosen = settings(trainer={"max_steps": 6, "save_steps": 3})
+        train(chosen, tmp_path)
+        straight = weights(tmp_path / "model")
+        shutil.rmtree(tmp_path / "model")
+        (tmp_path / "log.csv").unlink()
+        train(chosen, tmp_path, resume=True)
+        assert list(losses(tmp_path)) == [4, 5, 6]
+        resumed = weights(tmp_path / "model")
+        assert all(torch.equal(resumed[name], weight) for name, weight in straight.items())
 
     def test_without_a_checkpoint_there_is_nothing_to_resume(self, settings: Any, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="no checkpoint"):
