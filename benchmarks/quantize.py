@@ -1,7 +1,8 @@
 """Caches in 16, 8 and 4 bits: bytes, right answers of the embedded model, and how fast chunks are made and read.
 
-`python benchmarks/quantize.py [--clips N] [--model FOLDER]`. The same unseen clips are ingested three times; the same
-questions are asked of each store. Speed is that of one chunk of a 7B model's caches (K = 2), beside a plain copy.
+`python benchmarks/quantize.py [--clips N] [--model FOLDER] [--size 7b|small]`. The same unseen clips are ingested three
+times; the same questions are asked of each store. Speed is that of one chunk of a 7B model's caches (K = 2), beside a
+plain copy. Logits are those of a model of `--size` with random weights behind frames of noise.
 """
 
 import argparse
@@ -15,23 +16,26 @@ from common import report
 
 from vococache.model.cache import VoCoCache
 from vococache.pipeline.ask import open_reader
-from vococache.pipeline.efficiency import median_seconds
+from vococache.pipeline.efficiency import QUESTION, SIZES, build, median_seconds
 from vococache.pipeline.ingest import ingest
 from vococache.pipeline.synthetic.scene import split_scenes
 from vococache.pipeline.synthetic.trial import LOOKS_A_SECOND, run_trial, write_clips
 from vococache.storage import Store, StoreHeader, open_store, quantize
+from vococache.workers.compress import to_stored
 from vococache.workers.reason import ReasonStage, question_ids
 
 ASKED = 8
 VICUNA = (32, 2, 32, 2, 128)  # [layers, 2, kv_heads, K, head_dim] of a 7B model's segment
 KINDS = (None, "int8", "int4")
 CHUNK, RUNS = 32, 5
+SEGMENTS = 8  # behind which logits are compared
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="synthetic")
     parser.add_argument("--clips", type=int, default=400)
+    parser.add_argument("--size", choices=SIZES, default="small")
     options = parser.parse_args()
     header = ("kept as", "bytes a segment", "7B: an hour at 1/s", "right", "same answer", "KL", "encode", "decode")
     rows: list[tuple[object, ...]] = [header]
@@ -60,7 +64,12 @@ def main() -> None:
                 f"{trial.accuracy:.2%}", f"{same:.2%}", f"{found['kl']:.5f}",
                 f"{found['encode_mb_s']:.0f} MB/s", f"{found['decode_mb_s']:.0f} MB/s",
             ))  # fmt: skip
-    report("quantize", rows, {"clips": options.clips, "kinds": result})
+    moved = logit_shifts(options.size)
+    rows.append(())
+    for kind, (of_logits, of_another) in moved.items():
+        shift = f"moved by {of_logits:.2%} of their norm, {of_another:.1%} of how far another video moves them"
+        rows.append((f"{kind}, logits of {options.size}: {shift}",))
+    report("quantize", rows, {"clips": options.clips, "kinds": result, "size": options.size, "logit_shifts": moved})
 
 
 def vicuna_segment_bytes(header: StoreHeader) -> float:
@@ -82,6 +91,29 @@ def divergence(stage: ReasonStage, exact: Store, videos: list[str], question: st
                 logits.append(stage.model.read(cache, ids)[0, -1].float().log_softmax(-1))
             total += float((logits[0].exp() * (logits[0] - logits[1])).sum())
     return total / len(videos)
+
+
+def logit_shifts(size: str) -> dict[str, tuple[float, float]]:
+    """How far each kind of cache moves the logits: over their norm, and over how far another video moves them."""
+    model = build(size)
+    model.config = model.config.with_voco(tokens=2, frames=1)
+    side, ids = model.config.geometry.size, torch.arange(QUESTION, device=model.device)[None] % 100 + 3
+    noise = np.random.default_rng(0).integers(0, 256, (2, SEGMENTS, 1, side, side, 3), dtype=np.uint8)
+    with torch.inference_mode():
+        one, other = (to_stored(model.compress(model.pixel_values(frames)).data, "float16") for frames in noise)
+
+        def logits(kv: np.ndarray) -> torch.Tensor:
+            return model.read(VoCoCache(torch.from_numpy(kv)), ids)[0].float()
+
+        exact = logits(one)
+        away = (logits(other) - exact).norm()
+        moved = {}
+        for kind in ("int8", "int4"):
+            kept = np.empty_like(one)
+            quantize.decode(quantize.encode(one, kind), kept, kind)
+            shift = (logits(kept) - exact).norm()
+            moved[kind] = float(shift / exact.norm()), float(shift / away)
+    return moved
 
 
 def speed(kind: str | None) -> dict[str, float]:
