@@ -105,15 +105,19 @@ def all_questions(scene: Scene, random: Random, *, about: Iterable[Thing] | None
                 break
 
 
-def questions(scene: Scene, count: int, random: Random, *, teaching: bool = False) -> list[Question]:
+def questions(
+    scene: Scene, count: int, random: Random, *, teaching: bool = False, colours: bool = True
+) -> list[Question]:
     """Up to `count` questions of different templates; of a compositional scene, about its held-out objects.
 
     Types that few scenes allow are preferred where a scene does (`PREFERENCE`). `teaching`: none of those whose text
-    alone teaches that a held-out combination does not exist.
+    alone teaches that a held-out combination does not exist. Without `colours`: none with a colour's name in it.
     """
     found = list(all_questions(scene, random, about=list(held_out_things(scene)) or None))
     if teaching:
         found = [question for question in found if not rules_out_a_combination(question)]
+    if not colours:
+        found = [question for question in found if words_of(question).isdisjoint(COLOURS)]
     of_type = Counter(question.type for question in found)
     # A weighted sample without replacement (Efraimidis and Spirakis 2006).
     keys = [random.random() ** (of_type[question.type] / PREFERENCE.get(question.type, 1)) for question in found]
@@ -121,20 +125,24 @@ def questions(scene: Scene, count: int, random: Random, *, teaching: bool = Fals
     return [found[index] for index in order[:count]]
 
 
+def words_of(question: Question) -> set[str]:
+    """All words of its text and its answer."""
+    return {*question.text.rstrip("?").split(), *question.answer.split()}
+
+
 def rules_out_a_combination(question: Question) -> bool:
     """Does it name half of a held-out combination, and ask for what might be the other half?
 
     In training nothing yellow is a circle: whoever is asked there for the shape of yellow things learns from the
-    text, without looking, that "circle" is never right.
+    text, without looking, that "circle" is never right. (Colours of circles are asked all the same: too few shapes
+    would be left to learn the question from.)
     """
     words = set(question.text.rstrip("?").split())
     if question.answer in words or question.type == "interaction":  # a choice between both; about another object
         return False
-    return any(
-        (half in words and question.answer in others) or (other in words and question.answer in SHAPES)
-        for combinations, others in ((HELD_OUT_COLOURS, COLOURS), (HELD_OUT_ACTIONS, ACTIONS))
-        for half, other in combinations
-    )
+    if question.answer in SHAPES:
+        return any(half in words for _, half in HELD_OUT_COLOURS | HELD_OUT_ACTIONS)
+    return question.answer in ACTIONS and any(shape in words for shape, _ in HELD_OUT_ACTIONS)
 
 
 # ---- what one picture shows ------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Pictures of scenes: antialiased shapes on a ground, noise, and what a video encoder does to both."""
 
 import io
+import math
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -11,7 +12,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from vococache.pipeline.synthetic.scene import SECONDS, Scene
+from vococache.pipeline.synthetic.scene import HELD_OUT_COLOURS, SECONDS, Scene
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -31,6 +32,22 @@ EDGES: dict[str, Callable[[Floats, Floats], Any]] = {
     "cross": lambda x, y: np.minimum(np.maximum(abs(x) - 1.0, abs(y) - 0.33), np.maximum(abs(x) - 0.33, abs(y) - 1.0)),
     "ring": lambda x, y: abs(np.hypot(x, y) - 0.73) - 0.27,
 }
+
+
+def strange_palette(random: Random) -> Palette:
+    """Any paints for the colours' names, but none near a background's grey or a colour that is held out of a shape.
+
+    Shapes that are learned in paints without a name are tied to no colour.
+    """
+    avoided = [((82, 82, 82), 60), ((166, 166, 166), 60), *((PALETTE[colour], 100) for _, colour in HELD_OUT_COLOURS)]
+
+    def paint() -> tuple[int, int, int]:
+        while True:
+            found = (random.randrange(256), random.randrange(256), random.randrange(256))
+            if all(math.dist(found, other) > least for other, least in avoided):
+                return found
+
+    return {name: paint() for name in PALETTE}
 
 
 def ground(scene: Scene, side: int, random: Random) -> Floats:
@@ -110,10 +127,10 @@ def quality(scene: Scene) -> int:
     return Random(f"{scene.seed} quality").randint(17, 28)
 
 
-def as_recorded(scene: Scene, times: Sequence[float], side: int) -> Pixels:
+def as_recorded(scene: Scene, times: Sequence[float], side: int, palette: Palette = PALETTE) -> Pixels:
     """`frames` after a round through the encoder, artefacts and all."""
     memory = io.BytesIO()
-    encode(frames(scene, times, side), FPS, quality(scene), memory)
+    encode(frames(scene, times, side, palette), FPS, quality(scene), memory)
     memory.seek(0)
     return np.stack(list(decoded(memory)))
 

@@ -6,7 +6,6 @@ tower and projector first learn to name what each patch of a picture shows. The 
 Letters: B pictures, P patches along a side, N = P * P, E hidden size.
 """
 
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,8 +25,8 @@ from vococache.model.config import VoCoConfig
 from vococache.model.scratch import byte_tokenizer, random_model, small_config
 from vococache.model.voco import IGNORED_LABEL, VoCoModel
 from vococache.pipeline.synthetic.questions import all_questions
-from vococache.pipeline.synthetic.render import EDGES, PALETTE, Palette, frames
-from vococache.pipeline.synthetic.scene import BACKGROUNDS, COLOURS, HELD_OUT_COLOURS, RADII, SHAPES, Scene, make_scene
+from vococache.pipeline.synthetic.render import EDGES, PALETTE, frames, strange_palette
+from vococache.pipeline.synthetic.scene import BACKGROUNDS, COLOURS, RADII, SHAPES, Scene, make_scene
 from vococache.pipeline.training.trainer import CsvLog, fast_attention, training_arguments
 
 COVERED = 0.06  # share of a patch that an object must cover to be what the patch shows
@@ -68,19 +67,6 @@ def patch_labels(scene: Scene, time: float, side: int, patch: int) -> dict[str, 
         "row": np.arange(grid * grid) // grid,
         "column": np.arange(grid * grid) % grid,
     }
-
-
-def strange_palette(random: Random) -> Palette:
-    """Any paints for the colours' names, but none near a background's grey or a colour that is held out of a shape."""
-    avoided = [((82, 82, 82), 60), ((166, 166, 166), 60), *((PALETTE[colour], 100) for _, colour in HELD_OUT_COLOURS)]
-
-    def paint() -> tuple[int, int, int]:
-        while True:
-            found = (random.randrange(256), random.randrange(256), random.randrange(256))
-            if all(math.dist(found, other) > least for other, least in avoided):
-                return found
-
-    return {name: paint() for name in PALETTE}
 
 
 class Patches(Dataset[dict[str, np.ndarray]]):

@@ -8,17 +8,20 @@ from torch.utils.data import Dataset
 
 from vococache.model.voco import VoCoModel
 from vococache.pipeline.synthetic.questions import questions
-from vococache.pipeline.synthetic.render import as_recorded, frames
+from vococache.pipeline.synthetic.render import PALETTE, as_recorded, frames, strange_palette
 from vococache.pipeline.synthetic.scene import LOOKS, make_scene
 from vococache.pipeline.training.examples import Example, encode_turns
 
 RECORDED = 0.25  # share of clips that go through a real encoder; the others only get the camera's noise
+STRANGE = 0.35  # share of training clips in paints without a name
 
 
 class WorldExamples(Dataset[Example]):
     """Clip number i of a split, with several questions; the same for the same split and number.
 
-    Splits whose name begins with "train" ask nothing whose text alone rules a held-out combination out.
+    Splits whose name begins with "train" ask nothing whose text alone rules a held-out combination out, and show some
+    clips in paints without a name, about which they ask nothing with a colour in it: so nothing but what is looked
+    at ties a shape to a colour.
     `still`: single pictures, in which nothing moves. `most`: scenes of at most so many objects.
     """
 
@@ -36,10 +39,13 @@ class WorldExamples(Dataset[Example]):
         seed = f"{self.split} {index}"
         scene = make_scene(seed, still=self.still, most=self.most)
         random = Random(f"{seed} questions")
+        teaching = self.split.startswith("train")
+        strange = teaching and random.random() < STRANGE
         texts = [
             encode_turns(self.tokenizer, self.prompt, [(question.text, question.answer)])
-            for question in questions(scene, self.asked, random, teaching=self.split.startswith("train"))
+            for question in questions(scene, self.asked, random, teaching=teaching, colours=not strange)
         ]
+        palette = strange_palette(random) if strange else PALETTE
         show: Any = as_recorded if random.random() < RECORDED else frames
-        pictures: np.ndarray = show(scene, (0.0,) if self.still else LOOKS, self.side)
+        pictures: np.ndarray = show(scene, (0.0,) if self.still else LOOKS, self.side, palette)
         return Example(texts, frames=pictures[:, None])
