@@ -1,5 +1,6 @@
 """Training from scratch at a tiny size learns."""
 
+import re
 from collections import Counter, defaultdict
 from pathlib import Path
 from random import Random
@@ -13,11 +14,12 @@ from vococache.model.checkpoints import load_model
 from vococache.model.generate import Sampling, generate
 from vococache.model.voco import VoCoModel
 from vococache.pipeline.synthetic.questions import questions
-from vococache.pipeline.synthetic.render import frames
-from vococache.pipeline.synthetic.scene import SHAPES, make_scene
+from vococache.pipeline.synthetic.render import as_recorded, frames
+from vococache.pipeline.synthetic.scene import COLOURS, SHAPES, make_scene
 from vococache.pipeline.training.run import train
 from vococache.pipeline.training.settings import TrainSettings
 from vococache.pipeline.training.tower import Patches, blank_model, patch_labels, train_tower
+from vococache.pipeline.training.world import WorldExamples
 from vococache.workers.reason import answer_text, question_ids
 
 TRAINER = {
@@ -47,7 +49,7 @@ def test_a_tiny_tower_learns_to_name_what_patches_show(tiny: tuple[Path, dict[st
 
 
 def test_a_tiny_model_learns_to_answer_from_voco_tokens(tiny: tuple[Path, dict[str, float]]) -> None:
-    """About pictures that it never saw. Full attention learns where a thing is, and what lies behind it; a cache the latter.
+    """About pictures that it never saw: with full attention where a thing is and what lies behind it, then the latter.
 
     (All else takes longer: `docs/results/` has the embedded model's course.)
     """
@@ -106,6 +108,22 @@ def test_patches_are_labelled_by_what_covers_them() -> None:
         vivid = {"red", "green", "blue", "yellow", "purple"}
         if {thing.colour for thing in scene.things} <= vivid:
             assert spread[labels["size"] >= 0].mean() > spread[labels["size"] < 0].mean()
+
+
+def test_clips_in_nameless_paints_are_for_training_and_asked_nothing_about_colours() -> None:
+    model = blank_model(width=32, layers=2, heads=2, size=60, tower_layers=1, vocabulary=320)
+    strange = {"train": 0, "val": 0}
+    for split in strange:
+        clips = WorldExamples(model, split, 60, asked=12, still=True)
+        for number in range(len(clips)):
+            scene, example = make_scene(f"{split} {number}", still=True), clips[number]
+            assert example.frames is not None
+            if not any(np.array_equal(show(scene, (0.0,), 60), example.frames[0]) for show in (frames, as_recorded)):
+                strange[split] += 1
+                texts = " ".join(model.tokenizer.decode(text.ids) for text in example.texts)
+                assert set(re.findall(r"\w+", texts)).isdisjoint(COLOURS)
+    assert 10 < strange["train"] < 35
+    assert strange["val"] == 0
 
 
 def test_patch_batches_are_reproducible(tmp_path: Path) -> None:
