@@ -26,6 +26,11 @@ PREFERENCE = {
     "motion": 3, "change": 3, "order": 6, "times": 6, "interaction": 4, "activity": 2, "relation": 3, "position": 2,
     "existence": 0.7, "size": 0.7, "background": 0.5,
 }  # fmt: skip
+# In training, what single pictures teach soon is asked less, and what only time tells more.
+TEACHING_PREFERENCE = {
+    "order": 10, "times": 8, "interaction": 7, "change": 6, "motion": 4, "activity": 3, "relation": 1.5,
+    "position": 0.7, "shape": 0.5, "count": 0.4, "color": 0.3, "existence": 0.3, "size": 0.3, "background": 0.15,
+}  # fmt: skip
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
 
 
@@ -110,17 +115,22 @@ def questions(
 ) -> list[Question]:
     """Up to `count` questions of different templates; of a compositional scene, about its held-out objects.
 
-    Types that few scenes allow are preferred where a scene does (`PREFERENCE`). `teaching`: none of those whose text
-    alone teaches that a held-out combination does not exist. Without `colours`: none with a colour's name in it.
+    Types that few scenes allow are preferred where a scene does (`PREFERENCE`). `teaching`: up to two of a template, by
+    `TEACHING_PREFERENCE`, and none whose text alone teaches that a held-out combination does not exist. Without
+    `colours`: none with a colour's name in it.
     """
-    found = list(all_questions(scene, random, about=list(held_out_things(scene)) or None))
+    about = list(held_out_things(scene)) or None
+    found = list(all_questions(scene, random, about=about))
+    preference = PREFERENCE
     if teaching:
+        found = list(dict.fromkeys([*found, *all_questions(scene, random, about=about)]))
         found = [question for question in found if not rules_out_a_combination(question)]
+        preference = TEACHING_PREFERENCE
     if not colours:
         found = [question for question in found if words_of(question).isdisjoint(COLOURS)]
     of_type = Counter(question.type for question in found)
     # A weighted sample without replacement (Efraimidis and Spirakis 2006).
-    keys = [random.random() ** (of_type[question.type] / PREFERENCE.get(question.type, 1)) for question in found]
+    keys = [random.random() ** (of_type[question.type] / preference.get(question.type, 1)) for question in found]
     order = sorted(range(len(found)), key=lambda index: -keys[index])
     return [found[index] for index in order[:count]]
 

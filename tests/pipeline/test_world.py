@@ -368,7 +368,6 @@ def test_teaching_asks_nothing_whose_text_rules_a_held_out_combination_out() -> 
     assert {"what shape is the green object?", "which color is the circle?", "what shape appears?"} <= texts
     assert {"what does the cross do?", "is there a yellow triangle?", "how many yellow objects are there?"} <= texts
     assert {question.template for question in taught} == {question.template for question in all_of_them}
-    assert taught < all_of_them
 
 
 # ---- files ----------------------------------------------------------------------------------------------
