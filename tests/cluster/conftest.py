@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -18,7 +19,6 @@ import psutil
 import pytest
 import torch
 from tests.clips import make_clip
-from tests.storage.conftest import s3_url as s3_url
 
 from vococache.pipeline.collect import Collector
 from vococache.storage import open_store
@@ -46,6 +46,8 @@ class Command:
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            # Where these tests run in a shell's background, their children would ignore Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             **options,
         )
 

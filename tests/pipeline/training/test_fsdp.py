@@ -1,7 +1,6 @@
 """Training with sharded weights (FSDP), between two processes on CPUs."""
 
 import json
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -55,8 +54,8 @@ def test_shards_train_what_one_process_does_with_twice_the_batch(
 ) -> None:
     train(settings(trainer={"max_steps": 5, "per_device_train_batch_size": 8}), tmp_path / "one")
     # In evaluation too, a process whose rows are all text must gather the layers as often as the other.
-    run(tmp_path / "two", {"max_steps": 5, "save_steps": 5}, evaluation=(mostly_text,))
-    assert (tmp_path / "two/checkpoint-5/pytorch_model_fsdp.bin").exists(), "the weights were sharded"
+    run(tmp_path / "two", {"max_steps": 5, "save_steps": 4}, evaluation=(mostly_text,))
+    assert (tmp_path / "two/checkpoint-4/pytorch_model_fsdp.bin").exists(), "the weights were sharded"
     assert_close(tmp_path / "one/model", tmp_path / "two/model")
 
 
@@ -68,7 +67,6 @@ def test_a_sharded_run_with_checkpointing_resumes_to_the_same_weights(settings: 
     trainer = {"max_steps": 6, "save_steps": 3, "fsdp_config": sharded}
     run(out, trainer, gradient_checkpointing=True)
     assert_close(tmp_path / "one/model", out / "model")
-    shutil.rmtree(out / "checkpoint-6")
     (out / "model").rename(tmp_path / "straight")
     run(out, trainer, gradient_checkpointing=True, resume=True)
     assert_close(tmp_path / "straight", out / "model")
