@@ -64,8 +64,8 @@ class Command:
         out, err = self.process.communicate(timeout=timeout)
         return self.process.returncode, out, err or ""
 
-    def wait_until_gone(self, timeout: float = 60) -> None:
-        """Wait for the whole family to end."""
+    def wait_until_gone(self, timeout: float = 120) -> None:
+        """Wait for the whole family to end; on a busy machine Ray takes a minute to notice that its driver is dead."""
         wait_for(lambda: not self.family(), timeout)
 
     def end(self) -> None:
