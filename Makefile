@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help demo test test-all lint bench train-embedded wheel clean
+.PHONY: help demo test test-all lint bench bench-gpu train-embedded wheel clean
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
@@ -23,6 +23,13 @@ lint: $(STAMP)  ## style, layers, types, security
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 	$(BIN)/bandit -q -r -c pyproject.toml model storage workers pipeline src/vococache/__init__.py src/vococache/errors.py
+
+bench-gpu: $(STAMP)  ## the benchmarks at the shape of Vicuna-7B, on a GPU of 80 GB or more
+	$(BIN)/voco bench efficiency
+	$(BIN)/python benchmarks/compress.py --size 7b --device cuda
+	$(BIN)/python benchmarks/read.py --size 7b --device cuda
+	$(BIN)/python benchmarks/load.py --device cuda
+	$(BIN)/python benchmarks/quantize.py --size 7b
 
 bench: $(STAMP)  ## every benchmark in turn
 	@for file in $(filter-out benchmarks/common.py benchmarks/guard.py,$(wildcard benchmarks/*.py)); do \

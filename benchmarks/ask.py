@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import report
+from common import fill, report
 
 from vococache.model.generate import Sampling, generate
-from vococache.storage import Intent, open_store
-from vococache.workers.compress import Compressor, store_header, to_stored
+from vococache.storage import open_store
+from vococache.workers.compress import Compressor, compress_frames, store_header
 from vococache.workers.reason import ReasonStage, question_ids
 
 SEGMENTS, NEW_TOKENS, RUNS = (1, 16, 64, 256), 16, 5
@@ -34,7 +34,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         stage = ReasonStage(model, open_store(str(Path(folder) / "store"), "a", header=header))
         for segments in SEGMENTS:
-            fill(stage, f"v{segments}", frames[:segments])
+            kv = compress_frames(model, frames[:segments], header.micro_batch, header.dtype)
+            fill(stage.store, f"v{segments}", kv, header.chunk_segments)
         question = question_ids(stage.model, "What happens in the video, and in which order?")
         for segments in SEGMENTS:
             ways = make_ways(stage, f"v{segments}", frames[:segments], question)
@@ -45,24 +46,6 @@ def main() -> None:
     first = {row["from"]: row["first_token_s"] for row in result if row["segments"] == max(SEGMENTS)}
     ratios = {f"store over {way}": first[way] / first["store"] for way in ("memory", "frames")}
     report("ask", rows, {"new_tokens": NEW_TOKENS, "results": result}, ratios)
-
-
-def fill(stage: ReasonStage, video: str, frames: np.ndarray) -> None:
-    """Put the caches of `frames` into the store, in chunks as ingest would."""
-    length = min(len(frames), stage.store.header.chunk_segments)
-    intent = Intent(
-        source=video, content_hash="0" * 64, size=0, mtime_ns=0, sampling={}, decoder="pyav", chunk_segments=length
-    )
-    stage.store.begin(video, intent)
-    with torch.inference_mode():
-        kv = to_stored(stage.model.compress(stage.model.pixel_values(frames)).data, stage.store.header.dtype)
-    receipts = []
-    for index, start in enumerate(range(0, len(frames), length)):
-        receipt = stage.store.write_chunk(video, intent.token, index, kv[start : start + length])
-        assert receipt is not None
-        receipts.append(receipt)
-    times = np.arange(len(frames), dtype=np.float64)[:, None]
-    stage.store.complete(video, intent.token, receipts, times, float(len(frames)))
 
 
 def make_ways(

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from vococache.pipeline.machine import machine
 
 if TYPE_CHECKING:  # most benchmarks have no use for torch here
+    import numpy as np
     import torch
 
     from vococache.model.voco import VoCoModel
+    from vococache.storage import Intent, Store
 
 
 def report(
@@ -64,3 +66,33 @@ def memory_rate(device: "torch.device") -> float:
 
     data = torch.ones(1 << (30 if device.type == "cuda" else 26), device=device, dtype=torch.int8)
     return data.nbytes / median_seconds(lambda: data.view(torch.int64).sum(), device)
+
+
+def fill(store: "Store", video: str, kv: "np.ndarray", chunk: int) -> None:
+    """Write a video's caches, chunk by chunk, as an ingest does: the completion, which checks all again, too."""
+    import numpy as np
+
+    intent = make_intent(min(chunk, len(kv)))
+    store.begin(video, intent)
+    starts = range(0, len(kv), intent.chunk_segments)
+    receipts = [
+        store.write_chunk(video, intent.token, index, kv[start : start + intent.chunk_segments])
+        for index, start in enumerate(starts)
+    ]
+    written = [receipt for receipt in receipts if receipt is not None]
+    store.complete(video, intent.token, written, np.arange(len(kv), dtype=np.float64)[:, None], float(len(kv)))
+
+
+def make_intent(chunk: int, source: str = "/videos/video.mp4") -> "Intent":
+    """What an ingest of `source` sets out to do, in chunks of so many segments."""
+    from vococache.storage import Intent
+
+    return Intent(
+        source=source,
+        content_hash="a" * 64,
+        size=123_456_789,
+        mtime_ns=1_700_000_000_123_456_789,
+        sampling={"fps": 1.0, "num_frames": None},
+        decoder="decord",
+        chunk_segments=chunk,
+    )

@@ -1,7 +1,7 @@
-"""Caches in 16, 8 and 4 bits: bytes, right answers of the embedded model, and how fast chunks are made and read.
+"""Caches in 16, 8 and 4 bits, or computed in float8: bytes, right answers, and how fast chunks are made and read.
 
-`python benchmarks/quantize.py [--clips N] [--model FOLDER] [--size 7b|small]`. The same unseen clips are ingested three
-times; the same questions are asked of each store. Speed is that of one chunk of a 7B model's caches (K = 2), beside a
+`python benchmarks/quantize.py [--clips N] [--model FOLDER] [--size 7b|small]`. The same unseen clips are ingested each
+way; the same questions are asked of each store. Speed is that of one chunk of a 7B model's caches (K = 2), beside a
 plain copy. Logits are those of a model of `--size` with random weights behind frames of noise.
 """
 
@@ -15,6 +15,7 @@ import torch
 from common import report
 
 from vococache.model.cache import VoCoCache
+from vococache.model.float8 import FLOAT8, use_float8
 from vococache.pipeline.ask import open_reader
 from vococache.pipeline.efficiency import QUESTION, SIZES, build, median_seconds
 from vococache.pipeline.ingest import ingest
@@ -26,7 +27,9 @@ from vococache.workers.reason import ReasonStage, question_ids
 
 ASKED = 8
 VICUNA = (32, 2, 32, 2, 128)  # [layers, 2, kv_heads, K, head_dim] of a 7B model's segment
-KINDS = (None, "int8", "int4")
+# Name: what is kept in how many bits, what is computed in.
+EXACT = "float16"
+WAYS = {EXACT: (None, "bfloat16"), "int8": ("int8", "bfloat16"), "int4": ("int4", "bfloat16"), FLOAT8: (None, FLOAT8)}
 CHUNK, RUNS = 32, 5
 SEGMENTS = 8  # behind which logits are compared
 
@@ -37,39 +40,39 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=400)
     parser.add_argument("--size", choices=SIZES, default="small")
     options = parser.parse_args()
-    header = ("kept as", "bytes a segment", "7B: an hour at 1/s", "right", "same answer", "KL", "encode", "decode")
+    header = ("way", "bytes a segment", "7B: an hour at 1/s", "right", "same answer", "KL", "encode", "decode")
     rows: list[tuple[object, ...]] = [header]
     result: dict[str, dict[str, object]] = {}
     with tempfile.TemporaryDirectory() as root:
         scenes = split_scenes("test", options.clips)
         clips = [str(path) for path in write_clips(scenes, Path(root) / "clips")]
-        answers: dict[str | None, list[str]] = {}
-        for kind in KINDS:
-            url = str(Path(root) / f"store-{kind}")
-            ingest(clips, url, fps=LOOKS_A_SECOND, model=options.model, dtype="bfloat16", quantize=kind)
+        answers: dict[str, list[str]] = {}
+        for name, (kind, dtype) in WAYS.items():
+            url = str(Path(root) / name)
+            ingest(clips, url, fps=LOOKS_A_SECOND, model=options.model, dtype=dtype, quantize=kind)
             stage = open_reader(url, model=options.model)
             trial = run_trial(stage, scenes, asked=ASKED)
-            answers[kind] = [row.prediction for row in trial.rows]
-            same = sum(map(str.__eq__, answers[kind], answers[None])) / len(trial.rows)
-            exact = open_store(str(Path(root) / "store-None"))
+            answers[name] = [row.prediction for row in trial.rows]
+            same = sum(map(str.__eq__, answers[name], answers[EXACT])) / len(trial.rows)
+            exact = open_store(str(Path(root) / EXACT))
             found = {
                 "right": trial.accuracy, "interval": trial.interval(), "questions": len(trial.rows),
                 "same_answer": same, "kl": divergence(stage, exact, list(scenes)),
                 "bytes_per_segment": stage.store.header.stored_segment_bytes,
                 "hour_7b_bytes": 3600 * vicuna_segment_bytes(stage.store.header), **speed(kind),
             }  # fmt: skip
-            result[kind or "float16"] = found
+            result[name] = found
             rows.append((
-                kind or "float16", found["bytes_per_segment"], f"{found['hour_7b_bytes'] / 1e6:.0f} MB",
+                name, found["bytes_per_segment"], f"{found['hour_7b_bytes'] / 1e6:.0f} MB",
                 f"{trial.accuracy:.2%}", f"{same:.2%}", f"{found['kl']:.5f}",
                 f"{found['encode_mb_s']:.0f} MB/s", f"{found['decode_mb_s']:.0f} MB/s",
             ))  # fmt: skip
     moved = logit_shifts(options.size)
     rows.append(())
-    for kind, (of_logits, of_another) in moved.items():
+    for name, (of_logits, of_another) in moved.items():
         shift = f"moved by {of_logits:.2%} of their norm, {of_another:.1%} of how far another video moves them"
-        rows.append((f"{kind}, logits of {options.size}: {shift}",))
-    report("quantize", rows, {"clips": options.clips, "kinds": result, "size": options.size, "logit_shifts": moved})
+        rows.append((f"{name}, logits of {options.size}: {shift}",))
+    report("quantize", rows, {"clips": options.clips, "ways": result, "size": options.size, "logit_shifts": moved})
 
 
 def vicuna_segment_bytes(header: StoreHeader) -> float:
@@ -95,25 +98,30 @@ def divergence(stage: ReasonStage, exact: Store, videos: list[str], question: st
 
 def logit_shifts(size: str) -> dict[str, tuple[float, float]]:
     """How far each kind of cache moves the logits: over their norm, and over how far another video moves them."""
-    model = build(size)
+    model = build(size).bfloat16()
     model.config = model.config.with_voco(tokens=2, frames=1)
     side, ids = model.config.geometry.size, torch.arange(QUESTION, device=model.device)[None] % 100 + 3
     noise = np.random.default_rng(0).integers(0, 256, (2, SEGMENTS, 1, side, side, 3), dtype=np.uint8)
     with torch.inference_mode():
-        one, other = (to_stored(model.compress(model.pixel_values(frames)).data, "float16") for frames in noise)
+
+        def caches(frames: np.ndarray) -> np.ndarray:
+            return to_stored(model.compress(model.pixel_values(frames)).data, "float16")
 
         def logits(kv: np.ndarray) -> torch.Tensor:
             return model.read(VoCoCache(torch.from_numpy(kv)), ids)[0].float()
 
+        one = caches(noise[0])
         exact = logits(one)
-        away = (logits(other) - exact).norm()
-        moved = {}
+        away = (logits(caches(noise[1])) - exact).norm()
+        found = {}
         for kind in ("int8", "int4"):
             kept = np.empty_like(one)
             quantize.decode(quantize.encode(one, kind), kept, kind)
-            shift = (logits(kept) - exact).norm()
-            moved[kind] = float(shift / exact.norm()), float(shift / away)
-    return moved
+            found[kind] = logits(kept)
+        use_float8(model.language_model.layers)  # which then compresses and reads
+        found[FLOAT8] = logits(caches(noise[0]))
+    shifts = {name: (moved - exact).norm() for name, moved in found.items()}
+    return {name: (float(shift / exact.norm()), float(shift / away)) for name, shift in shifts.items()}
 
 
 def speed(kind: str | None) -> dict[str, float]:

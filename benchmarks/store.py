@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import zarr
-from common import report
+from common import fill, make_intent, report
 
-from vococache.storage import ChunkReceipt, Intent, Store, StoreHeader, documents, open_store
+from vococache.storage import ChunkReceipt, Store, StoreHeader, documents, open_store
 from vococache.storage.format import DOCUMENT, max_chunk_segments
 
 # Vicuna-7B at K = 2: one MiB a segment.
@@ -77,7 +77,10 @@ def sweep(folder: Path, kv: npt.NDArray[np.float16], chunk: int, rounds: int) ->
     parts = [kv[start : start + chunk] for start in range(0, len(kv), chunk)]
     ways: dict[str, tuple[Callable[[Path], None], Callable[[Path], object]]] = {
         "raw": (lambda path: write_raw(path, parts), read_raw),
-        "store": (lambda path: write_store(path, parts), lambda path: open_store(str(path)).read("video")),
+        "store": (
+            lambda path: fill(open_store(str(path), "a", header=HEADER), "video", kv, chunk),
+            lambda path: open_store(str(path)).read("video"),
+        ),
         "zarr": (lambda path: write_zarr(path, kv, chunk), read_zarr),
     }
     if find_spec("zarrs"):  # a Rust pipeline for Zarr; not one of our dependencies
@@ -119,29 +122,6 @@ def write_raw(path: Path, parts: list[npt.NDArray[np.float16]]) -> None:
 
 def read_raw(path: Path) -> list[bytes]:
     return [(path / str(index)).read_bytes() for index in range(len(list(path.iterdir())))]
-
-
-def write_store(path: Path, parts: list[npt.NDArray[np.float16]]) -> None:
-    """Everything that an ingest does to a store: the completion, which checks all chunks again, too."""
-    store = open_store(str(path), "a", header=HEADER)
-    intent = make_intent(len(parts[0]))
-    store.begin("video", intent)
-    receipts = [store.write_chunk("video", intent.token, index, part) for index, part in enumerate(parts)]
-    segments = sum(len(part) for part in parts)
-    stored = [receipt for receipt in receipts if receipt is not None]
-    store.complete("video", intent.token, stored, np.zeros((segments, 1)), float(segments))
-
-
-def make_intent(chunk: int, source: str = "/videos/video.mp4") -> Intent:
-    return Intent(
-        source=source,
-        content_hash="a" * 64,
-        size=123_456_789,
-        mtime_ns=1_700_000_000_123_456_789,
-        sampling={"fps": 1.0, "num_frames": None},
-        decoder="decord",
-        chunk_segments=chunk,
-    )
 
 
 def write_zarr(path: Path, kv: npt.NDArray[np.float16], chunk: int) -> None:

@@ -22,12 +22,14 @@ from vococache.model.baselines import COMPRESSIONS
 from vococache.model.config import MODEL_TYPE, VoCoConfig
 from vococache.model.fingerprint import (
     compressor_fingerprint,
+    compute_dtype,
     current_weights_digest,
     dtype_name,
     is_stage1,
     tensor_digest,
     weights_digest,
 )
+from vococache.model.float8 import FLOAT8, use_float8
 from vococache.model.reader import own_weights
 from vococache.model.voco import VoCoModel
 
@@ -61,7 +63,8 @@ def load_model(
 
     `path_or_name`: a folder in one of the three layouts, or an embedded model's name. `num_voco_tokens` (K)
     and `newline_ids` (stage 1) override the checkpoint's. `dtype`: of weights and computation; by default
-    float32 on a CPU, the checkpoint's own on a GPU. `device`: by default a GPU where there is one.
+    float32 on a CPU, the checkpoint's own on a GPU; "float8" is bfloat16 with the compressor's decoder in float8
+    (`vococache.model.float8`). `device`: by default a GPU where there is one.
 
     Raises `ModelError` where the folder is not such a checkpoint, is not supported, or has missing, extra,
     mis-shaped or non-finite weights.
@@ -80,6 +83,8 @@ def load_model(
     _fill(model, layout, folder, _resolve_dtype(dtype, where), where)
     if reader is not None:
         _fill_reader(model, reader, folder)
+    if dtype == FLOAT8:
+        use_float8(model.language_model.layers)
     model.name = str(path_or_name)
     model.tokenizer = layout.tokenizer
     return model.eval().requires_grad_(False)
@@ -136,6 +141,8 @@ def _layout(folder: Path, data: dict[str, Any]) -> Layout:
 
 def save_pretrained(model: VoCoModel, folder: str | Path, *, note: str | None = None) -> None:
     """Write `model` as a folder that `load_model` reads: config.json, safetensors, tokenizer, fingerprint."""
+    if compute_dtype(model) == FLOAT8:
+        raise ModelError(f"model {model.name!r} is in float8, which is not saved: load it in another dtype")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.contiguous() for name, tensor in own_weights(model.state_dict()).items()}
@@ -160,8 +167,10 @@ def _resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> tor
         return torch.float32 if device.type == "cpu" else None
     if isinstance(dtype, torch.dtype):
         dtype = dtype_name(dtype)
+    if dtype == FLOAT8:
+        return torch.bfloat16
     if dtype not in DTYPES:
-        raise ModelError(f"unknown dtype {dtype!r}; expected one of {sorted(DTYPES)}")
+        raise ModelError(f"unknown dtype {dtype!r}; expected one of {[FLOAT8, *sorted(DTYPES)]}")
     return DTYPES[dtype]
 
 

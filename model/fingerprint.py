@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vococache.model.config import VoCoConfig
+from vococache.model.float8 import E4M3, FLOAT8
 from vococache.model.voco import VoCoModel
 
 EMBEDDING = "language_model.embed_tokens.weight"
@@ -84,9 +85,15 @@ def compressor_fingerprint(model: VoCoModel, *, config: VoCoConfig | None = None
         "geometry": config.geometry.to_dict(),
         "image_mean": config.image_mean,
         "image_std": config.image_std,
-        "dtype": dtype or dtype_name(model.dtype),
+        "dtype": dtype or compute_dtype(model),
     }
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def compute_dtype(model: VoCoModel) -> str:
+    """What the compressor computes in, by name; "float8" where its decoder's matrix products do."""
+    products = model.language_model.layers[0].self_attn.k_proj.weight.dtype
+    return FLOAT8 if products == E4M3 else dtype_name(model.dtype)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

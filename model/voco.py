@@ -158,7 +158,9 @@ class VoCoModel(nn.Module):
         `segments`: how many of the segments belong to each of B rows; by default one row has them all.
         """
         self.check_cache(cache)
-        rows = cache.rows(segments or [cache.segments]).to(self.device, self.dtype)
+        # As it was stored over the bus, the rest where the model is.
+        cache = VoCoCache(cache.data.to(self.device).to(self.dtype))
+        rows = cache.rows(segments or [cache.segments])
         positions = torch.arange(first, first + rows.shape[4], device=self.device)
         keys = rotate(rows[:, 0], self.rope.angles(positions, self.dtype))
         return torch.stack((keys, rows[:, 1]), dim=1)

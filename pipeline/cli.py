@@ -15,6 +15,7 @@ import click
 from vococache import __version__
 from vococache.errors import InputError, VoCoError
 from vococache.pipeline import cli_bench, cli_eval, cli_store, cli_synthetic, cli_train
+from vococache.pipeline.cli_eval import dtype_option
 from vococache.pipeline.cli_store import json_option
 from vococache.pipeline.events import OUTCOMES, Event
 
@@ -26,9 +27,6 @@ EXIT_BAD_INPUT = 2  # nothing was done
 EXIT_INTERRUPTED = 130
 
 model_option = click.option("--model", help="Folder of a model, or the name of an embedded one.")
-dtype_option = click.option(
-    "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Compute in this dtype."
-)
 device_option = click.option("--device", help="cpu or cuda. [default: a GPU where there is one]")
 window_options = (
     click.option("--start", type=float, help="Use segments from this second on."),

@@ -10,7 +10,11 @@ import click
 EXIT_SOME_FAILED = 1  # the run is finished; some videos are missing or failed, or some verdicts are none
 folder = click.Path(file_okay=False, path_type=Path)
 file = click.Path(exists=True, dir_okay=False, path_type=Path)
-dtype_choice = click.Choice(["float32", "float16", "bfloat16"])
+dtype_option = click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16", "float8"]),
+    help="Compute in this dtype; float8: the decoder's matrix products, the rest in bfloat16.",
+)
 
 
 @click.group("eval")
@@ -70,7 +74,7 @@ def _command(name: str, text: str) -> None:
     @click.option("--max-new-tokens", type=click.IntRange(1), default=16, show_default=True, help="Longest answer.")
     @click.option("--limit", type=click.IntRange(1), help="Only the first so many questions.")
     @click.option("--shard", type=ShardType(), default=(1, 1), help="Only part I of N of the videos (then: merge).")
-    @click.option("--dtype", type=dtype_choice, help="Compute in this dtype.")
+    @dtype_option
     @click.option("--device", help="cpu or cuda.  [default: a GPU where there is one]")
     @click.option("--address", help="A Ray cluster to ingest and to answer on.")
     def command(out: Path, videos: Path | None, no_ingest: bool, **options: Any) -> int:

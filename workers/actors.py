@@ -12,6 +12,7 @@ import os
 import resource
 import socket
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -269,7 +270,7 @@ def run_stages(
     compressed = decoded.map(
         _CompressActor,
         fn_constructor_args=(compress, board),
-        compute=_pool(pools.compressors),
+        compute=_pool(pools.compressors, threads=2),  # one chunk is written while the next is computed
         num_cpus=pools.cpus,
         num_gpus=pools.gpus or None,
     )
@@ -333,20 +334,26 @@ def _is_loss(error: Exception) -> bool:
     return isinstance(error, (ray.exceptions.RayError, _STALLED)) and not ours
 
 
-def _pool(size: int | None) -> ActorPoolStrategy:
-    """Two tasks an actor: one at hand, one on its way; with fewer, Ray does not grow a pool."""
-    return ActorPoolStrategy(min_size=size or 1, max_size=size, max_tasks_in_flight_per_actor=2)
+def _pool(size: int | None, threads: int = 1) -> ActorPoolStrategy:
+    """`threads` tasks at hand in each actor, one on its way; with fewer, Ray does not grow a pool."""
+    return ActorPoolStrategy(
+        min_size=size or 1,
+        max_size=size,
+        max_tasks_in_flight_per_actor=threads + 1,
+        max_concurrent_calls_per_actor=threads,
+        enable_true_multi_threading=threads > 1,
+    )
 
 
 class _Noting:
     """An actor that says on the board what it is at."""
 
     def __init__(self, board: Any, stage: str) -> None:
-        self._board, self._stage, self._id = board, stage, ray.get_runtime_context().get_actor_id()
+        self._board, self._stage, self._actor = board, stage, ray.get_runtime_context().get_actor_id()
 
     def note(self, video: str | None) -> None:
         """What it begins; None while it waits."""
-        self._board.note.remote(self._id, self._stage, video)
+        self._board.note.remote(f"{self._actor} {threading.get_ident()}", self._stage, video)
 
 
 class _DecodeActor(_Noting):

@@ -1,7 +1,7 @@
 """Compress and write: a chunk's frames become VoCo caches in the store."""
 
+import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from vococache.errors import InputError, StoreMismatchError, VoCoError
 from vococache.model import load_model
 from vococache.model.config import VoCoConfig
-from vococache.model.fingerprint import compressor_fingerprint, dtype_name
+from vococache.model.fingerprint import compressor_fingerprint, compute_dtype
 from vococache.model.images import FrameGeometry
 from vococache.model.voco import VoCoModel
 from vococache.storage import Store, StoreHeader, open_store
@@ -68,7 +68,7 @@ def store_header(model: VoCoModel) -> StoreHeader:
         head_dim=config.head_dim,
         frames_per_segment=config.frames_per_segment,
         dtype=dtype,
-        compute_dtype=dtype_name(model.dtype),
+        compute_dtype=compute_dtype(model),
         geometry=config.geometry.to_dict(),
         prompt=config.prompt.to_dict(),
         chunk_segments=max_chunk_segments(int(np.prod(geometry)) * np.dtype(dtype).itemsize, frame_bytes),
@@ -98,19 +98,25 @@ def check_fingerprint(model: VoCoModel, header: StoreHeader, store_url: str) -> 
 
 @dataclass(kw_only=True)
 class CompressStage:
-    """Stage 2 of ingest: rows with frames become rows with receipts; other rows pass."""
+    """Stage 2 of ingest: rows with frames become rows with receipts; other rows pass.
+
+    Two threads may call `process`: one chunk is written, which an object store takes its time for, while the next is
+    computed.
+    """
 
     store_url: str
     compressor: Compressor
     device: str | None = None
     _model: VoCoModel = field(init=False, repr=False)
     _store: Store = field(init=False, repr=False)
+    _computing: threading.Lock = field(init=False, repr=False)
 
     def setup(self) -> None:
         """Load the model and open the store; refuse a store that this model did not make."""
         self._model = self.compressor.load(self.device)
         self._store = open_store(self.store_url, "a")
         check_fingerprint(self._model, self._store.header, self.store_url)
+        self._computing = threading.Lock()
 
     def process(self, row: Row) -> Row:
         """Write a row's frames as caches. The bits depend on the chunk alone: not on workers or order.
@@ -119,23 +125,28 @@ class CompressStage:
         """
         if row.frames is None:
             return row
-        started = time.perf_counter()
+        header = self._store.header
         try:
-            kv = np.concatenate(list(self._caches(row.frames)))
+            with self._computing:
+                started = time.perf_counter()
+                kv = compress_frames(self._model, row.frames, header.micro_batch, header.dtype)
+                compressed = time.perf_counter()
         except VoCoError as error:
             return replace(row, frames=None, error=str(error))
-        compressed = time.perf_counter()
         receipt = self._store.write_chunk(row.video, row.intent, row.index, kv)
         seconds = row.seconds | {"compress": compressed - started, "store": time.perf_counter() - compressed}
         return replace(row, frames=None, receipt=receipt, seconds=seconds)
 
-    def _caches(self, frames: np.ndarray) -> Iterator[np.ndarray]:
-        """Caches of uint8 frames [S, F, H, W, 3], a micro-batch at a time, as the store keeps them."""
-        size = self._store.header.micro_batch
-        with torch.inference_mode():
-            for start in range(0, len(frames), size):
-                pixels = self._model.pixel_values(frames[start : start + size])
-                yield to_stored(self._model.compress(pixels).data, self._store.header.dtype)
+
+def compress_frames(model: VoCoModel, frames: np.ndarray, micro_batch: int, dtype: str) -> np.ndarray:
+    """Caches of uint8 frames [S, F, H, W, 3], so many segments at a time, as a store of `dtype` keeps them.
+
+    A GPU is waited for once, when all of its work is under way. Raises `InputError` as `to_stored`.
+    """
+    with torch.inference_mode():
+        batches = torch.split(torch.as_tensor(frames).to(model.device), micro_batch)
+        caches = [model.compress(model.pixel_values(batch)).data for batch in batches]
+        return to_stored(torch.cat(caches), dtype)
 
 
 def to_stored(data: torch.Tensor, dtype: str) -> np.ndarray:

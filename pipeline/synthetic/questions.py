@@ -16,6 +16,7 @@ from vococache.pipeline.synthetic.scene import (
     EVENTS,
     HELD_OUT_ACTIONS,
     HELD_OUT_COLOURS,
+    LOOKS,
     SHAPES,
     Scene,
     Thing,
@@ -485,6 +486,17 @@ def changing_colour(view: View) -> Asked | None:
 
 
 @template("change")
+def early_or_late(view: View) -> Asked | None:
+    if view.thing.action not in EVENTS or abs(view.thing.at - LOOKS[-1] / 2) < 0.3:
+        return None
+    first, *rest = view.thing.action.split()
+    deed = " ".join([first.removesuffix("s"), *rest])
+    name = view.name(view.thing)
+    asked = view.one_of(f"does {name} {deed} early or late?", f"when does {name} {deed}, early or late?")
+    return asked, "early" if view.thing.at < LOOKS[-1] / 2 else "late"
+
+
+@template("change")
 def which_change(view: View) -> Asked | None:
     pairs = {"grows": "grow or shrink", "shrinks": "grow or shrink", "appears": "appear or disappear"}
     pairs["disappears"] = pairs["appears"]
@@ -610,6 +622,20 @@ def faster(view: View) -> Asked | None:
     word = view.random.choice(("faster", "slower"))
     quick, slow = (behind, ahead) if view.scene.event == "overtaking" else (ahead, behind)
     return f"which is {word}, {one} or {two}?", (quick if word == "faster" else slow).shape
+
+
+@template("interaction")
+def ahead_then(view: View) -> Asked | None:
+    """Which of two that move the same way is in front, at the start or at the end."""
+    if view.scene.event not in ("overtaking", "pursuit") or view.thing not in _met(view.scene):
+        return None
+    behind, ahead = _met(view.scene)
+    if behind.shape == ahead.shape:
+        return None
+    one, two = view.random.sample([view.full_name(behind), view.full_name(ahead)], 2)
+    when = view.random.choice(("at the beginning", "at the end"))
+    passed = when == "at the end" and view.scene.event == "overtaking"
+    return f"which is ahead {when}, {one} or {two}?", (behind if passed else ahead).shape
 
 
 # ---- what templates share --------------------------------------------------------------------------------

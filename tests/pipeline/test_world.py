@@ -236,6 +236,9 @@ class Witness:
     def changing_colour(self, text: str) -> str:
         return self.the_one(lambda thing: f" {thing.deed}?" in text).colour
 
+    def early_or_late(self, text: str) -> str:
+        return "early" if self.named(text)[0].when < 4 else "late"
+
     def which_change(self, text: str) -> str:
         return self.named(text)[0].deed.removesuffix("s")
 
@@ -271,11 +274,18 @@ class Witness:
 
     def overtakes(self, text: str) -> bool:
         behind, ahead = self.named(text)
-        axis, sign = (0, 1) if behind.way() == "right" else (0, -1) if behind.way() == "left" else (1, 0)
-        sign = sign or (1 if behind.way() == "down" else -1)
-        before, after = (sign * (ahead.centres[i] - behind.centres[i])[axis] for i in (0, -1))
-        assert before > 0, "it starts behind"
-        return after < 0
+        assert self.lead(ahead, behind, 0) > 0, "it starts behind"
+        return self.lead(ahead, behind, -1) < 0
+
+    def lead(self, one: Seen, two: Seen, look: int) -> float:
+        """By how much one of two that move the same way is in front."""
+        axis, sign = (0, 1) if one.way() == "right" else (0, -1) if one.way() == "left" else (1, 0)
+        sign = sign or (1 if one.way() == "down" else -1)
+        return float(sign * (one.centres[look] - two.centres[look])[axis])
+
+    def ahead_then(self, text: str) -> str:
+        one, two = self.named(text)
+        return (one if self.lead(one, two, -1 if "end" in text else 0) > 0 else two).shape
 
     def faster(self, text: str) -> str:
         slow, quick = sorted(self.named(text), key=lambda thing: thing.path)

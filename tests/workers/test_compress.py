@@ -1,5 +1,6 @@
 """The compress stage: frames in, receipts out, the store's numbers those of the model."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,6 +60,18 @@ def test_the_bits_do_not_depend_on_what_else_is_compressed(store: Store, model: 
     assert stage.process(row).receipt == first
 
 
+def test_two_threads_write_what_one_writes(store: Store, model: VoCoModel) -> None:
+    intent = intent_of(20)
+    store.begin("v", intent)
+    stage = stage_of(store)
+    first = Row(video="v", index=0, intent=intent.token, timestamps=np.zeros((20, 1)))
+    rows = [replace(first, index=index, frames=frames_of(model, 20, index)) for index in range(6)]
+    with ThreadPoolExecutor(2) as threads:
+        receipts = [row.receipt for row in threads.map(stage.process, rows)]
+    assert receipts == [stage.process(row).receipt for row in rows]
+    assert all(receipts)
+
+
 def test_a_row_of_an_abandoned_intent_is_not_written(store: Store, model: VoCoModel) -> None:
     old, new = intent_of(4), replace(intent_of(4), size=2)
     store.begin("v", old)
@@ -97,6 +110,9 @@ def test_a_reader_of_any_dtype_may_read(model: VoCoModel) -> None:
     check_fingerprint(model, store_header(half), "here")
     assert store_header(half).dtype == "float16"
     assert store_header(half).fingerprint != store_header(model).fingerprint, "the dtype changes a cache's numbers"
+    eight = Compressor(model="synthetic", dtype="float8").load("cpu")
+    check_fingerprint(model, store_header(eight), "here")
+    assert (store_header(eight).compute_dtype, store_header(eight).dtype) == ("float8", "float16")
 
 
 @pytest.mark.parametrize("wanted", [{"tokens": 5}, {"tokens": 0}, {"frames": 2}])
