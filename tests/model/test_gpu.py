@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import vococache
+from vococache.model.decoder import attend
 from vococache.model.float8 import CAPABILITY, FLOAT8
 
 pytestmark = [
@@ -40,3 +42,17 @@ def test_fewer_bits_stay_near_float32(dtype: str, most: float) -> None:
     expected = exact.compress(exact.pixel_values(frames)).data
     found = fewer.compress(fewer.pixel_values(frames)).data.float()
     assert (found - expected).abs().mean() < most * expected.abs().mean()
+
+
+def test_plain_causal_attention_reaches_the_flash_kernel() -> None:
+    model = vococache.load_model("synthetic", device="cuda", dtype="bfloat16")
+    heads, groups, width = model.config.heads, model.config.kv_heads, model.config.head_dim
+    query, key, value = (
+        torch.randn(2, count, 40, width, device="cuda", dtype=torch.bfloat16) for count in (heads, groups, groups)
+    )
+    attention = model.language_model.layers[0].self_attn
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # refuses where that kernel cannot serve
+        found = attend(attention, query, key, value, None)
+    with sdpa_kernel(SDPBackend.MATH):
+        expected = attend(attention, query, key, value, None)
+    torch.testing.assert_close(found, expected, atol=2e-2, rtol=2e-2)
