@@ -18,7 +18,7 @@ import numpy as np
 from common import report
 
 from vococache.model.images import Frame, FrameGeometry
-from vococache.workers.decode import Decoder, available_decoders
+from vococache.workers.decoder import Decoder, available_decoders
 from vococache.workers.sampling import Sampling
 
 GEOMETRY = FrameGeometry(size=336)

@@ -175,7 +175,7 @@ def _remembered_interrupts() -> Iterator[Callable[[], None]]:
 def _opened(path: Path) -> TextIO:
     """A report's file, anew. Raises `InputError`."""
     try:
-        return path.open("w", encoding="utf-8")
+        return path.open("w", encoding="utf-8", errors="backslashreplace")  # file names may be anything
     except OSError as error:
         raise InputError(f"report {path} cannot be written: {error.strerror}") from None
 

@@ -1,13 +1,12 @@
 """The driver's half of ingest: receipts come in, in any order; a video is completed when all of it is there."""
 
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from vococache.errors import CorruptionError, StoreMismatchError
+from vococache.errors import CorruptionError, StoreError, StoreMismatchError
 from vococache.storage import ChunkReceipt, Store, VideoInfo
 from vococache.workers.rows import End, Row
 
@@ -37,7 +36,7 @@ class Collector:
             return None
         self.seconds.setdefault(row.video, Counter()).update(row.seconds)
         if row.error is not None:
-            return self._settle(row.video, self._store.fail(row.video, row.error, **_origin(row.end)))
+            return self._settle(row.video, self._failed(row.video, row.error, row.end))
         video = self._open.setdefault(row.video, _OpenVideo())
         if row.end is not None:
             video.end = row
@@ -63,6 +62,19 @@ class Collector:
         self._forget(name)
         return None
 
+    def _failed(self, name: str, reason: str, end: End | None) -> VideoInfo:
+        """Record a failure. But a complete video goes only with a content that is known to be another."""
+        try:
+            known = self._store.info(name)
+        except StoreError:
+            known = None
+        if known and known.status == "complete" and (end is None or end.content_hash in (None, known.content_hash)):
+            return replace(known, status="failed", reason=f"{reason} (the cache that the store holds is kept)")
+        origin = end or known  # a chunk that fails comes without an end, after its video's intent
+        if origin is None:
+            return self._store.fail(name, reason)
+        return self._store.fail(name, reason, source=origin.source, size=origin.size, mtime_ns=origin.mtime_ns)
+
     def _settle(self, name: str, info: VideoInfo) -> VideoInfo:
         self._forget(name)
         self.settled.add(name)
@@ -71,10 +83,3 @@ class Collector:
     def _forget(self, name: str) -> None:
         video = self._open.pop(name, _OpenVideo())
         self.open_segments -= sum(receipt.segments for receipt in video.receipts.values() if receipt)
-
-
-def _origin(end: End | None) -> dict[str, Any]:
-    """Which file failed, as far as the decoder found out."""
-    if end is None:
-        return {}
-    return {"source": end.source, "size": end.size, "mtime_ns": end.mtime_ns}

@@ -67,7 +67,7 @@ def _tell_times(stage: "ReasonStage", paths: Sequence[Path], question: str, say:
     import torch
 
     from vococache.workers.compress import frame_geometry
-    from vococache.workers.decode import Decoder
+    from vococache.workers.decoder import Decoder
     from vococache.workers.reason import question_ids
     from vococache.workers.sampling import Sampling
 

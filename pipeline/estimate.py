@@ -18,7 +18,7 @@ from vococache.workers.source import is_url
 if TYPE_CHECKING:
     from vococache.model.voco import VoCoModel
     from vococache.storage import StoreHeader
-    from vococache.workers.decode import Decoder
+    from vococache.workers.decoder import Decoder
 
 MEASURED_SEGMENTS = 16
 
@@ -67,7 +67,7 @@ def estimate(
     from vococache.pipeline.plan import make_plan
     from vococache.storage import is_store, open_store
     from vococache.workers.compress import Compressor, store_header
-    from vococache.workers.decode import Decoder
+    from vococache.workers.decoder import Decoder
 
     sampling = Sampling(fps=fps, num_frames=num_frames)
     sources = find_sources([videos] if isinstance(videos, str) else videos)

@@ -100,7 +100,8 @@ def ingest(
     sources = find_sources([os.fspath(videos)] if isinstance(videos, str | os.PathLike) else videos)
     from vococache.workers import actors
     from vococache.workers.compress import Compressor, CompressStage, frame_geometry
-    from vococache.workers.decode import DecodeStage, Limits
+    from vococache.workers.decode import DecodeStage
+    from vococache.workers.decoder import Limits
 
     report = IngestReport(store=os.fspath(store))
     # The actors have working directories of their own.

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from vococache.errors import VideoError
 from vococache.pipeline.sources import Source
 from vococache.storage import Store, VideoInfo
 from vococache.workers.rows import VideoTask
@@ -60,8 +61,12 @@ def judge(
     if known is None or known.status == "partial":
         return Verdict.WORK, ""
     stat = stat_source(source.location)
-    if stat is None:  # gone or unreadable: the decoder will say what is wrong with it
-        return Verdict.WORK, ""
+    if stat is None:  # gone, or out of reach
+        if known.status == "failed":
+            return Verdict.WORK, ""  # the decoder will say what is wrong with it
+        if (known.source, known.sampling) == (source.location, sampling.to_dict()):
+            return Verdict.UP_TO_DATE, ""  # a cache may outlive its video
+        return Verdict.REFUSED, f"there is no {source.location}; the cache of that id, from {known.source}, is kept"
     if known.status == "failed":
         if retry_failed or known.source != source.location or not unchanged(known, stat):
             return Verdict.WORK, ""
@@ -89,5 +94,8 @@ def unchanged(known: VideoInfo, stat: SourceStat) -> bool:
 
 
 def same_content(known: VideoInfo, source: Source, stat: SourceStat) -> bool:
-    """Same size and sha256?"""
-    return known.size == stat.size and known.content_hash == content_hash(source.location)
+    """Same size and sha256? Not, where the content cannot be read."""
+    try:
+        return known.size == stat.size and known.content_hash == content_hash(source.location)
+    except VideoError:
+        return False

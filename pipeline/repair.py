@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vococache.errors import StoreError
+from vococache.errors import StoreError, VideoError
 from vococache.pipeline.ingest import ingest
 from vococache.storage import VideoInfo, open_store
 from vococache.storage.maintenance import Problem
-from vococache.workers.source import stat_source
+from vococache.workers.source import content_hash
 
 
 @dataclass(kw_only=True)
@@ -29,7 +29,7 @@ def repair(
     device: str | None = None,
     address: str | None = None,
 ) -> Repair:
-    """Ingest again each video that one of `problems` is about, as it was sampled, where its source is there.
+    """Ingest again each video that one of `problems` is about, as it was sampled, where its source is still the same.
 
     Others are left as they are, damage included: they may be all that is left of their source. `model`: by default the
     store's own name for it. Killed, it leaves begun videos, which `ingest` finishes. Raises what `ingest` raises, for
@@ -44,10 +44,15 @@ def repair(
         except StoreError:
             found.left[video] = "its document, which names its source, is damaged: `voco rm` it and ingest it again"
             continue
-        if stat_source(info.source) is None:
-            found.left[video] = f"its source {info.source} is not there"
-        else:
+        try:
+            same = content_hash(info.source) == info.content_hash
+        except VideoError as error:
+            found.left[video] = f"its source {info.source} {error}"
+            continue
+        if same:
             damaged.setdefault(json.dumps(info.sampling), []).append(info)
+        else:
+            found.left[video] = f"its source {info.source} is another by now: `voco ingest` takes that"
     for sampling, infos in damaged.items():
         with tempfile.TemporaryDirectory() as folder:
             manifest = Path(folder, "damaged.jsonl")

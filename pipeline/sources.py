@@ -4,15 +4,14 @@ import csv
 import glob
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import fsspec
-
 from vococache.errors import InputError
 from vococache.storage import safe_key
-from vococache.workers.source import is_url
+from vococache.storage.objects import describe, redact
+from vococache.workers.source import file_system, is_url
 
 VIDEO_SUFFIXES = frozenset(
     [
@@ -97,17 +96,17 @@ def expand(text: str) -> Iterator[str]:
 def expand_url(text: str) -> Iterator[str]:
     """The videos under an fsspec URL: one object, a glob, or everything below a folder."""
     try:
-        filesystem, path = fsspec.core.url_to_fs(text)
-        if glob.has_magic(path) and "?" not in path:
-            paths = filesystem.glob(path)
-        elif is_video(path) or filesystem.isfile(path):
+        filesystem, path = file_system(text)
+        if (is_video(path) and not glob.has_magic(path)) or filesystem.isfile(path):
             paths = [path]
+        elif glob.has_magic(path) and "?" not in path:
+            paths = filesystem.glob(path)
         else:
             paths = [entry for entry in filesystem.find(path) if is_video(entry)]
-    except (ImportError, OSError, ValueError) as error:
-        raise InputError(f"{text} cannot be listed: {type(error).__name__}: {error}") from None
+    except Exception as error:  # what fsspec's file systems raise has no common ancestor
+        raise InputError(f"{redact(text)} cannot be listed: {describe(error)}") from None
     if not paths:
-        raise InputError(f"{text} holds no video file")
+        raise InputError(f"{redact(text)} holds no video file")
     yield from (filesystem.unstrip_protocol(entry) for entry in sorted(paths))
 
 
@@ -118,19 +117,23 @@ def is_video(name: str) -> bool:
 
 
 def give_ids(locations: Iterable[str]) -> dict[str, str]:
-    """Ids of locations: the stem where it is the only one of its name, the relative path where it is not."""
+    """Ids of locations: the stem where it is the only one of its name, the relative path where it is not.
+
+    Raises `InputError` where even so two have one id.
+    """
     stems = {location: PurePosixPath(location).stem for location in locations}
     count = Counter(safe_key(stem) for stem in stems.values())
     ids: dict[str, str] = {}
-    clashing = [location for location, stem in stems.items() if count[safe_key(stem)] > 1]
+    clashing = {location for location, stem in stems.items() if count[safe_key(stem)] > 1}
     common = common_folder(clashing)
     for location, stem in stems.items():
-        name = stem if location not in clashing else location.removeprefix(common)
-        ids[safe_key(name)] = location
+        video = safe_key(stem if location not in clashing else location.removeprefix(common))
+        if ids.setdefault(video, location) != location:
+            raise InputError(f"id {video!r} stands for {ids[video]} and {location}: name one in a manifest")
     return ids
 
 
-def common_folder(locations: Sequence[str]) -> str:
+def common_folder(locations: Collection[str]) -> str:
     """The longest prefix of all `locations` that ends with a slash."""
     if not locations:
         return ""

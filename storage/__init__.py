@@ -1,4 +1,4 @@
-"""The cache store: Zarr format version 1, writer, checked reader, maintenance."""
+"""The cache store: Zarr, its writer, checked reader, maintenance."""
 
 from vococache.storage.format import ChunkReceipt, Intent, StoreHeader, VideoInfo, safe_key
 from vococache.storage.opening import is_store, open_store

@@ -60,16 +60,21 @@ def seal_video(store: str, video: str, summary: Fields, record: Fields | None = 
 
 def unseal_video(data: bytes) -> Fields | None:
     """Summary and record of a video's document in one; None if one of its bytes changed."""
-    fields = unseal(GROUP, data)
+    fields = unseal(GROUP, data) if _is_video(data) else None
     return fields and fields["summary"] | fields["record"]
 
 
 def unseal_summary(data: bytes) -> Fields | None:
     """The summary alone, without a look at the record: `list` reads 100,000 of them."""
-    if not is_sealed(GROUP, data):
+    if not (_is_video(data) and is_sealed(GROUP, data)):
         return None
     summary: Fields = _DECODER.raw_decode(data.decode(), len(GROUP) + 8 + len(SUMMARY))[0]
     return summary
+
+
+def _is_video(data: bytes) -> bool:
+    """Is a document of the kind that videos have? A store's own is another."""
+    return data.startswith(SUMMARY, len(GROUP) + 8)
 
 
 def is_sealed(head: bytes, data: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""Format version 1: the types that a store holds, and the names of its objects (docs/format.md)."""
+"""The format: the types that a store holds, and the names of its objects (docs/format.md)."""
 
 import hashlib
 import json
@@ -130,7 +130,7 @@ class VideoInfo(Record):
     duration: float | None  # seconds
     source: str
     bytes: int  # of all of the video's objects
-    padding_bytes: int  # of these, zeros at the end of the last chunk
+    padding_bytes: int  # of these, what fills up the last chunk
     metadata_bytes: int  # of these, Zarr documents
     size: int  # bytes of the source file
     mtime_ns: int

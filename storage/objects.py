@@ -210,12 +210,18 @@ class LocalObjects(Objects):
     def walk(self, prefix: str) -> list[Entry]:
         entries = []
         top = f"{self.url}/{prefix}".rstrip("/")
-        for folder, _, names in os.walk(top):
-            for name in names:
-                path = f"{folder}/{name}"
-                with self._errors("list", prefix), suppress(FileNotFoundError):
-                    status = os.lstat(path)
-                    entries.append(Entry(path[len(self.url) + 1 :], status.st_size, status.st_mtime))
+
+        def refuse(error: OSError) -> None:
+            if not isinstance(error, FileNotFoundError | NotADirectoryError):
+                raise error
+
+        with self._errors("list", prefix):
+            for folder, _, names in os.walk(top, onerror=refuse, followlinks=True):
+                for name in names:
+                    path = f"{folder}/{name}"
+                    with suppress(FileNotFoundError):
+                        status = os.lstat(path)
+                        entries.append(Entry(path[len(self.url) + 1 :], status.st_size, status.st_mtime))
         return sorted(entries)
 
 

@@ -30,7 +30,8 @@ def open_store(
     objects = open_objects(os.fspath(url))
     data = objects.get(DOCUMENT)
     if data is None and mode == "a" and header is not None:
-        data = _create(objects, header)
+        _create(objects, header)
+        data = objects.get(DOCUMENT)  # another may have made it at the same time, and last
     if data is None:
         raise StoreError(
             f"no store at {objects.url}: expected {DOCUMENT} there;"
@@ -61,8 +62,8 @@ def root_objects(store: Store) -> dict[str, bytes]:
     return {key: value for key, value in data.items() if value is not None}
 
 
-def _create(objects: Objects, header: StoreHeader) -> bytes:
-    """Make an empty store; its document last. Returns the document."""
+def _create(objects: Objects, header: StoreHeader) -> None:
+    """Make an empty store; its document last."""
     check_vacant(objects)
     settings = header.to_dict()
     version = FORMAT_VERSION
@@ -70,10 +71,8 @@ def _create(objects: Objects, header: StoreHeader) -> bytes:
         del settings["quantization"]
         version = 1
     fields = {"format_version": version, **settings, "objects": {VIDEOS: stamp(PLAIN_GROUP)}}
-    data = seal(GROUP, fields)
     objects.put(VIDEOS, PLAIN_GROUP)
-    objects.put(DOCUMENT, data)
-    return data
+    objects.put(DOCUMENT, seal(GROUP, fields))
 
 
 def check_vacant(objects: Objects) -> None:

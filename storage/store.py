@@ -124,20 +124,18 @@ class Store(StoreReader):
         stamps = {key: stamp(data) for key, data in others.items()}
         segment_bytes = self.header.stored_segment_bytes
         record = documents.complete_fields(segment_bytes, intent, float(duration), receipts, stamps)
-        for key, data in {**others, DOCUMENT: documents.seal_video(self.identity, video, *record)}.items():
+        document = documents.seal_video(self.identity, video, *record)
+        for key, data in {**others, DOCUMENT: document}.items():
             if self.objects.put(self._key(video, key), data, guard=is_wanted) is None:
                 raise self._begun_again(video, intent_token)  # even if the intent is back by now: this is not written
         self.objects.delete(self._key(video, receipt_key(r.index)) for r in receipts)
-        return self.info(video)
+        return documents.video_info(video, record[0], len(document))
 
     def fail(self, video: str, reason: str, *, source: str = "", size: int = 0, mtime_ns: int = 0) -> VideoInfo:
         """Record that a video cannot be had, and why; its chunks are dropped."""
         self._check_writable()
-        self.discard(
-            video,
-            {"status": "failed", "reason": reason, "source": source, "size": size, "mtime_ns": mtime_ns},
-        )
-        return self.info(video)
+        fields = {"status": "failed", "reason": reason, "source": source, "size": size, "mtime_ns": mtime_ns}
+        return documents.video_info(video, fields, self.discard(video, fields))
 
     def redo(self, video: str) -> None:
         """Drop all objects of a video, and begin the same anew. Raises `VideoNotFoundError`, `CorruptionError`."""
@@ -145,13 +143,17 @@ class Store(StoreReader):
         begun: Fields = {name: fields[name] for name in ("token", "intent") if name in fields}
         self.discard(video, {"status": "partial", **begun})
 
-    def discard(self, video: str, fields: Fields | None = None) -> None:
-        """Drop all objects of a video but its document, which from then on says `fields` (by default: none of it)."""
+    def discard(self, video: str, fields: Fields | None = None) -> int:
+        """Drop all objects of a video but its document, which from then on says `fields` (by default: none of it).
+
+        Returns the length of that document in bytes.
+        """
         self._check_writable()
-        document = self._put_document(video, fields or {"status": "partial", "reason": "discarded"})
+        length = self._put_document(video, fields or {"status": "partial", "reason": "discarded"})
         keys = [entry.key for entry in self.objects.walk(self._key(video))]
         # A temporary file may belong to a writer that still lives; it will find its intent gone.
-        self.objects.delete(key for key in keys if key != document and "/.tmp-" not in key)
+        self.objects.delete(key for key in keys if key != self._key(video, DOCUMENT) and "/.tmp-" not in key)
+        return length
 
     def _current(self, video: str, token: str) -> Fields | None:
         """A video's document if it is sound and of intent `token`."""
@@ -174,10 +176,11 @@ class Store(StoreReader):
             f" {token[:12]}; run the ingest again"
         )
 
-    def _put_document(self, video: str, fields: Fields) -> str:
-        key = self._key(video, DOCUMENT)
-        self.objects.put(key, documents.seal_video(self.identity, video, fields))
-        return key
+    def _put_document(self, video: str, fields: Fields) -> int:
+        """Replace a video's document; its length in bytes."""
+        data = documents.seal_video(self.identity, video, fields)
+        self.objects.put(self._key(video, DOCUMENT), data)
+        return len(data)
 
     def _check_writable(self) -> None:
         if not self.writable:

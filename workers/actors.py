@@ -24,6 +24,7 @@ import numpy as np
 import ray
 from ray._private import ray_constants
 from ray.data import ActorPoolStrategy
+from ray.data.exceptions import ExecutionTimeoutError
 
 from vococache import errors
 from vococache.errors import InputError, StoreError, VoCoError, WorkersLostError
@@ -44,9 +45,6 @@ CLUSTER_OBJECT_STORE_BYTES = 8 << 30
 COMPRESS_THREADS = 2
 
 MIN_OPEN_FILES = 256
-
-# When nothing moved for half an hour; Ray before 2.60 waits for ever.
-_STALLED: type[Exception] = getattr(ray.data.exceptions, "ExecutionTimeoutError", ray.exceptions.RayError)
 
 _ENVIRONMENT = {
     # Compressors' threads sleep while they wait; by default they spin, and take the decoders' processors for it.
@@ -165,9 +163,13 @@ def stop_ray() -> None:
 
 def describe_compressor(compressor: "Compressor", device: str | None) -> StoreHeader:
     """The header that `compressor` gives a store."""
+    import torch
+
     from vococache.workers.compress import store_header
 
-    return store_header(compressor.load(device))
+    header = store_header(compressor.load(device))
+    torch.cuda.empty_cache()  # the model is gone: leave its memory to the actors
+    return header
 
 
 def describe_compressor_remotely(compressor: "Compressor", device: str | None) -> StoreHeader:
@@ -235,7 +237,7 @@ class _Board:
             self._at[actor] = stage, video, time.monotonic()
 
     def busy(self) -> list[tuple[str, str, float]]:
-        # An actor that died has left its entry; another one has a younger one for the same video.
+        # An actor that died has left its entry; another one, or another thread, has a younger one for the same video.
         latest = {(stage, video): since for stage, video, since in self._at.values()}
         return [(*work, time.monotonic() - since) for work, since in latest.items()]
 
@@ -320,7 +322,7 @@ def _blocks(dataset: ray.data.Dataset) -> Iterator[dict[str, Any]]:
     """The rows of a dataset as they are made. Raises `WorkersLostError` where Ray gives up."""
     try:
         yield from dataset.iter_rows()
-    except (ray.exceptions.RayError, _STALLED) as error:
+    except (ray.exceptions.RayError, ExecutionTimeoutError) as error:
         cause = getattr(error, "cause", None) or error
         if not _is_loss(cause):
             raise  # a bug of ours: with all that is known about it
@@ -331,15 +333,15 @@ def _blocks(dataset: ray.data.Dataset) -> Iterator[dict[str, Any]]:
 def _is_loss(error: Exception) -> bool:
     """Did Ray lose an actor or a block, or wait in vain? Otherwise our code failed in an actor."""
     ours = isinstance(error, ray.exceptions.UserCodeException) or getattr(error, "actor_init_failed", False)
-    return isinstance(error, (ray.exceptions.RayError, _STALLED)) and not ours
+    return isinstance(error, (ray.exceptions.RayError, ExecutionTimeoutError)) and not ours
 
 
 def _pool(size: int | None, threads: int = 1) -> ActorPoolStrategy:
-    """`threads` tasks at hand in each actor, one on its way; with fewer, Ray does not grow a pool."""
+    """As many tasks on their way to an actor as its threads have at hand; with fewer, Ray does not grow a pool."""
     return ActorPoolStrategy(
         min_size=size or 1,
         max_size=size,
-        max_tasks_in_flight_per_actor=threads + 1,
+        max_tasks_in_flight_per_actor=2 * threads,
         max_concurrent_calls_per_actor=threads,
         enable_true_multi_threading=threads > 1,
     )

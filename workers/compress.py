@@ -121,7 +121,7 @@ class CompressStage:
     def process(self, row: Row) -> Row:
         """Write a row's frames as caches. The bits depend on the chunk alone: not on workers or order.
 
-        Errors of one video (a range that float16 does not hold) become its error row.
+        Errors of one video (a range that the store's dtype does not hold) become its error row.
         """
         if row.frames is None:
             return row
@@ -131,9 +131,9 @@ class CompressStage:
                 started = time.perf_counter()
                 kv = compress_frames(self._model, row.frames, header.micro_batch, header.dtype)
                 compressed = time.perf_counter()
-        except VoCoError as error:
+            receipt = self._store.write_chunk(row.video, row.intent, row.index, kv)
+        except InputError as error:
             return replace(row, frames=None, error=str(error))
-        receipt = self._store.write_chunk(row.video, row.intent, row.index, kv)
         seconds = row.seconds | {"compress": compressed - started, "store": time.perf_counter() - compressed}
         return replace(row, frames=None, receipt=receipt, seconds=seconds)
 

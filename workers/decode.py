@@ -12,22 +12,10 @@ from vococache.errors import VideoError
 from vococache.model.images import Frame, FrameGeometry
 from vococache.storage import Intent, Store, open_store
 from vococache.storage.format import even_chunk_segments
-from vococache.workers.decoder import Decoder, DecoderName, Frames, Limits, Probe, available_decoders
+from vococache.workers.decoder import Decoder, DecoderName, Frames, Limits, available_decoders
 from vococache.workers.rows import End, Row, VideoTask
 from vococache.workers.sampling import Sampling
-from vococache.workers.source import LocalVideo, SourceStat, content_hash, local_video, stat_source
-
-__all__ = [
-    "DecodeStage",
-    "Decoder",
-    "Frames",
-    "Limits",
-    "Probe",
-    "SourceStat",
-    "available_decoders",
-    "content_hash",
-    "stat_source",
-]
+from vococache.workers.source import LocalVideo, local_video, stat_source
 
 Segment = tuple[list[Frame], list[float]]  # of one segment: pictures [size, size, 3], and their times
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from vococache.errors import VideoError
+from vococache.storage.objects import describe
 
 COPY_BYTES = 4 << 20
 
@@ -44,10 +45,10 @@ def stat_source(source: str) -> SourceStat | None:
         if not is_url(source):
             found = Path(source).stat()
             return SourceStat(size=found.st_size, mtime_ns=found.st_mtime_ns)
-        filesystem, path = _remote(source)
+        filesystem, path = file_system(source)
         info = filesystem.info(path)
         return SourceStat(size=int(info.get("size") or 0), mtime_ns=_mtime_ns(info))
-    except (OSError, ValueError, ImportError):
+    except Exception:  # what fsspec's file systems raise has no common ancestor
         return None
 
 
@@ -56,8 +57,8 @@ def content_hash(source: str) -> str:
     try:
         with _open(source) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, ValueError, ImportError) as error:
-        raise VideoError(f"cannot be read: {error}") from None
+    except Exception as error:
+        raise VideoError(f"cannot be read: {describe(error)}") from None
 
 
 @contextmanager
@@ -102,10 +103,10 @@ def _copy(source: str, file: IO[bytes], max_bytes: int) -> str:
                 digest.update(block)
                 file.write(block)
         file.flush()
-    except (OSError, ValueError, ImportError) as error:
-        if isinstance(error, VideoError):
-            raise
-        raise VideoError(f"cannot be copied: {str(error).splitlines()[0]}") from None
+    except VideoError:
+        raise
+    except Exception as error:
+        raise VideoError(f"cannot be copied: {describe(error)}") from None
     return digest.hexdigest()
 
 
@@ -126,14 +127,15 @@ def _path_of(file: Any) -> str:
 def _open(source: str) -> Any:
     if not is_url(source):
         return Path(source).open("rb")
-    filesystem, path = _remote(source)
+    filesystem, path = file_system(source)
     return filesystem.open(path, "rb")
 
 
-def _remote(source: str) -> tuple[Any, str]:
+def file_system(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL, which asks anew each time, and the path in it."""
     import fsspec
 
-    filesystem, path = fsspec.core.url_to_fs(source)
+    filesystem, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
     return filesystem, path
 
 

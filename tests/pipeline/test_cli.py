@@ -205,9 +205,13 @@ def test_repair(voco: Voco, clips: Path, tmp_path: Path, other_model: Path, loca
     lines = found.err.splitlines()
     assert sum(line.startswith("damaged: videos/") for line in lines) == 4
     assert "repaired: plain" in lines
-    assert f"left: offset: its source {tmp_path / 'offset.mkv'} is not there" in lines
+    assert f"left: offset: its source {tmp_path / 'offset.mkv'} cannot be read: No such file or directory" in lines
     assert any(line.startswith("left: short: its document") for line in lines)
     assert "2 problems" in found.out
+
+    shutil.copy(clips / "plain.mp4", tmp_path / "offset.mkv")
+    found = voco("verify", own, "--repair")
+    assert f"left: offset: its source {tmp_path / 'offset.mkv'} is another by now" in found.err, "good chunks stay"
 
     (tmp_path / "away.mkv").rename(tmp_path / "offset.mkv")
     voco("rm", own, "short")

@@ -112,3 +112,36 @@ def test_an_error_settles_the_video(store: Store) -> None:
     (info,) = store.list()
     assert (info.status, info.reason, info.size, info.mtime_ns) == ("failed", "decord: broken", 5, 7)
     assert collector.settled == {"a"}
+
+
+def completed(store: Store) -> None:
+    collector = Collector(store)
+    for row in written(store, "a", 0, intent_of(), 2, 2):
+        collector.add(row)
+    assert store.info("a").status == "complete"
+
+
+@pytest.mark.parametrize("content_hash", [None, "0" * 64])
+def test_a_complete_video_outlives_a_source_out_of_reach(store: Store, content_hash: str | None) -> None:
+    completed(store)
+    collector = Collector(store)
+    info = collector.add(Row(video="a", error="no such file", end=End(source="/v.mp4", content_hash=content_hash)))
+    assert info is not None
+    assert (info.status, info.reason) == ("failed", "no such file (the cache that the store holds is kept)")
+    assert collector.settled == {"a"}
+    assert store.info("a").status == "complete"
+    assert len(store.read("a")) == 4
+
+
+def test_a_complete_video_goes_when_its_source_became_another(store: Store) -> None:
+    completed(store)
+    info = Collector(store).add(Row(video="a", error="broken", end=End(source="/v.mp4", content_hash="1" * 64)))
+    assert info == store.info("a")
+    assert store.info("a").status == "failed"
+
+
+def test_a_chunk_that_fails_names_its_video(store: Store) -> None:
+    rows = written(store, "a", 0, intent_of(), 2, 2)
+    info = Collector(store).add(replace(rows[0], receipt=None, timestamps=None, error="not finite"))
+    assert info == store.info("a")
+    assert (info.status, info.source, info.size, info.mtime_ns) == ("failed", "/v.mp4", 1, 1)

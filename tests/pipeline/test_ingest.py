@@ -14,7 +14,7 @@ from vococache.errors import InputError, StoreMismatchError
 from vococache.model.cache import VoCoCache
 from vococache.storage import Intent, maintenance, open_store
 from vococache.workers.compress import Compressor, frame_geometry, store_header
-from vococache.workers.decode import Decoder
+from vococache.workers.decoder import Decoder
 from vococache.workers.sampling import Sampling
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -90,6 +90,17 @@ def test_an_edited_file_is_done_anew_and_another_sampling_only_when_asked(copied
     make_clip(file, frames=30, fps=10)
     assert vococache.ingest(file, copied, fps=5).done == ["new"]
     assert store.info("new").segments == 15
+
+
+def test_a_cache_outlives_its_video(copied: str, tmp_path: Path) -> None:
+    file = Path(make_clip(tmp_path / "new.mp4", frames=20, fps=10))
+    manifest = tmp_path / "list.csv"
+    manifest.write_text(f"path\n{file}\n")
+    assert vococache.ingest(str(manifest), copied, fps=2).done == ["new"]
+    file.unlink()
+    assert vococache.ingest(str(manifest), copied, fps=2).up_to_date == ["new"]
+    assert "is kept" in vococache.ingest(str(manifest), copied, fps=5, overwrite=True).refused["new"]
+    assert len(open_store(copied).read("new")) == 4
 
 
 def test_another_video_of_the_same_name_is_refused_and_a_moved_one_is_known(

@@ -39,6 +39,12 @@ def test_stems_that_collide_become_relative_paths(tmp_path: Path) -> None:
     assert all("/" not in video for video in ids), "ids are one path component"
 
 
+def test_ids_that_collide_all_the_same_are_refused(tmp_path: Path) -> None:
+    touch(tmp_path / "x.mp4"), touch(tmp_path / "sub/x.mp4"), touch(tmp_path / "x.mp4.mkv")
+    with pytest.raises(InputError, match=r"id 'x\.mp4' stands for .*: name one in a manifest"):
+        found(tmp_path)
+
+
 def test_the_same_file_named_twice_is_one_video(tmp_path: Path) -> None:
     file = touch(tmp_path / "a.mp4")
     assert len(found(file, tmp_path, str(tmp_path / "*.mp4"))) == 1
@@ -65,6 +71,8 @@ def test_urls_are_listed_through_fsspec() -> None:
         assert set(found("memory://corpus/*.mp4")) == {"a"}
         with pytest.raises(InputError, match="no video"):
             found("memory://empty")
+        memory.pipe("/corpus/odd [x].mp4", b"x")
+        assert set(found("memory://corpus/odd [x].mp4")) == {"odd %5Bx%5D"}, "a file's own name is no glob"
     finally:
         memory.rm("/corpus", recursive=True)
 

@@ -172,3 +172,21 @@ def test_a_damaged_chunk_is_made_again(damaged: Store) -> None:
     assert damaged.begin("one", intent()) == {}
     add(damaged, "one", segments=5)
     np.testing.assert_array_equal(damaged.read("one"), kv(5))
+
+
+def test_a_store_copied_in_among_the_videos_is_found(damaged: Store) -> None:
+    shutil.copytree(damaged.url, f"{damaged.url}-copy")
+    shutil.move(f"{damaged.url}-copy", f"{damaged.url}/videos/inner")
+    rows = {info.id: info for info in open_store(damaged.url).list()}
+    assert rows["inner"].status == "failed"
+    assert "videos/inner/zarr.json" in problems(damaged.url)
+
+
+def test_a_folder_out_of_reach_is_not_taken_for_an_empty_one(damaged: Store) -> None:
+    kv = next(Path(damaged.url).glob("videos/*/kv"))
+    kv.rename(kv.with_name("away"))
+    kv.symlink_to("away")
+    assert any("away" in found for found in problems(damaged.url)), "links are followed, and both are seen"
+    kv.unlink()
+    kv.symlink_to(kv)  # which no listing can follow
+    assert problems(damaged.url)

@@ -12,7 +12,7 @@ from vococache.errors import InputError, StoreMismatchError
 from vococache.model.checkpoints import save_pretrained
 from vococache.model.scratch import byte_tokenizer, random_model, small_config
 from vococache.model.voco import VoCoModel
-from vococache.storage import Intent, Store
+from vococache.storage import Intent, Store, open_store
 from vococache.workers.compress import Compressor, CompressStage, check_fingerprint, store_header, to_stored
 from vococache.workers.rows import End, Row
 
@@ -93,6 +93,19 @@ def test_values_that_float16_cannot_hold_are_refused() -> None:
     with pytest.raises(InputError, match="not finite in float16"):
         to_stored(torch.tensor([1e6], dtype=torch.bfloat16), "float16")
     assert to_stored(torch.tensor([1.5], dtype=torch.bfloat16), "float16").dtype == np.float16
+
+
+def test_a_video_that_a_quantized_store_cannot_hold_costs_itself(model: VoCoModel, tmp_path: Path) -> None:
+    header = replace(store_header(model), quantization="int8")
+    stage = stage_of(open_store(str(tmp_path / "store"), "a", header=header))
+    intent = intent_of(4)
+    stage._store.begin("v", intent)
+    with torch.no_grad():  # keys beyond float16, in which its scales are kept
+        stage._model.language_model.layers[0].self_attn.k_proj.weight.mul_(1e7)
+    row = Row(video="v", index=0, intent=intent.token, frames=frames_of(model, 4), timestamps=np.zeros((4, 1)))
+    failed = stage.process(row)
+    assert failed.error
+    assert failed.receipt is None
 
 
 def test_a_store_of_another_model_is_refused(store: Store, model: VoCoModel, tmp_path: Path) -> None:

@@ -10,8 +10,7 @@ from tests.clips import Picture, make_clip, make_sound, overstate, read_frame_nu
 
 from vococache.errors import VideoError
 from vococache.model.images import FrameGeometry
-from vococache.workers.decode import Decoder, Limits, available_decoders
-from vococache.workers.decoder import DecoderName
+from vococache.workers.decoder import Decoder, DecoderName, Limits, available_decoders
 from vococache.workers.sampling import Sampling
 
 pytestmark = pytest.mark.skipif("decord" not in available_decoders(), reason="decord has no wheel here")

@@ -14,7 +14,7 @@ from tests.clips import make_clip, read_frame_number, repeat_clip
 
 from vococache.errors import VideoError
 from vococache.model.images import FrameGeometry
-from vococache.workers.decode import Decoder, Limits
+from vococache.workers.decoder import Decoder, Limits
 from vococache.workers.sampling import Sampling
 
 GEOMETRY = FrameGeometry(size=96)
@@ -121,7 +121,8 @@ def test_child_dies_with_its_parent(tmp_path: Path, clip: str, hangs: bool) -> N
     os.mkfifo(tmp_path / "pipe.mp4")
     program = f"""
         import sys, time
-        from vococache.workers.decode import Decoder, Sampling
+        from vococache.workers.decoder import Decoder
+        from vococache.workers.sampling import Sampling
         from vococache.model.images import FrameGeometry
         decoder = Decoder()
         decoder.probe({clip!r})

@@ -15,9 +15,11 @@ from vococache.errors import VideoError
 from vococache.model.images import FrameGeometry
 from vococache.storage import Store, StoreHeader, open_store
 from vococache.workers import decode as decode_module
-from vococache.workers.decode import Decoder, DecodeStage, Limits, content_hash
+from vococache.workers.decode import DecodeStage
+from vococache.workers.decoder import Decoder, Limits
 from vococache.workers.rows import End, Row, VideoTask
 from vococache.workers.sampling import Sampling
+from vococache.workers.source import content_hash
 
 GEOMETRY = FrameGeometry(size=96)
 REAL = Path(__file__).parents[3] / "shared" / "videos"

@@ -17,7 +17,7 @@ from tests.clips import Picture, make_clip, read_frame_number
 
 from vococache.errors import VideoError
 from vococache.model.images import FrameGeometry
-from vococache.workers.decode import Decoder, available_decoders
+from vococache.workers.decoder import Decoder, available_decoders
 from vococache.workers.sampling import Sampling
 
 COUNT = 30  # frames of a clip

@@ -14,7 +14,7 @@ from tests.clips import make_clip, picture, read_frame_number
 
 from vococache.errors import VideoError
 from vococache.model.images import FrameGeometry
-from vococache.workers.decode import Decoder, available_decoders
+from vococache.workers.decoder import Decoder, available_decoders
 from vococache.workers.sampling import Sampling
 
 
