@@ -26,6 +26,11 @@ class FullAttention(VoCoModel):
         """All entries: [S, layers, 2, G, 1 + F * n + newline + K, D]."""
         return self.encode(pixel_values, self.config.num_voco_tokens, None)
 
+    @property
+    def segment_entries(self) -> int:
+        """All of stage 1."""
+        return self.config.stage1_length
+
 
 class Summarised(VoCoModel):
     """An outside module makes K tokens of a segment's vision tokens; the text sees these, BOS and the newline."""
@@ -33,6 +38,12 @@ class Summarised(VoCoModel):
     def compress(self, pixel_values: Tensor) -> VoCoCache:
         """All entries: [S, layers, 2, G, 1 + K + newline, D]."""
         return self.encode(pixel_values, 0, None)
+
+    @property
+    def segment_entries(self) -> int:
+        """BOS, K, newline."""
+        config = self.config
+        return config.stage1_length - config.frames_per_segment * config.tokens_per_frame
 
     def summary(self, features: Tensor) -> Tensor:
         """Tower features [S, F * n, vision size] as K token embeddings [S, K, E]."""
@@ -104,7 +115,8 @@ def with_compression(model: VoCoModel, kind: str, seed: int = 0) -> VoCoModel:
     with torch.device("meta"):
         new = COMPRESSIONS[kind](replace(model.config, compression=kind))
     for name, child in model.named_children():
-        setattr(new, name, child)
+        if hasattr(new, name):  # not what only the other way has
+            setattr(new, name, child)
     for name, child in new.named_children():
         if name not in dict(model.named_children()):
             initialise(child.to_empty(device=model.device).to(model.dtype), seed)

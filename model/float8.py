@@ -1,9 +1,11 @@
 """Matrix products in float8: a decoder whose linear layers multiply e4m3 numbers (FP8 formats, arXiv 2209.05433).
 
 Every row of both sides has a scale of its own: of the weights found once, of the activations anew in each product, so
-that a row's numbers do not depend on what else is in the batch. Twice bfloat16's rate and half its bytes on GPUs that
-have such products (compute capability 8.9 and up); on a CPU the same numbers, no faster.
+that a row's numbers do not depend on what else is in the batch. Half of bfloat16's bytes. For GPUs that have such
+products, at twice the rate (compute capability 8.9 and up); on a CPU the same numbers, no faster.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,16 +50,17 @@ def to_float8(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 def use_float8(layers: nn.Module) -> None:
     """Replace all linear layers within, in place. Raises `ModelError` where the hardware or a width forbids it."""
-    linears = {name: module for name, module in layers.named_modules() if isinstance(module, nn.Linear)}
-    device = next(iter(linears.values())).weight.device
+    names = [name for name, module in layers.named_modules() if isinstance(module, nn.Linear)]
+    device = next(layers.parameters()).device
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < CAPABILITY:
         raise ModelError(
             f"float8 needs a GPU of compute capability 8.9 (Ada, Hopper) or more, {torch.cuda.get_device_name(device)}"
             " has less: use bfloat16"
         )
-    for name, linear in linears.items():
+    for name in names:
+        linear: Any = layers.get_submodule(name)
         if linear.in_features % 16 or linear.out_features % 16:
             raise ModelError(
                 f"float8 needs widths that 16 divides, layer {name} is {linear.in_features} to {linear.out_features}"
             )
-        layers.set_submodule(name, Float8Linear(linear))
+        layers.set_submodule(name, Float8Linear(linear))  # one at a time: the old weights go as the new ones come

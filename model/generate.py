@@ -62,10 +62,10 @@ def generate(
     hidden = model.text_layers(ids, packed, mask, placed.append)[0]
     placed.length += ids.shape[1]
     ends = torch.tensor([len(question) for question in questions], device=model.device).cumsum(0) - 1
-    chooser = Chooser(sampling, len(questions), model.device)
+    chooser = Chooser(sampling, len(questions))
     active = torch.arange(len(questions), device=model.device)
     chosen = chooser.choose(model.logits(hidden[ends]), active)
-    new_ids = [[int(token)] for token in chosen]
+    new_ids = [[token] for token in chosen.tolist()]
     prefilled = time.perf_counter()
 
     stop = set(model.config.prompt.stop_ids if sampling.stop_ids is None else sampling.stop_ids)
@@ -93,7 +93,7 @@ class Chooser:
     So a sampled answer does not depend on what else was asked in the same pass.
     """
 
-    def __init__(self, sampling: Sampling, questions: int, device: torch.device) -> None:
+    def __init__(self, sampling: Sampling, questions: int) -> None:
         self.sampling = sampling
         self.streams = [torch.Generator().manual_seed(sampling.seed) for _ in range(questions)]
 

@@ -20,5 +20,7 @@ def initialise(module: nn.Module, seed: int) -> None:
                 part.bias.zero_()
         elif isinstance(part, nn.Embedding):
             part.weight.normal_(0, 0.3, generator=generator)
+        elif hasattr(part, "class_embedding"):  # CLIP's, a bare parameter
+            part.class_embedding.normal_(0, part.class_embedding.numel() ** -0.5, generator=generator)
         elif isinstance(part, nn.LayerNorm):
             part.reset_parameters()

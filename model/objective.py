@@ -57,7 +57,8 @@ class Objective(nn.Module):
         loss = F.cross_entropy(logits, targets, reduction="sum")
         if self._teacher and self.training:
             with torch.no_grad():
-                taught = self._teacher[0](source, input_ids, attention_mask, labels, segments=segments)["logits"]
+                seen = source if isinstance(source, Tensor) else self._teacher[0].empty_cache()  # of a text alone
+                taught = self._teacher[0](seen, input_ids, attention_mask, labels, segments=segments)["logits"]
             divergence = F.kl_div(
                 logits.log_softmax(-1), taught.float().log_softmax(-1), reduction="sum", log_target=True
             )

@@ -89,6 +89,4 @@ def random_model(config: VoCoConfig, seed: int) -> VoCoModel:
     """A model with random weights (`initialise`)."""
     model = VoCoModel(config)
     initialise(model, seed)
-    if config.text.tie_word_embeddings:
-        model.lm_head.weight = model.language_model.embed_tokens.weight
     return model.eval().requires_grad_(False)

@@ -47,13 +47,14 @@ class VoCoModel(nn.Module):
         self.weights_digest: str | None = None
         self.gradient_checkpointing = False  # in training: compute again in the backward pass what a layer held
         build: Any = AutoModel.from_config
-        self.vision_tower = build(config.vision)
+        dtype = torch.get_default_dtype()  # not the one that a checkpoint's config may name
+        self.vision_tower = build(config.vision, dtype=dtype)
         # The feature is the last kept layer's output: nothing behind it is ever used.
         self.vision_tower.post_layernorm = nn.Identity()
         if hasattr(self.vision_tower, "head"):
             self.vision_tower.head = nn.Identity()
         self.projector = build_projector(config.projector, config.vision.hidden_size, config.text.hidden_size)
-        self.language_model = build(config.text)
+        self.language_model = build(config.text, dtype=dtype)
         del self.language_model.rotary_emb
         decoder.bind(self.language_model.layers)
         self.lm_head = nn.Linear(config.text.hidden_size, config.text.vocab_size, bias=False)
@@ -143,6 +144,11 @@ class VoCoModel(nn.Module):
         layers = self.language_model.layers
         kept = decoder.last_entries(layers, x_SLE, angles, keep or length, recompute=self.gradient_checkpointing)
         return VoCoCache(torch.stack([torch.stack(pair, dim=1) for pair in kept], dim=1))
+
+    @property
+    def segment_entries(self) -> int:
+        """Entries that `compress` keeps of a segment."""
+        return self.config.num_voco_tokens
 
     def empty_cache(self) -> VoCoCache:
         """The cache of no segments: what stands in front of a text without a video."""

@@ -143,7 +143,7 @@ def train_run(run: Run) -> None:
     teacher = None if run.settings.teacher is None else str(run.weights_from(run.settings.teacher))
     settings = replace(run.settings, model=str(run.root / run.settings.model), teacher=teacher)
     if not (run.folder / MODEL / "config.json").is_file():  # else it was interrupted just before its end
-        train_model(settings, run.folder, resume=any(run.folder.glob("checkpoint-*")))
+        train_model(settings, run.folder, resume=any(run.folder.glob("checkpoint-*/trainer_state.json")))
     save_pretrained(load_model(run.folder / MODEL, dtype="float16", device="cpu"), run.weights)
 
 

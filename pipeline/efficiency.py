@@ -126,10 +126,11 @@ def median_seconds(work: Callable[[], object], device: torch.device, runs: int =
     for _ in range(runs + 2):
         if device.type == "cuda":
             event: Any = torch.cuda.Event
+            stream = torch.cuda.current_stream(device)
             start, end = event(enable_timing=True), event(enable_timing=True)
-            start.record()
+            start.record(stream)
             work()
-            end.record()
+            end.record(stream)
             torch.cuda.synchronize(device)
             seconds.append(start.elapsed_time(end) / 1000)
         else:

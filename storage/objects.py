@@ -229,15 +229,25 @@ class RemoteObjects(Objects):
     """Objects behind an fsspec URL; one PUT each."""
 
     def __init__(self, url: str) -> None:
-        from fsspec.core import url_to_fs
-
         self.threads = 16
         self._full_url = url.rstrip("/")
         self.url = redact(self._full_url)
+        self._open()
+
+    def _open(self) -> None:
+        from fsspec.core import url_to_fs
+
         with self._errors("open", ""):
             # A listing must show what other processes have written since.
-            self._fs, root = url_to_fs(self._full_url, use_listings_cache=False)
-        self._root = root.rstrip("/")
+            self._opened, root = url_to_fs(self._full_url, use_listings_cache=False)
+        self._root, self._process = root.rstrip("/"), os.getpid()
+
+    @property
+    def _fs(self) -> Any:
+        """The file system; a forked process, such as a data loader's worker, has one of its own."""
+        if self._process != os.getpid():
+            self._open()
+        return self._opened
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RemoteObjects, (self._full_url,)

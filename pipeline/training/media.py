@@ -14,6 +14,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from vococache.errors import ContextLimitError, InputError, VideoError
+from vococache.model.config import VoCoConfig
 from vococache.model.voco import IGNORED_LABEL, VoCoModel
 from vococache.pipeline.training.conversations import Conversation
 from vococache.pipeline.training.examples import Example, Text, encode_turns
@@ -21,6 +22,8 @@ from vococache.workers.media import MediaReader
 from vococache.workers.sampling import Sampling
 
 Cause = Literal["empty", "missing", "broken", "too long"]
+# Stands for a row that turned out useless: no frames and no labels, so that no loss comes from it.
+NOTHING = Example([Text([0], [IGNORED_LABEL])])
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,22 @@ def read_report(path: Path) -> MediaReport:
     return MediaReport.of(LeftOut(**json.loads(line)) for line in path.read_bytes().splitlines())
 
 
+def record(report: Path, left_out: Iterable[LeftOut]) -> None:
+    """Append rows to a report."""
+    with report.open("ab", buffering=0) as file:  # unbuffered: each line is one write
+        for item in left_out:
+            file.write(item.to_line())
+
+
+def check_length(config: VoCoConfig, cached: int, text: Text) -> None:
+    """Raise `ContextLimitError` for a text behind so many cached entries that the model has no positions for."""
+    if cached + len(text.ids) > config.max_positions:
+        raise ContextLimitError(
+            f"a cache of {cached} tokens and a text of {len(text.ids)} need {cached + len(text.ids)} positions,"
+            f" the model has {config.max_positions}"
+        )
+
+
 class ConversationExamples(Dataset[Example]):
     """Conversations with their frames, decoded as they are needed; `sampling` and `max_frames` as for `MediaReader`.
 
@@ -88,7 +107,7 @@ class ConversationExamples(Dataset[Example]):
         *,
         max_frames: int | None = None,
     ) -> None:
-        self.config, self.tokenizer = model.config, model.tokenizer
+        self.config, self.tokenizer, self.entries = model.config, model.tokenizer, model.segment_entries
         self.conversations = conversations
         self.media = MediaReader(model.config, sampling, max_frames=max_frames)
         self.report = report
@@ -98,16 +117,16 @@ class ConversationExamples(Dataset[Example]):
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Example:
-        """A row; one that cannot be trained on has no frames and no labels, so that no loss comes from it."""
+        """A row; `NOTHING` for one that cannot be trained on."""
         row = self.conversations[self._rows[index]]
         text = encode_turns(self.tokenizer, self.config.prompt, row.turns)
         try:
             frames = self._frames(row)
-            self._check_length(text, frames)
+            check_length(self.config, 0 if frames is None else len(frames) * self.entries, text)
         except (VideoError, ContextLimitError) as error:
             cause: Cause = "broken" if isinstance(error, VideoError) else "too long"
-            self._record([self._left_out(self._rows[index], cause, str(error))])
-            return Example([Text(text.ids[:1], [IGNORED_LABEL])])
+            record(self.report, [self._left_out(self._rows[index], cause, str(error))])
+            return NOTHING
         return Example([text], frames=frames)
 
     def check_media(self) -> MediaReport:
@@ -122,7 +141,7 @@ class ConversationExamples(Dataset[Example]):
                 found.append(self._left_out(number, "empty", "an empty question or answer"))
             elif row.medium is not None and not row.medium.is_file():
                 found.append(self._left_out(number, "missing", "no such file"))
-        self._record(found)
+        record(self.report, found)
         gone = {item.row for item in found}
         self._rows = [number for number in self._rows if number not in gone]
         report = MediaReport.of(found)
@@ -140,20 +159,6 @@ class ConversationExamples(Dataset[Example]):
             return None
         return self.media.image(row.medium) if row.kind == "image" else self.media.video(row.medium)
 
-    def _check_length(self, text: Text, frames: np.ndarray | None) -> None:
-        """Raise `ContextLimitError` for a row that the model has no positions for."""
-        cached = 0 if frames is None else len(frames) * self.config.num_voco_tokens
-        if cached + len(text.ids) > self.config.max_positions:
-            raise ContextLimitError(
-                f"a cache of {cached} tokens and a text of {len(text.ids)} need {cached + len(text.ids)} positions,"
-                f" the model has {self.config.max_positions}"
-            )
-
     def _left_out(self, number: int, cause: Cause, reason: str) -> LeftOut:
         row = self.conversations[number]
         return LeftOut(number, row.id, "" if row.medium is None else str(row.medium), cause, reason)
-
-    def _record(self, left_out: Sequence[LeftOut]) -> None:
-        with self.report.open("ab", buffering=0) as file:  # unbuffered: each line is one write
-            for item in left_out:
-                file.write(item.to_line())

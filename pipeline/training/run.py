@@ -44,6 +44,8 @@ def train(settings: TrainSettings, out: Path, *, resume: bool = False) -> dict[s
     if arguments.fsdp and arguments.world_size == 1:
         raise InputError("`fsdp` shards between processes, found one: start several with torchrun or --workers")
     model = _starting_model(settings, arguments.device)
+    if settings.elastic and model.config.compression != "voco":
+        raise InputError(f"`elastic` is about VoCo tokens, which compression {model.config.compression!r} has none of")
     if arguments.fsdp and (model.config.reader or {}).get("kind") == "lora":
         raise InputError("a LoRA reader shares the decoder's weights, which FSDP cannot shard: train it without `fsdp`")
     out.mkdir(parents=True, exist_ok=True)
@@ -97,6 +99,11 @@ def _starting_model(settings: TrainSettings, device: torch.device) -> VoCoModel:
         model = with_compression(model, settings.compression, settings.seed)
     if settings.reader and model.reader is None:
         model.add_reader(settings.reader)
+    elif settings.reader and settings.reader != model.config.reader:
+        raise InputError(
+            f"model {settings.model!r} has a reader already: expected `reader: {model.config.reader}`, which goes on"
+            f" learning, found {settings.reader}"
+        )
     model.gradient_checkpointing = settings.gradient_checkpointing
     model.requires_grad_(False)
     parts = dict(model.named_children())

@@ -23,7 +23,7 @@ class TrainSettings:
     "qformer" (`vococache.model.baselines`); by default the checkpoint's own. `elastic`:
     train for reading with any power of two of the K tokens. `teacher`: a checkpoint read with full attention, for
     the distillation term of weight `distillation`. `store`: take the caches of `data`'s videos from this store; only
-    the `reader` ("lora", "full", or a mapping of LoRA settings) learns. `fps`, `num_frames`, `max_frames`: how
+    the `reader` (`{kind: full}`, or `{kind: lora}` with LoRA settings) learns. `fps`, `num_frames`, `max_frames`: how
     videos are sampled. `note`: kept in the checkpoint and told to whoever asks it.
     """
 
@@ -62,6 +62,8 @@ class TrainSettings:
             raise InputError(f"unknown parts {sorted(unknown)} to train; expected some of {PARTS}")
         if self.store and self.train != ("reader",):
             raise InputError("training from a store has no pixels: only `train: [reader]` can learn")
+        if self.store and self.teacher:
+            raise InputError("a store holds what the teacher should see more of: `teacher` needs pixels, not `store`")
         if "reader" in self.train and not self.reader:
             raise InputError("to train a reader, say which: `reader: {kind: lora, r: 16}` or `reader: {kind: full}`")
         if {"gradient_checkpointing", "output_dir", "seed"} & self.trainer.keys():

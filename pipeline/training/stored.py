@@ -5,10 +5,10 @@ from pathlib import Path
 
 from torch.utils.data import Dataset
 
-from vococache.errors import InputError
+from vococache.errors import ContextLimitError, InputError
 from vococache.pipeline.training.conversations import Conversation
 from vococache.pipeline.training.examples import Example, encode_turns
-from vococache.pipeline.training.media import LeftOut, MediaReport
+from vococache.pipeline.training.media import NOTHING, LeftOut, MediaReport, check_length, record
 from vococache.workers.reason import ReasonStage
 
 
@@ -17,23 +17,23 @@ class StoredExamples(Dataset[Example]):
 
     Rows without a video or whose video the store has not completed are left out, appended to `report` and counted in
     `left_out`. Raises `InputError` where no row is left, `StoreMismatchError` where another compressor made the store.
+    A row that is too long is found when it is read: it goes into the report, and no loss comes from it.
     """
 
     def __init__(self, stage: ReasonStage, conversations: Sequence[Conversation], report: Path) -> None:
         self.stage = stage
         known = {info.id for info in stage.store.list() if info.status == "complete"}
-        self.rows: list[tuple[str, Conversation]] = []
+        self.report = report
+        self.rows: list[tuple[str, int, Conversation]] = []
         missing = []
         for number, row in enumerate(conversations):
             video = row.medium.stem if row.kind == "video" and row.medium is not None else ""
             if video in known:
-                self.rows.append((video, row))
+                self.rows.append((video, number, row))
             else:
                 reason = "no complete video of that name in the store"
                 missing.append(LeftOut(number, row.id, str(row.medium or ""), "missing", reason))
-        with report.open("ab", buffering=0) as file:
-            for item in missing:
-                file.write(item.to_line())
+        record(report, missing)
         self.left_out = MediaReport.of(missing)
         if not self.rows:
             raise InputError(
@@ -44,7 +44,12 @@ class StoredExamples(Dataset[Example]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Example:
-        video, row = self.rows[index]
-        cache = self.stage.read(self.stage.select(video, None, None))
-        text = encode_turns(self.stage.model.tokenizer, self.stage.model.config.prompt, row.turns)
-        return Example([text], cache=cache.data.numpy())
+        video, number, row = self.rows[index]
+        model, span = self.stage.model, self.stage.select(video, None, None)
+        text = encode_turns(model.tokenizer, model.config.prompt, row.turns)
+        try:
+            check_length(model.config, (span.stop - span.start) * self.stage.store.header.tokens, text)
+        except ContextLimitError as error:
+            record(self.report, [LeftOut(number, row.id, str(row.medium), "too long", str(error))])
+            return NOTHING
+        return Example([text], cache=self.stage.read(span).data.numpy())

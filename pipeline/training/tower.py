@@ -18,7 +18,7 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import Trainer
+from transformers import Trainer, set_seed
 
 from vococache.model.checkpoints import save_pretrained
 from vococache.model.config import VoCoConfig
@@ -27,7 +27,8 @@ from vococache.model.voco import IGNORED_LABEL, VoCoModel
 from vococache.pipeline.synthetic.questions import all_questions
 from vococache.pipeline.synthetic.render import EDGES, PALETTE, frames, strange_palette
 from vococache.pipeline.synthetic.scene import BACKGROUNDS, COLOURS, RADII, SHAPES, Scene, make_scene
-from vococache.pipeline.training.trainer import CsvLog, fast_attention, training_arguments
+from vococache.pipeline.training.run import last_checkpoint
+from vococache.pipeline.training.trainer import CsvLog, NoLastCheckpoint, fast_attention, training_arguments
 
 COVERED = 0.06  # share of a patch that an object must cover to be what the patch shows
 HEADS = ("shape", "colour", "size", "centre", "pattern", "bright", "row", "column")
@@ -157,6 +158,7 @@ def blank_model(*, width: int, layers: int, heads: int, size: int, tower_layers:
 
 def train_tower(config: Path, out: Path, *, resume: bool = False) -> dict[str, float]:
     """Train a new model's tower and projector as the YAML file `config` says; `out` gets the run and its `model/`."""
+    set_seed(0)
     recipe = yaml.safe_load(config.read_text())
     model = blank_model(**recipe["model"])
     model.vision_tower.requires_grad_(True)
@@ -169,10 +171,10 @@ def train_tower(config: Path, out: Path, *, resume: bool = False) -> dict[str, f
         train_dataset=Patches(model, "train", recipe["count"]),
         eval_dataset=Patches(model, "val", 256),
         compute_metrics=head_accuracy,
-        callbacks=[CsvLog(out)],
+        callbacks=[CsvLog(out), NoLastCheckpoint()],
     )
     with fast_attention(trainer.args.device):
-        trainer.train(resume_from_checkpoint=resume)
+        trainer.train(resume_from_checkpoint=last_checkpoint(out) if resume else None)
         figures: dict[str, float] = trainer.evaluate()
     model.requires_grad_(False)
     save_pretrained(model.eval(), out / "model")

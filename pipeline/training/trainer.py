@@ -1,6 +1,7 @@
 """The Hugging Face Trainer with what VoCo needs: our batches, our checkpoints, the share of right answers."""
 
 import csv
+import logging
 import warnings
 from contextlib import AbstractContextManager
 from copy import deepcopy
@@ -19,6 +20,8 @@ from vococache.model.objective import Objective
 from vococache.model.reader import own_weights
 from vococache.model.voco import IGNORED_LABEL
 from vococache.pipeline.training.examples import collate
+
+logger = logging.getLogger(__name__)
 
 
 class CsvLog(TrainerCallback):
@@ -90,9 +93,13 @@ def training_arguments(trainer: dict[str, Any], out: Path, seed: int) -> Trainin
     values: dict[str, Any] = {"report_to": ["tensorboard"], "use_cpu": not torch.cuda.is_available()}
     values |= deepcopy(trainer)  # `fsdp_config` is changed in place
     try:
-        return TrainingArguments(output_dir=str(out), seed=seed, remove_unused_columns=False, **values)
+        arguments = TrainingArguments(output_dir=str(out), seed=seed, remove_unused_columns=False, **values)
     except (TypeError, ValueError) as error:
         raise InputError(f"the trainer's settings do not fit: {error}") from None
+    if arguments.n_gpu > 1:  # for which the Trainer would take DataParallel, which cannot cut our batches
+        logger.warning("of %d GPUs one is used: `--workers`, or torchrun, starts a process for each", arguments.n_gpu)
+        arguments._n_gpu = 1
+    return arguments
 
 
 def fast_attention(device: torch.device) -> AbstractContextManager[Any]:

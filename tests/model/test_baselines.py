@@ -25,7 +25,8 @@ def test_the_text_sees_the_segments_entries_as_in_one_forward(kit, scene):
     expected = kit.stock(model)(inputs_embeds=sequence).logits[0, embeds.shape[1] :]
     torch.testing.assert_close(other.read(other.compress(pixels[:1]), text)[0], expected, atol=1e-4, rtol=0)
     visible = model.config.stage1_length if kind == "full" else 1 + 3 + len(model.config.prompt.newline_ids)
-    assert other.compress(pixels).tokens == visible
+    assert other.compress(pixels).tokens == visible == other.segment_entries
+    assert model.compress(pixels).tokens == model.segment_entries
 
 
 def test_weights_are_shared_and_new_ones_depend_on_the_seed(scene):
@@ -54,6 +55,14 @@ def test_it_survives_saving(scene, tmp_path):
     again = vococache.load_model(tmp_path, device="cpu")
     assert type(again) is type(other)
     assert again.read(again.compress(pixels), text).equal(other.read(other.compress(pixels), text))
+
+
+def test_there_is_a_way_back(scene, tmp_path):
+    model, other, pixels, _ = scene
+    back = with_compression(other, "voco")
+    assert back.compress(pixels).data.equal(model.compress(pixels).data)
+    save_pretrained(back, tmp_path)
+    assert vococache.load_model(tmp_path, device="cpu").compress(pixels).data.equal(back.compress(pixels).data)
 
 
 def test_a_store_is_not_made_with_a_baseline(scene, tmp_path):

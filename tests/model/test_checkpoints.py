@@ -13,7 +13,7 @@ import vococache
 from vococache.errors import ModelError
 from vococache.model.checkpoints import save_pretrained
 from vococache.model.fingerprint import compressor_fingerprint
-from vococache.model.scratch import byte_tokenizer
+from vococache.model.scratch import byte_tokenizer, random_model, small_config
 
 
 def same_weights(a, b):
@@ -240,3 +240,10 @@ def test_the_checkpoints_own_dtype_is_kept_on_a_gpu(kit, tmp_path, monkeypatch):
     weights[KEY] = weights[KEY].float()
     save_file(weights, tmp_path / "model.safetensors")
     same_weights(model, vococache.load_model(tmp_path, device="cpu"))
+
+
+def test_random_weights_are_those_of_their_seed():
+    one, same, other = (random_model(small_config(byte_tokenizer()), seed) for seed in (3, 3, 4))
+    assert all(weight.equal(same.state_dict()[name]) for name, weight in one.state_dict().items())
+    name = "vision_tower.embeddings.class_embedding"
+    assert not one.state_dict()[name].equal(other.state_dict()[name])

@@ -108,7 +108,7 @@ def test_a_neighbour_that_stops_early_changes_no_sampled_answer(scene):
 
 @pytest.mark.parametrize(("top_p", "allowed"), [(0.45, {2}), (0.55, {2, 0}), (0.85, {2, 0, 3}), (1.0, {0, 1, 2, 3})])
 def test_top_p_keeps_the_smallest_nucleus(top_p, allowed):
-    chooser = Chooser(Sampling(temperature=1.0, top_p=top_p), 1, torch.device("cpu"))
+    chooser = Chooser(Sampling(temperature=1.0, top_p=top_p), 1)
     logits = torch.tensor([[0.3, 0.05, 0.5, 0.15]]).log()
     picks = [int(chooser.choose(logits, torch.tensor([0]))) for _ in range(400)]
     assert set(picks) == allowed

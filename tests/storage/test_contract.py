@@ -1,5 +1,7 @@
 """What every store does, on local disk, in fsspec's memory and on an S3 server."""
 
+import multiprocessing
+import os
 import pickle
 
 import fsspec
@@ -188,3 +190,17 @@ def test_pickles_small(store: Store) -> None:
     data = pickle.dumps(store)
     assert len(data) < 2000
     np.testing.assert_array_equal(pickle.loads(data).read("clip"), kv(7))
+
+
+def test_forked_processes_read(store: Store) -> None:
+    """As a data loader's workers do, when this process has read before."""
+    add(store, "v", 5)
+    assert np.array_equal(store.read("v"), kv(5))
+    child = multiprocessing.get_context("fork").Process(target=_read_and_leave, args=(store,))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+
+
+def _read_and_leave(store: Store) -> None:
+    os._exit(0 if len(store.read("v")) == 5 else 1)

@@ -9,7 +9,7 @@ export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000 MALLOC_TOP_PAD_=268
 stage() { # NAME COMMAND...
   local out=$RUNS/$1; shift
   if [ -f "$out/model/config.json" ]; then return; fi
-  local resume=(); if compgen -G "$out/checkpoint-*" > /dev/null; then resume=(--resume); fi
+  local resume=(); if compgen -G "$out/checkpoint-*/trainer_state.json" > /dev/null; then resume=(--resume); fi
   "$@" "${resume[@]}"
 }
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,18 @@ import yaml
 
 import vococache
 from vococache.errors import InputError, StoreMismatchError
-from vococache.model.checkpoints import load_model
+from vococache.model.checkpoints import load_model, save_pretrained
 from vococache.model.fingerprint import compressor_fingerprint
+from vococache.model.voco import IGNORED_LABEL
 from vococache.pipeline.ask import ask, open_reader
 from vococache.pipeline.ingest import ingest
 from vococache.pipeline.synthetic.render import write_clip
 from vococache.pipeline.synthetic.scene import make_scene
+from vococache.pipeline.training.conversations import read_conversations
+from vococache.pipeline.training.examples import collate
 from vococache.pipeline.training.run import train
 from vococache.pipeline.training.settings import TrainSettings, check_stage, read_settings
+from vococache.pipeline.training.stored import StoredExamples
 
 
 def logged(out: Path) -> list[dict[str, str]]:
@@ -236,6 +240,31 @@ class TestFromAStore:
         with pytest.raises(StoreMismatchError):
             open_reader(str(store), model=str(tmp_path / "model"))
 
+    def test_a_row_without_room_is_reported_and_silent(self, corpus: Any, tmp_path: Path) -> None:
+        model, store, rows = corpus
+        short, *_ = read_conversations(rows, rows.parent)
+        long = replace(short, turns=(("x" * 5000, "yes"),))
+        stage = open_reader(str(store), model=str(model))
+        examples = StoredExamples(stage, [short, long], tmp_path / "report.jsonl")
+        batch = collate([examples[0], examples[1]])
+        assert batch["segments"][1] == 0
+        assert (batch["labels"][1] == IGNORED_LABEL).all()
+        (line,) = map(json.loads, (tmp_path / "report.jsonl").read_text().splitlines())
+        assert (line["row"], line["cause"]) == (1, "too long")
+
+    def test_a_reader_goes_on_as_it_is(self, settings: Any, corpus: Any, tmp_path: Path) -> None:
+        model, store, rows = corpus
+        loaded = load_model(model, device="cpu")
+        loaded.add_reader({"kind": "lora", "r": 4})
+        save_pretrained(loaded, tmp_path / "read")
+        data = ({"file": str(rows)},)
+        chosen = settings(
+            model=str(tmp_path / "read"), from_scratch=False, store=str(store), train=("reader",),
+            reader={"kind": "lora", "r": 8}, data=data,
+        )  # fmt: skip
+        with pytest.raises(InputError, match="has a reader already"):
+            train(chosen, tmp_path / "run")
+
     def test_a_store_of_another_model_is_refused(self, settings: Any, corpus: Any, tmp_path: Path) -> None:
         _, store, rows = corpus
         data = ({"file": str(rows)},)
@@ -258,6 +287,7 @@ class TestSettings:
             ("model: m\ndata: [{url: x}]", "is not understood"),
             ("model: m\ndata: [{file: a}]\ntrain: [head]", "unknown parts"),
             ("model: m\ndata: [{file: a}]\nstore: s", "only `train: \\[reader\\]` can learn"),
+            ("model: m\ndata: [{file: a}]\nstore: s\ntrain: [reader]\nteacher: t", "`teacher` needs pixels"),
             ("model: m\ndata: [{file: a}]\ntrain: [reader]", "say which"),
             ("model: m\ndata: [{file: a}]\ntrainer: {seed: 3}", "settings of their own"),
             ("a: [", "cannot be read as YAML"),
@@ -286,3 +316,17 @@ class TestSettings:
     def test_the_trainer_refuses_what_it_does_not_know(self, settings: Any, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="the trainer's settings do not fit"):
             train(settings(trainer={"steps": 3}), tmp_path)
+
+    def test_only_voco_tokens_are_elastic(self, settings: Any, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="`elastic` is about VoCo tokens"):
+            train(settings(elastic=True, compression="full"), tmp_path)
+
+    def test_from_scratch_is_float32_whatever_the_config_names(
+        self, settings: Any, blank: Path, tmp_path: Path
+    ) -> None:
+        shutil.copytree(blank, tmp_path / "half")
+        config = json.loads((blank / "config.json").read_text())
+        config["text_config"]["dtype"] = config["vision_config"]["dtype"] = "float16"
+        (tmp_path / "half/config.json").write_text(json.dumps(config))
+        train(settings(model=str(tmp_path / "half"), trainer={"max_steps": 1}), tmp_path / "run")
+        assert {weight.dtype for weight in weights(tmp_path / "run/model").values()} == {torch.float32}
