@@ -4,6 +4,7 @@ A put object is there as a whole or not at all; keys are relative, with "/". Fai
 line, in which no credentials appear.
 """
 
+import hashlib
 import os
 import re
 import time
@@ -269,9 +270,22 @@ class RemoteObjects(Objects):
     def put(self, key: str, data: Bytes, guard: Callable[[], bool] | None = None) -> str | None:
         if guard is not None and not guard():
             return None
+        data = bytes(data)
         with self._errors("write", key):
-            self._fs.pipe_file(f"{self._root}/{key}", bytes(data))
-        return ""
+            self._fs.pipe_file(f"{self._root}/{key}", data)
+        if len(data) <= SMALL:
+            return ""  # reading it again costs no more than asking for its version
+        # Another writer may have replaced it by now: only a version that is the hash of these bytes is theirs.
+        version = self.version(key)
+        return version if version == hashlib.md5(data, usedforsecurity=False).hexdigest() else ""
+
+    def version(self, key: str) -> str | None:
+        """The entity tag; on most object stores an MD5 of what was put in one piece."""
+        with self._errors("read", key):
+            try:
+                return str(self._fs.info(f"{self._root}/{key}").get("ETag") or "").strip('"')
+            except FileNotFoundError:
+                return None
 
     def delete(self, keys: Iterable[str]) -> None:
         def delete(key: str) -> None:

@@ -8,7 +8,7 @@ from itertools import chain, islice
 import numpy as np
 import numpy.typing as npt
 
-from vococache.errors import VideoError
+from vococache.errors import StoreError, VideoError
 from vococache.model.images import Frame, FrameGeometry
 from vococache.storage import Intent, Store, open_store
 from vococache.storage.format import even_chunk_segments
@@ -56,7 +56,7 @@ class DecodeStage:
         try:
             with local_video(task.source, self.max_copy_bytes) as local:
                 stat, digest = local.stat, local.content_hash
-                for attempt, decoder in enumerate(available_decoders()):
+                for attempt, decoder in self._decoders(task.video, local):
                     try:
                         for row in self._attempt(task, local, attempt, decoder, emitted):
                             emitted += 1
@@ -74,6 +74,16 @@ class DecodeStage:
             content_hash=digest,
         )
         yield Row(video=task.video, end=end, error=joined(reasons))
+
+    def _decoders(self, video: str, local: LocalVideo) -> list[tuple[int, DecoderName]]:
+        """Which decoders to try, each with the number of its attempt: first the one whose chunks the store has."""
+        decoders = list(enumerate(available_decoders()))
+        try:
+            known = self._store.info(video)
+        except StoreError:
+            return decoders
+        same = (known.content_hash, known.sampling) == (local.content_hash, self.sampling.to_dict())
+        return sorted(decoders, key=lambda numbered: not same or numbered[1] != known.decoder)
 
     def _attempt(
         self, task: VideoTask, local: LocalVideo, attempt: int, decoder: DecoderName, emitted: int

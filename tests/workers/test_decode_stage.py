@@ -138,10 +138,10 @@ def test_other_sampling_discards_stored_chunks(tmp_path: Path, make_stage: Stage
     assert store.write_chunk("v", chunk.intent, 0, cache) is None
 
 
-def test_pyav_takes_over_from_the_start(
-    tmp_path: Path, make_stage: StageMaker, monkeypatch: pytest.MonkeyPatch
+def test_pyav_takes_over_from_the_start_and_goes_on_first(
+    tmp_path: Path, make_stage: StageMaker, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """decord fails in the middle: some of its chunks are out already, and all are replaced."""
+    """decord fails in the middle: some of its chunks are out already, and all are replaced, but never PyAV's."""
     receive, seen = Decoder.receive, 0
 
     def failing(self: Decoder, name: str) -> dict[str, object]:
@@ -152,7 +152,8 @@ def test_pyav_takes_over_from_the_start(
         return receive(self, name)
 
     monkeypatch.setattr(Decoder, "receive", failing)
-    chunks = run(make_stage(), make_clip(tmp_path / "clip.mp4", frames=130))
+    path = make_clip(tmp_path / "clip.mp4", frames=130)
+    chunks = run(make_stage(), path)
     end = chunks[-1]
     stale = [chunk for chunk in chunks if chunk.attempt == 0]
     fresh = [chunk for chunk in chunks if chunk.attempt == 1]
@@ -162,6 +163,12 @@ def test_pyav_takes_over_from_the_start(
     assert end.intent == fresh[0].intent != stale[0].intent
     assert end.end is not None
     assert (end.end.decoder, end.end.chunks, end.end.emitted) == ("pyav", 4, 6)
+
+    cache = np.zeros((len(fresh[0].frames), *HEADER.segment_shape), np.float16)  # type: ignore[arg-type]
+    receipt = store.write_chunk("v", end.intent, 0, cache)
+    again = run(make_stage(), path)
+    assert [(chunk.attempt, chunk.index) for chunk in again] == [(1, 0), (1, 1), (1, 2), (1, 3)]
+    assert [chunk.receipt for chunk in again] == [receipt, None, None, None]
 
 
 def test_hanging_decord_costs_the_deadline_and_no_more(tmp_path: Path, make_stage: StageMaker) -> None:
