@@ -53,14 +53,14 @@ class Objective(nn.Module):
         source = VoCoCache(cache) if frames is None else self._source(frames)  # type: ignore[arg-type]
         tokens = self._visible_tokens() if self.elastic and self.training else None
         out = self.voco(source, input_ids, attention_mask, labels, segments=segments, tokens=tokens)
-        logits, targets = out["logits"].float(), out["targets"]
-        loss = F.cross_entropy(logits, targets, reduction="sum")
+        logits, targets = out["logits"], out["targets"]
+        loss = out["loss"] * max(1, len(targets))
         if self._teacher and self.training:
             with torch.no_grad():
                 seen = source if isinstance(source, Tensor) else self._teacher[0].empty_cache()  # of a text alone
                 taught = self._teacher[0](seen, input_ids, attention_mask, labels, segments=segments)["logits"]
             divergence = F.kl_div(
-                logits.log_softmax(-1), taught.float().log_softmax(-1), reduction="sum", log_target=True
+                logits.float().log_softmax(-1), taught.float().log_softmax(-1), reduction="sum", log_target=True
             )
             loss = (1 - self.weight) * loss + self.weight * divergence
         predicted = torch.full_like(labels, IGNORED_LABEL)

@@ -254,8 +254,8 @@ class VoCoModel(nn.Module):
         the row's cache but not one another. `labels`: [B, L], -100 where ignored.
 
         Without labels, returns `logits` [B, L, V]. With labels: `loss`, the mean cross-entropy of the N labelled
-        tokens given what precedes each in its text (a text's first token is never labelled), `logits` [N, V], from
-        which they are predicted, `targets` [N], and their places `row` and `column` [N].
+        tokens (0 of none) given what precedes each in its text (a text's first is never labelled), `logits` [N, V],
+        from which they are predicted, `targets` [N], and their places `row` and `column` [N].
         """
         rows = len(input_ids)
         if isinstance(pixel_values, VoCoCache):
@@ -280,7 +280,7 @@ class VoCoModel(nn.Module):
         row, column = ((labels.to(self.device) != IGNORED_LABEL) & (previous >= 0)).nonzero(as_tuple=True)
         targets = labels.to(self.device)[row, column]
         logits = self.logits(hidden[row, previous[row, column]])
-        loss = F.cross_entropy(logits.float(), targets)
+        loss = F.cross_entropy(logits.float(), targets, reduction="sum") / max(1, len(targets))
         return {"loss": loss, "logits": logits, "targets": targets, "row": row, "column": column}
 
     # ---- checks --------------------------------------------------------------------------------------
