@@ -56,6 +56,14 @@ class View:
     def one_of(self, *phrasings: str) -> str:
         return self.random.choice(phrasings)
 
+    def mostly(self, usual: str, opposite: str) -> str:
+        """The usual word three times in four.
+
+        Were its opposite as frequent, what the pictures show would by itself be tied to neither answer, and a
+        training that starts with such ties could not begin.
+        """
+        return usual if self.random.random() < 0.75 else opposite
+
     def name(self, thing: Thing) -> str:
         """A phrase that fits this object alone: "the red circle", "the circle", "the red object"."""
         others = [other for other in self.scene.things if other is not thing]
@@ -513,13 +521,9 @@ def happens_first(view: View) -> Asked | None:
     events = _events(view.scene)
     if len(events) != 2 or events[0].action == events[1].action or not _nothing_else(view, events):
         return None
-    early = view.random.random() < 0.5
-    asked = (
-        view.one_of("what happens first?", "what is the first change?")
-        if early
-        else view.one_of("what happens last?", "what is the last change?")
-    )
-    return asked, events[0 if early else 1].action
+    when = view.mostly("first", "last")
+    asked = view.one_of(f"what happens {when}?", f"what is the {when} change?")
+    return asked, events[0 if when == "first" else 1].action
 
 
 @template("order")
@@ -527,13 +531,10 @@ def shape_first(view: View) -> Asked | None:
     events = _events(view.scene)
     if len(events) != 2 or events[0].shape == events[1].shape or not _nothing_else(view, events):
         return None
-    early = view.random.random() < 0.5
+    when = view.mostly("first", "last")
     one, two = view.random.sample([view.full_name(thing) for thing in events], 2)
-    answer = events[0 if early else 1].shape
-    return view.one_of(
-        f"what shape changes {'first' if early else 'last'}?",
-        f"which changes {'first' if early else 'last'}, {one} or {two}?",
-    ), answer
+    asked = view.one_of(f"what shape changes {when}?", f"which changes {when}, {one} or {two}?")
+    return asked, events[0 if when == "first" else 1].shape
 
 
 @template("order")
@@ -542,9 +543,9 @@ def colour_first(view: View) -> Asked | None:
     events = [thing for thing in events if thing.action == view.thing.action]
     if len(events) != 2 or events[0].colour == events[1].colour:
         return None
-    early = view.random.random() < 0.5
-    asked = f"what color is the object that {events[0].action} {'first' if early else 'last'}?"
-    return asked, events[0 if early else 1].colour
+    when = view.mostly("first", "last")
+    asked = f"what color is the object that {events[0].action} {when}?"
+    return asked, events[0 if when == "first" else 1].colour
 
 
 @template("order")
@@ -553,7 +554,7 @@ def happens_before(view: View) -> Asked | None:
     if len(events) < 2 or view.thing not in events:
         return None
     other = view.random.choice([thing for thing in events if thing is not view.thing])
-    word = view.random.choice(("before", "after"))
+    word = view.mostly("before", "after")
     truth = (view.thing.at < other.at) == (word == "before")
     return f"does {view.name(view.thing)} change {word} {view.name(other)}?", "yes" if truth else "no"
 
@@ -619,7 +620,7 @@ def faster(view: View) -> Asked | None:
     if behind.shape == ahead.shape:
         return None
     one, two = view.random.sample([view.full_name(behind), view.full_name(ahead)], 2)
-    word = view.random.choice(("faster", "slower"))
+    word = view.mostly("faster", "slower")
     quick, slow = (behind, ahead) if view.scene.event == "overtaking" else (ahead, behind)
     return f"which is {word}, {one} or {two}?", (quick if word == "faster" else slow).shape
 
@@ -633,7 +634,7 @@ def ahead_then(view: View) -> Asked | None:
     if behind.shape == ahead.shape:
         return None
     one, two = view.random.sample([view.full_name(behind), view.full_name(ahead)], 2)
-    when = view.random.choice(("at the beginning", "at the end"))
+    when = view.mostly("at the beginning", "at the end")
     passed = when == "at the end" and view.scene.event == "overtaking"
     return f"which is ahead {when}, {one} or {two}?", (behind if passed else ahead).shape
 
