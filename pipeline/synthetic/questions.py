@@ -614,29 +614,25 @@ def overtakes(view: View) -> Asked | None:
 
 @template("interaction")
 def faster(view: View) -> Asked | None:
-    if view.scene.event not in ("overtaking", "pursuit") or view.thing not in _met(view.scene):
+    rivals = _rivals(view)
+    if rivals is None:
         return None
-    behind, ahead = _met(view.scene)
-    if behind.shape == ahead.shape:
-        return None
-    one, two = view.random.sample([view.full_name(behind), view.full_name(ahead)], 2)
+    behind, ahead, choice = rivals
     word = view.mostly("faster", "slower")
     quick, slow = (behind, ahead) if view.scene.event == "overtaking" else (ahead, behind)
-    return f"which is {word}, {one} or {two}?", (quick if word == "faster" else slow).shape
+    return f"which is {word}, {choice}?", (quick if word == "faster" else slow).shape
 
 
 @template("interaction")
 def ahead_then(view: View) -> Asked | None:
     """Which of two that move the same way is in front, at the start or at the end."""
-    if view.scene.event not in ("overtaking", "pursuit") or view.thing not in _met(view.scene):
+    rivals = _rivals(view)
+    if rivals is None:
         return None
-    behind, ahead = _met(view.scene)
-    if behind.shape == ahead.shape:
-        return None
-    one, two = view.random.sample([view.full_name(behind), view.full_name(ahead)], 2)
+    behind, ahead, choice = rivals
     when = view.mostly("at the beginning", "at the end")
     passed = when == "at the end" and view.scene.event == "overtaking"
-    return f"which is ahead {when}, {one} or {two}?", (behind if passed else ahead).shape
+    return f"which is ahead {when}, {choice}?", (behind if passed else ahead).shape
 
 
 # ---- what templates share --------------------------------------------------------------------------------
@@ -678,6 +674,16 @@ def _events(scene: Scene) -> list[Thing]:
 def _nothing_else(view: View, events: list[Thing]) -> bool:
     """Is the view's object one of these, and does no other object do anything that might be called an event?"""
     return view.thing in events and all(thing in events or thing.action == "nothing" for thing in view.scene.things)
+
+
+def _rivals(view: View) -> tuple[Thing, Thing, str] | None:
+    """Of two of different shape that move the same way: the one behind, the one ahead, "the ... or the ..."."""
+    if view.scene.event not in ("overtaking", "pursuit") or view.thing not in _met(view.scene):
+        return None
+    behind, ahead = _met(view.scene)
+    if behind.shape == ahead.shape:
+        return None
+    return behind, ahead, " or ".join(view.random.sample([view.full_name(behind), view.full_name(ahead)], 2))
 
 
 def _met(scene: Scene) -> tuple[Thing, Thing]:
