@@ -116,13 +116,19 @@ def chat(
     end: float | None = None,
     tokens: int | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
 ) -> Iterator[str]:
     """Answers to `questions` as they come: one conversation over one cache that is loaded and placed once."""
     check_window(start, end)
     context = stage.load([video_id(text) for text in videos], start=start, end=end, tokens=tokens, room=max_new_tokens)
+    from vococache.model.generate import Sampling
+
+    sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
     history: list[tuple[str, str]] = []
     for question in questions:
-        (answer,) = stage.answer(context, [question], max_new_tokens=max_new_tokens, history=history)
+        (answer,) = stage.answer(context, [question], max_new_tokens=max_new_tokens, sampling=sampling, history=history)
         history.append((question, answer.answer))
         yield answer.answer
 

@@ -61,8 +61,8 @@ def main() -> None:
         code = error.exit_code
     except VoCoError as error:
         code = _say(f"error: {error}", EXIT_BAD_INPUT)
-    except BrokenPipeError:
-        code = 0  # the reader of our output has seen enough
+    except OSError as error:  # a folder that cannot be written, a full disk
+        code = _say(f"error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), EXIT_BAD_INPUT)
     sys.exit(code or 0)
 
 
@@ -114,7 +114,10 @@ def ingest(
     if dry_run:
         from vococache.pipeline.estimate import estimate
 
-        planning = ("store", "fps", "num_frames", "model", "tokens", "segment_frames", "dtype", "quantize", "device")
+        planning = (
+            "store", "fps", "num_frames", "model", "tokens", "segment_frames", "dtype", "quantize", "device",
+            "overwrite", "check_content", "retry_failed",
+        )  # fmt: skip
         found = estimate(videos, **{key: options[key] for key in planning})
         click.echo(json.dumps(found.to_dict()) if as_json else found.describe())
         return 0
@@ -255,8 +258,7 @@ def ask(
     if note := stage.model.config.extra.get("note"):
         click.echo(f"voco: {note}", err=True)
     if not questions:
-        keys = ("start", "end", "tokens", "max_new_tokens")
-        for text in asking.chat(stage, videos, _read_lines(), **{key: options[key] for key in keys}):
+        for text in asking.chat(stage, videos, _read_lines(), **options):
             click.echo(json.dumps({"answer": text}) if as_json else text)
         return 0
     found = asking.ask(stage, videos, questions, **options)

@@ -180,7 +180,8 @@ def judge_command(
         )  # fmt: skip
     found = judging.summarise(judge, records, verdicts)
     counts = ", ".join(f"{count} {name}" for name, count in found.counts.items())
-    click.echo(f"{run}: {counts}; next: voco eval report {run} --judge-model {judge_model}")
+    prompt = "" if judge_prompt is None else f" --judge-prompt {judge_prompt}"
+    click.echo(f"{run}: {counts}; next: voco eval report {run} --judge-model {judge_model}{prompt}")
     return 0 if dry_run or not found.counts.keys() & {judging.UNPARSEABLE, judging.UNREACHED} else EXIT_SOME_FAILED
 
 

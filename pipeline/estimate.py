@@ -59,6 +59,9 @@ def estimate(
     dtype: str | None = None,
     quantize: str | None = None,
     device: str | None = None,
+    overwrite: bool = False,
+    check_content: bool = False,
+    retry_failed: bool = False,
 ) -> Estimate:
     """Size up `ingest` with the same arguments, from the videos' own headers and a short measurement.
 
@@ -77,7 +80,7 @@ def estimate(
     if is_store(store):
         opened = open_store(store, "r", header=header)
         header = opened.header
-        plan = make_plan(sources, opened, sampling, False, False, False)
+        plan = make_plan(sources, opened, sampling, overwrite, check_content, retry_failed)
         work = {task.video: task.source for task in plan.work}
     result = Estimate()
     measurable: str | None = None
@@ -87,11 +90,13 @@ def estimate(
                 result.unknown[video] = "remote: not fetched for an estimate"
                 continue
             try:
-                duration = decoder.probe(location).duration
+                frames = sampling.expected_frames(decoder.probe(location).duration)
             except VideoError as error:
                 result.unknown[video] = str(error)
                 continue
-            frames = sampling.num_frames or max(1, math.ceil((duration or 0) * (sampling.fps or 1.0)))
+            if frames is None:
+                result.unknown[video] = "its file does not say how long it is"
+                continue
             result.videos += 1
             result.segments += math.ceil(frames / header.frames_per_segment)
             measurable = measurable or location

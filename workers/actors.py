@@ -415,7 +415,10 @@ class _AnswerActor:
 
         if self.broken is not None:
             return {"facts": json.dumps(_raising(self.broken))}
-        video, replies, seconds = self.stage.timed(Asked(**json.loads(block["asked"])))
+        try:
+            video, replies, seconds = self.stage.timed(Asked(**json.loads(block["asked"])))
+        except VoCoError as error:
+            return {"facts": json.dumps(_raising(error))}
         return {
             "facts": json.dumps({"video": video, "replies": [asdict(reply) for reply in replies], "seconds": seconds})
         }

@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass, field
 
-from vococache.errors import InputError, VoCoError
+from vococache.errors import InputError, StoreError, VoCoError
 from vococache.model import load_model
 from vococache.model.fingerprint import model_digest
 from vococache.storage import open_store
@@ -33,7 +33,8 @@ class Reply:
 class AnswerStage:
     """Answers greedily from a store. `tokens`: read only the first so many of each segment.
 
-    A question that cannot be answered, or a video that cannot be read, costs itself alone.
+    A question that cannot be answered, or a video that is damaged or not there, costs itself alone; a store out of
+    reach ends the run, which goes on with the same command.
     """
 
     store_url: str
@@ -45,10 +46,12 @@ class AnswerStage:
     _reason: ReasonStage | None = field(default=None, init=False, repr=False)
 
     def setup(self) -> ReasonStage:
-        """Load the model and open the store. Raises `ModelError`, `StoreError`."""
+        """Load the model and open the store. Raises `ModelError`, `StoreError`, `InputError`."""
         if self._reason is None:
             model = load_model(self.model, dtype=self.dtype, device=self.device)
-            self._reason = ReasonStage(model, open_store(self.store_url))
+            reason = ReasonStage(model, open_store(self.store_url))
+            reason.check_tokens(self.tokens)
+            self._reason = reason
         return self._reason
 
     def describe(self) -> dict[str, str | int | None]:
@@ -79,6 +82,8 @@ class AnswerStage:
         try:
             context = stage.load([asked.video], tokens=self.tokens)
         except VoCoError as error:
+            if type(error) is StoreError:  # out of reach, for a while: no fault of this video
+                raise
             return [Reply("", 0, f"{type(error).__name__}: {error}") for _ in asked.questions]
         replies: dict[int, Reply] = {}
         fitting = []

@@ -97,14 +97,19 @@ class ReasonStage:
         with `ContextLimitError`, which names the time window that would fit.
         """
         started = time.perf_counter()
-        k = self.store.header.tokens if tokens is None else tokens
-        if not 1 <= k <= self.store.header.tokens:
-            raise InputError(f"the store keeps 1 to {self.store.header.tokens} tokens of a segment, asked for {k}")
+        k = self.check_tokens(tokens)
         spans = [self.select(video, start, end) for video in videos]
         self.check_room(spans, k, room)
         caches = [self.read(span, k) for span in spans]
         placed = self.model.place(VoCoCache.join(caches) if len(caches) > 1 else caches[0])
         return Context(spans=spans, tokens=k, placed=placed, load_seconds=time.perf_counter() - started)
+
+    def check_tokens(self, tokens: int | None) -> int:
+        """How many tokens of each segment are read, by default all. Refuses more than the store has."""
+        has = self.store.header.tokens
+        if tokens is not None and not 1 <= tokens <= has:
+            raise InputError(f"the store keeps 1 to {has} tokens of a segment, asked for {tokens}")
+        return has if tokens is None else tokens
 
     def check_room(self, spans: Sequence[SegmentSpan], k: int, room: int) -> None:
         """Refuse segments that leave fewer than `room` positions, naming the window that would fit."""

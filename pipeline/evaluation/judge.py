@@ -12,7 +12,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
@@ -27,6 +27,7 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 ASKS = 3  # of one question, while replies cannot be understood
 RETRIES = 5  # of one request, by the client, with growing pauses: refused connections, 408, 409, 429, 5xx
 YES, NO, UNPARSEABLE, UNREACHED = "yes", "no", "unparseable", "unreached"
+UNJUDGED = "unjudged"  # no verdict yet
 REPLY_TOKENS = 32
 CHARACTERS_A_TOKEN = 4  # of English, about
 PROMPT = """\
@@ -96,13 +97,13 @@ class Judge:
 def parse_reply(text: str) -> tuple[str, float] | None:
     """ "yes" or "no", and the score; None unless the text is one dictionary of exactly these (JSON, or Python's)."""
     text = re.sub(r"\A```(?:json|python)?\s*(.*?)\s*```\Z", r"\1", text.strip(), flags=re.DOTALL)
-    try:
-        found = json.loads(text)
-    except ValueError:
+    found: object = None
+    for parse in (json.loads, ast.literal_eval):
         try:
-            found = ast.literal_eval(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            return None
+            found = parse(text)
+            break
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            continue  # whatever a model writes: "{{...}}" is an unhashable set to Python
     if not isinstance(found, dict) or found.keys() != {"pred", "score"}:
         return None
     pred, score = found["pred"], found["score"]
@@ -186,9 +187,17 @@ def judge_run(
     if dry_run or not open_records:
         return file
     with _client(judge) as client, ThreadPoolExecutor(judge.concurrency) as pool:
-        for done, verdict in enumerate(pool.map(lambda item: _ask(client, judge, *item), open_records.items()), 1):
-            file.add(verdict)
-            on_progress(done, len(open_records))
+
+        def settle(key: str, record: Record) -> None:
+            file.add(_ask(client, judge, key, record, file))  # at once: a call that hangs holds up no other's verdict
+
+        calls = [pool.submit(settle, key, record) for key, record in open_records.items()]
+        try:
+            for done, call in enumerate(as_completed(calls), 1):
+                call.result()
+                on_progress(done, len(calls))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
     return file
 
 
@@ -203,8 +212,8 @@ def _client(judge: Judge) -> Any:
     return OpenAI(base_url=judge.url, api_key=key, max_retries=RETRIES, timeout=judge.timeout)
 
 
-def _ask(client: Any, judge: Judge, key: str, record: Record) -> Verdict:
-    """One question's verdict. Raises `InputError` where the endpoint refuses the key, the model or the request."""
+def _ask(client: Any, judge: Judge, key: str, record: Record, file: VerdictFile) -> Verdict:
+    """One question's verdict. Raises `InputError` where the endpoint refuses the key, the model, or all requests."""
     import openai
 
     reply = ""
@@ -217,6 +226,8 @@ def _ask(client: Any, judge: Judge, key: str, record: Record) -> Verdict:
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
             raise InputError(f"judge {judge.url} refuses: {type(error).__name__} (HTTP {error.status_code})") from None
         except openai.BadRequestError as error:
+            if any(map(file.settled, list(file.known))):  # it understands others: this one it may find too long or bad
+                return Verdict(key, UNREACHED, None, f"{type(error).__name__}: {error.message}")
             raise InputError(f"judge {judge.url} does not understand the request: {error.message}") from None
         except openai.OpenAIError as error:
             return Verdict(key, UNREACHED, None, f"{type(error).__name__}: {error}")
@@ -259,7 +270,7 @@ def _verdict(judge: Judge, record: Record, file: VerdictFile) -> tuple[str, floa
     if record.status != ANSWERED:
         return "unanswered", None
     found = file.known.get(judge.key(record))
-    return ("unjudged", None) if found is None else (found.pred, found.score)
+    return (UNJUDGED, None) if found is None else (found.pred, found.score)
 
 
 def read_prompt(path: Path | None) -> str:

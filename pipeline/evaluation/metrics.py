@@ -24,8 +24,9 @@ def normalise(text: str) -> str:
     """Case folded; punctuation, articles and further spaces gone; number words up to ten as digits."""
     words = []
     for word in unicodedata.normalize("NFKC", text).casefold().replace("'", "").split():
-        # Inside a number, points and colons mean something.
-        parts = [word.strip(".,:;!?")] if _NUMBER.fullmatch(word.strip('.,:;!?"()')) else re.split(r"[^\w]+|_", word)
+        # Inside a number, points and colons mean something, and commas only part its thousands.
+        bare = word.strip('.,:;!?"()')
+        parts = [bare.replace(",", "")] if _NUMBER.fullmatch(bare) else re.split(r"[^\w]+|_", word)
         words += [_DIGITS.get(part, part) for part in parts if part and part not in _ARTICLES]
     return " ".join(words)
 

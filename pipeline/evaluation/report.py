@@ -10,7 +10,7 @@ from typing import Any
 from vococache.errors import InputError
 from vococache.pipeline.bootstrap import interval
 from vococache.pipeline.evaluation.datasets import DATA_SETS
-from vococache.pipeline.evaluation.judge import VERDICTS, Judge, Judged, VerdictFile, summarise
+from vococache.pipeline.evaluation.judge import UNJUDGED, VERDICTS, Judge, Judged, VerdictFile, summarise
 from vococache.pipeline.evaluation.metrics import Similarity, exact_match, wups
 from vococache.pipeline.evaluation.records import ANSWERED, ANSWERS, FAILED, MISSING, Record, Settings, read_answers
 
@@ -159,8 +159,11 @@ def beside_published(runs: Sequence[Figures]) -> Rows:
         cells = [GAP] * 2 * len(BENCHMARKS)
         if (name := run.settings["data_set"]) in BENCHMARKS:
             at = 2 * BENCHMARKS.index(name)
-            cells[at] = _percent(run.accuracy if run.judged is None else run.judged.accuracy)
-            if run.judged is not None and run.judged.score is not None:
+            if run.judged is None:
+                cells[at] = _percent(run.accuracy)
+            elif UNJUDGED not in run.judged.counts:  # a part of the verdicts is no figure
+                cells[at] = _percent(run.judged.accuracy)
+            if run.judged is not None and UNJUDGED not in run.judged.counts and run.judged.score is not None:
                 cells[at + 1] = f"{run.judged.score:.1f}"
         source = "this run, exact match" if run.judged is None else f"this run, judge {run.judged.model}"
         shape = (str(run.settings.get(key, GAP)) for key in ("vision", "language", "resolution", "tokens_a_segment"))

@@ -31,6 +31,7 @@ from vococache.pipeline.evaluation.records import (
 )
 from vococache.pipeline.ingest import absolute, ingest
 from vococache.storage import VideoInfo, open_store, safe_key
+from vococache.storage.objects import redact
 
 if TYPE_CHECKING:
     from vococache.workers.answering import AnswerStage, Reply
@@ -210,7 +211,7 @@ def _settings(evaluation: Evaluation, stage: "AnswerStage", sampling: object, di
         "annotations": digest,
         "questions": questions,
         "shard": list(evaluation.shard),
-        "store": stage.store_url,
+        "store": redact(stage.store_url),
         "sampling": sampling,
         "tokens": evaluation.tokens,
         "max_new_tokens": evaluation.max_new_tokens,

@@ -160,6 +160,21 @@ def test_a_dry_run_tells_and_does_nothing(voco: Voco, clips: Path, tmp_path: Pat
     assert not (tmp_path / "none").exists()
 
 
+def test_a_dry_run_counts_what_the_run_would_do(voco: Voco, store: Path, clips: Path) -> None:
+    again = voco("ingest", clips, "--store", store, "--fps", 2, "--dry-run", "--json")
+    assert again.json["videos"] == 1  # type: ignore[index, call-overload]
+    other = voco("ingest", clips, "--store", store, "--fps", 1, "--overwrite", "--dry-run", "--json")
+    assert other.json["videos"] == 3  # type: ignore[index, call-overload]
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(voco: Voco, clips: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = voco("synthetic", "msvd-qa", tmp_path / "file/below")
+    assert result.code == 2
+    assert len(result.err.splitlines()) == 1
+    assert "Not a directory" in result.err
+
+
 def test_looking_after_a_store(voco: Voco, store: Path, tmp_path: Path) -> None:
     own = Path(shutil.copytree(store, tmp_path / "own"))
     assert voco("verify", own).code == 0

@@ -204,6 +204,36 @@ def test_verdicts_are_kept(server: Server, tmp_path: Path) -> None:
     assert len(server.requests) == 11, "a question that comes twice is judged once"
 
 
+def test_one_request_that_is_refused_costs_itself_alone(server: Server, tmp_path: Path) -> None:
+    run(server, records(1), tmp_path)
+    server.answer = lambda body, count: (
+        (400, {"error": {"message": "too bad"}}) if "what is 1?" in str(body) else chat('{"pred": "no", "score": 0}')
+    )
+    assert run(server, records(3), tmp_path).counts == {"no": 1, "unreached": 1, "yes": 1}
+
+
+def test_a_call_that_hangs_holds_up_no_other_verdict(server: Server, tmp_path: Path) -> None:
+    over = threading.Event()
+
+    def answer(body: dict[str, Any], count: int) -> Answer:
+        if "what is 0?" in str(body):  # the first of all
+            over.wait(30)
+        return chat('{"pred": "yes", "score": 5}')
+
+    server.answer = answer
+    kept: list[int] = []
+
+    def update(done: int, total: int) -> None:
+        kept.append(len(VerdictFile(tmp_path / judging.VERDICTS).known))
+        if done == total - 1:
+            over.set()
+
+    judge = Judge(url=server.url, model="m", concurrency=2)
+    judge_run(judge, records(4), tmp_path, say=lambda line: None, on_progress=update)
+    assert len(kept) == 4
+    assert all(known >= done for done, known in enumerate(kept, 1))
+
+
 def test_calls_at_once_are_limited(server: Server, tmp_path: Path) -> None:
     def answer(body: dict[str, Any], count: int) -> Answer:
         time.sleep(0.05)
@@ -248,6 +278,8 @@ def test_the_estimate_comes_before_the_first_call(server: Server, tmp_path: Path
         ("{'pred': 'yes', 'score': 5} and more", None),
         ("__import__('os').system('true')", None),
         ("(" * 5000, None),
+        ("[" * 100_000, None),
+        ('{{"pred": "yes", "score": 5}}', None),
         ("", None),
     ],
 )

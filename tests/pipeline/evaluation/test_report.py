@@ -169,4 +169,8 @@ def test_a_judges_figures_stand_beside_exact_match(tmp_path: Path) -> None:
     assert "this run, judge gpt-test" in text
     assert "50 unparseable, 50 yes" in text
     assert "exact match, of all" in text
-    assert report.figures(run, judge=Judge(url="", model="another")).judged.counts == {"unjudged": 100}  # type: ignore[union-attr]
+    other = report.figures(run, judge=Judge(url="", model="another"))
+    assert other.judged is not None
+    assert other.judged.counts == {"unjudged": 100}
+    (row,) = (row for row in report.beside_published([other]) if "this run, judge another" in row)
+    assert set(row[5:-1]) == {report.GAP}, "no verdicts, no figure"

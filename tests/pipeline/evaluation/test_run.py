@@ -167,6 +167,12 @@ def test_from_the_store_alone(corpus: Corpus, tmp_path: Path) -> None:
         evaluate(corpus.evaluation("jsonl", annotations=nowhere, videos=None), tmp_path / "none")
 
 
+def test_tokens_that_the_store_does_not_have_are_refused(corpus: Corpus, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="the store keeps 1 to 4 tokens of a segment, asked for 99"):
+        evaluate(corpus.evaluation("activitynet-qa", tokens=99), tmp_path)
+    assert not (tmp_path / "answers.jsonl").exists()
+
+
 def test_limit(corpus: Corpus, tmp_path: Path) -> None:
     found = records_of(evaluate(corpus.evaluation("activitynet-qa", limit=7), tmp_path))
     assert len(found) == 7
