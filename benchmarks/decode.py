@@ -79,14 +79,14 @@ def main() -> None:
         if "decord" in names:
             contenders["bare loop, decord"] = bare_decord
         times: dict[str, list[float]] = {name: [] for name in contenders}
-        for _ in range(args.rounds):
+        for _ in range(1 + args.rounds):  # the first is a warm-up
             for path in paths:  # by turns, so that a busy moment of the machine hits all alike
                 for name, decode in contenders.items():
                     started = time.perf_counter()
                     frames = decode(path)
                     times[name].append(time.perf_counter() - started)
                     assert len(frames) == args.seconds, (name, len(frames))
-    medians = {name: statistics.median(found[len(contenders) :]) for name, found in times.items()}
+    medians = {name: statistics.median(found[len(paths) :]) for name, found in times.items()}
     fastest = min(seconds for name, seconds in medians.items() if name.startswith("bare"))
     ratio = fastest / medians[f"child, {names[0]}"]
     rows = [["", "ms a clip", "x real time", "against the faster bare loop"]]
