@@ -66,8 +66,7 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
     given = set(named.values())
     unnamed = [location for location in dict.fromkeys(found) if location not in given]
     for video, location in give_ids(unnamed).items():
-        if named.setdefault(video, location) != location:
-            raise InputError(f"id {video!r} stands for {named[video]} and {location}: name one in a manifest")
+        claim(named, video, location)
     return [Source(video, location) for video, location in sorted(named.items())]
 
 
@@ -127,10 +126,14 @@ def give_ids(locations: Iterable[str]) -> dict[str, str]:
     clashing = {location for location, stem in stems.items() if count[safe_key(stem)] > 1}
     common = common_folder(clashing)
     for location, stem in stems.items():
-        video = safe_key(stem if location not in clashing else location.removeprefix(common))
-        if ids.setdefault(video, location) != location:
-            raise InputError(f"id {video!r} stands for {ids[video]} and {location}: name one in a manifest")
+        claim(ids, safe_key(stem if location not in clashing else location.removeprefix(common)), location)
     return ids
+
+
+def claim(ids: dict[str, str], video: str, location: str) -> None:
+    """Enter a location under its id. Raises `InputError` where another has it."""
+    if ids.setdefault(video, location) != location:
+        raise InputError(f"id {video!r} stands for {ids[video]} and {location}: name one in a manifest")
 
 
 def common_folder(locations: Collection[str]) -> str:

@@ -6,6 +6,7 @@ the pools starve each other on a small machine), and a fixed number of torch thr
 on the machine).
 """
 
+import gc
 import json
 import logging
 import os
@@ -168,7 +169,8 @@ def describe_compressor(compressor: "Compressor", device: str | None) -> StoreHe
     from vococache.workers.compress import store_header
 
     header = store_header(compressor.load(device))
-    torch.cuda.empty_cache()  # the model is gone: leave its memory to the actors
+    gc.collect()  # the model: its layers refer to themselves
+    torch.cuda.empty_cache()  # leave its memory to the actors
     return header
 
 

@@ -57,7 +57,7 @@ def content_hash(source: str) -> str:
     try:
         with _open(source) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except Exception as error:
+    except Exception as error:  # as above
         raise VideoError(f"cannot be read: {describe(error)}") from None
 
 
@@ -105,7 +105,7 @@ def _copy(source: str, file: IO[bytes], max_bytes: int) -> str:
         file.flush()
     except VideoError:
         raise
-    except Exception as error:
+    except Exception as error:  # as in `stat_source`
         raise VideoError(f"cannot be copied: {describe(error)}") from None
     return digest.hexdigest()
 

@@ -163,8 +163,8 @@ def beside_published(runs: Sequence[Figures]) -> Rows:
                 cells[at] = _percent(run.accuracy)
             elif UNJUDGED not in run.judged.counts:  # a part of the verdicts is no figure
                 cells[at] = _percent(run.judged.accuracy)
-            if run.judged is not None and UNJUDGED not in run.judged.counts and run.judged.score is not None:
-                cells[at + 1] = f"{run.judged.score:.1f}"
+                if run.judged.score is not None:
+                    cells[at + 1] = f"{run.judged.score:.1f}"
         source = "this run, exact match" if run.judged is None else f"this run, judge {run.judged.model}"
         shape = (str(run.settings.get(key, GAP)) for key in ("vision", "language", "resolution", "tokens_a_segment"))
         rows.append((run.run, *shape, *cells, source))

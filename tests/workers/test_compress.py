@@ -104,7 +104,8 @@ def test_a_video_that_a_quantized_store_cannot_hold_costs_itself(model: VoCoMode
         stage._model.language_model.layers[0].self_attn.k_proj.weight.mul_(1e7)
     row = Row(video="v", index=0, intent=intent.token, frames=frames_of(model, 4), timestamps=np.zeros((4, 1)))
     failed = stage.process(row)
-    assert failed.error
+    assert failed.error is not None
+    assert "nothing written" in failed.error, "as the store says, not the model"
     assert failed.receipt is None
 
 

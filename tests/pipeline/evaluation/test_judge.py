@@ -213,11 +213,11 @@ def test_one_request_that_is_refused_costs_itself_alone(server: Server, tmp_path
 
 
 def test_a_call_that_hangs_holds_up_no_other_verdict(server: Server, tmp_path: Path) -> None:
-    over = threading.Event()
+    over, released = threading.Event(), list[bool]()
 
     def answer(body: dict[str, Any], count: int) -> Answer:
         if "what is 0?" in str(body):  # the first of all
-            over.wait(30)
+            released.append(over.wait(30))
         return chat('{"pred": "yes", "score": 5}')
 
     server.answer = answer
@@ -230,6 +230,7 @@ def test_a_call_that_hangs_holds_up_no_other_verdict(server: Server, tmp_path: P
 
     judge = Judge(url=server.url, model="m", concurrency=2)
     judge_run(judge, records(4), tmp_path, say=lambda line: None, on_progress=update)
+    assert released == [True], "the others were done before it"
     assert len(kept) == 4
     assert all(known >= done for done, known in enumerate(kept, 1))
 
