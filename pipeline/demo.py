@@ -79,7 +79,7 @@ def _tell_times(stage: "ReasonStage", paths: Sequence[Path], question: str, say:
             ask(stage, path.stem, question, max_new_tokens=1)
             cached.append(time.perf_counter() - started)
             started = time.perf_counter()
-            frames = [pixels for _, pixels in decoder.open(str(path), sampling, geometry, "decord")]
+            frames = [pixels for _, pixels in decoder.open(str(path), sampling, geometry)]
             with torch.inference_mode():
                 pixels = stage.model.pixel_values(torch.stack([torch.from_numpy(frame) for frame in frames])[:, None])
                 cache = stage.model.compress(pixels)

@@ -4,8 +4,9 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
+from itertools import islice, product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from vococache.workers.source import is_url
 if TYPE_CHECKING:
     from vococache.model.voco import VoCoModel
     from vococache.storage import StoreHeader
-    from vococache.workers.decoder import Decoder
+    from vococache.workers.decoder import Decoder, DecoderName
 
 MEASURED_SEGMENTS = 16
 
@@ -70,7 +71,7 @@ def estimate(
     from vococache.pipeline.plan import make_plan
     from vococache.storage import is_store, open_store
     from vococache.workers.compress import Compressor, store_header
-    from vococache.workers.decoder import Decoder
+    from vococache.workers.decoder import Decoder, available_decoders
 
     sampling = Sampling(fps=fps, num_frames=num_frames)
     sources = find_sources([videos] if isinstance(videos, str) else videos)
@@ -83,7 +84,7 @@ def estimate(
         plan = make_plan(sources, opened, sampling, overwrite, check_content, retry_failed)
         work = {task.video: task.source for task in plan.work}
     result = Estimate()
-    measurable: str | None = None
+    measurable: list[str] = []
     with Decoder() as decoder:
         for video, location in work.items():
             if is_url(location):
@@ -99,26 +100,38 @@ def estimate(
                 continue
             result.videos += 1
             result.segments += math.ceil(frames / header.frames_per_segment)
-            measurable = measurable or location
-        if measurable is not None:
-            each = seconds_per_segment(decoder, measurable, sampling, loaded, header)
-            result.seconds = each * result.segments / (os.cpu_count() or 1)
+            measurable.append(location)
+        for location, name in product(measurable, available_decoders()):
+            with suppress(VideoError):
+                each = seconds_per_segment(decoder, location, name, sampling, loaded, header)
+                result.seconds = each * result.segments / (os.cpu_count() or 1)
+                break
     result.bytes = result.segments * header.stored_segment_bytes
     return result
 
 
 def seconds_per_segment(
-    decoder: "Decoder", location: str, sampling: Sampling, model: "VoCoModel", header: "StoreHeader"
+    decoder: "Decoder",
+    location: str,
+    name: "DecoderName",
+    sampling: Sampling,
+    model: "VoCoModel",
+    header: "StoreHeader",
 ) -> float:
-    """Seconds that one thread takes to decode and compress a segment, measured on the start of one video."""
+    """Seconds that one thread takes to decode and compress a segment, measured on the start of one video.
+
+    Raises `VideoError` where the decoder called `name` gets no frame out of it.
+    """
     import torch
 
     from vococache.workers.compress import frame_geometry
 
     wanted = MEASURED_SEGMENTS * header.frames_per_segment
     started = time.perf_counter()
-    frames = [pixels for _, pixels in islice(decoder.open(location, sampling, frame_geometry(header)), wanted)]
+    frames = [pixels for _, pixels in islice(decoder.open(location, sampling, frame_geometry(header), name), wanted)]
     decoded = time.perf_counter() - started
+    if not frames:
+        raise VideoError("no frames")
     segment = np.stack(frames[:1] * header.frames_per_segment)[None]
     with torch.inference_mode():
         model.compress(model.pixel_values(segment))  # warm up

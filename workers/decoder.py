@@ -77,8 +77,14 @@ class Decoder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def open(self, path: str, sampling: Sampling, geometry: FrameGeometry, decoder: DecoderName = "decord") -> "Frames":
-        """The chosen frames of a local file, as they are decoded. Raises `VideoError`, as iterating does."""
+    def open(
+        self, path: str, sampling: Sampling, geometry: FrameGeometry, decoder: DecoderName | None = None
+    ) -> "Frames":
+        """The chosen frames of a local file, as they are decoded. Raises `VideoError`, as iterating does.
+
+        Without `decoder`: by the first that is there.
+        """
+        decoder = decoder or available_decoders()[0]
         request = {"do": "decode", "path": path, "decoder": decoder}
         self._request(request | {"sampling": sampling.to_dict(), "geometry": geometry.to_dict()})
         return Frames(self, decoder, self.receive(decoder)["expected_frames"])

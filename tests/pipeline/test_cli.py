@@ -169,6 +169,14 @@ def test_a_dry_run_counts_what_the_run_would_do(voco: Voco, store: Path, clips: 
     assert counted("--overwrite") == 3
 
 
+def test_a_dry_run_measures_what_decord_cannot_decode(voco: Voco, tmp_path: Path) -> None:
+    make_clip(tmp_path / "odd.avi", codec="mpeg4", size=(97, 65))
+    found = voco("ingest", tmp_path / "odd.avi", "--store", tmp_path / "none", "--dry-run", "--json").json
+    assert isinstance(found, dict)
+    assert (found["videos"], found["unknown"]) == (1, {})
+    assert found["seconds"] > 0
+
+
 def test_a_folder_that_cannot_be_written_is_one_line(voco: Voco, clips: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     result = voco("synthetic", "msvd-qa", tmp_path / "file/below")
