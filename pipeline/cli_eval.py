@@ -87,10 +87,9 @@ def _command(name: str, text: str) -> None:
             raise InputError("expected one of --videos DIR and --no-ingest")
         with _bar("question") as update:
             path = evaluate(Evaluation(data_set=DATA_SETS[name], videos=videos, **options), out, on_progress=update)
-        settings, placed, _ = read_answers(path)
+        settings, records = read_answers(path)
         if settings["note"]:
             click.echo(f"voco: {settings['note']}", err=True)
-        records = [record for record, _ in placed]
         unanswered = {record.video: record.error for record in records if record.status != ANSWERED}
         for video, why in unanswered.items():
             click.echo(f"{video}: {why}", err=True)

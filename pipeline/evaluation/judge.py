@@ -213,7 +213,7 @@ def _client(judge: Judge) -> Any:
 
 
 def _ask(client: Any, judge: Judge, key: str, record: Record, file: VerdictFile) -> Verdict:
-    """One question's verdict. Raises `InputError` where the endpoint refuses the key, the model, or all requests."""
+    """One question's verdict. Raises `InputError` where nobody answers, or all is refused."""
     import openai
 
     reply = ""
@@ -225,9 +225,12 @@ def _ask(client: Any, judge: Judge, key: str, record: Record, file: VerdictFile)
             reply = response.choices[0].message.content or ""
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
             raise InputError(f"judge {judge.url} refuses: {type(error).__name__} (HTTP {error.status_code})") from None
-        except openai.BadRequestError as error:
-            if any(map(file.settled, list(file.known))):  # it understands others: this one it may find too long or bad
+        except (openai.BadRequestError, openai.APIConnectionError) as error:
+            # Where it answered others, this one may be too long or bad, or the line was cut for a while.
+            if any(map(file.settled, list(file.known))) or isinstance(error, openai.APITimeoutError):
                 return Verdict(key, UNREACHED, None, f"{type(error).__name__}: {error.message}")
+            if isinstance(error, openai.APIConnectionError):
+                raise InputError(f"judge {judge.url} cannot be reached: {error.__cause__ or error}") from None
             raise InputError(f"judge {judge.url} does not understand the request: {error.message}") from None
         except openai.OpenAIError as error:
             return Verdict(key, UNREACHED, None, f"{type(error).__name__}: {error}")

@@ -1,7 +1,7 @@
 """A run's file of answers: append-only JSON lines, one a question, below a header with the run's settings.
 
 A video's questions are written together and synced: after a kill, a torn line or a half-written video at the end is
-cut off, and the video is asked again.
+dropped and asked again, as is a video that was missing or had failed.
 """
 
 import json
@@ -47,12 +47,11 @@ class AnswerFile:
         """
         self.path = path
         self.done: set[str] = set()
-        header = json.dumps({"settings": settings}, sort_keys=True) + "\n"
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists() or not path.read_bytes().partition(b"\n")[1]:
-            self._write(header.encode(), 0)
+            self._replace(settings, [])
             return
-        found, records, end = read_answers(path)
+        found, records = read_answers(path)
         if changed := sorted(key for key in found.keys() | settings.keys() if found.get(key) != settings.get(key)):
             first = changed[0]
             raise InputError(
@@ -60,39 +59,41 @@ class AnswerFile:
                 f" {settings.get(first)!r} ({len(changed)} differ); choose another --out"
             )
         groups = by_video(records)
-        for number, (video, group) in enumerate(groups.items()):
+        for number, (video, group) in enumerate(groups.items(), 1):
             expected = list(questions.get(video, ()))
-            ids = [record.id for record, _ in group]
-            if ids == expected:
-                self.done.add(video)
-            elif number == len(groups) - 1 and ids == expected[: len(ids)]:
-                end = group[0][1]  # half a video: asked again whole
-            else:
+            ids = [record.id for record in group]
+            if ids != expected and not (number == len(groups) and ids == expected[: len(ids)]):
                 raise InputError(
                     f"run {path}: video {video!r} has other questions than the data set; choose another --out"
                 )
-        self._write(b"", end)
+            if ids == expected and all(record.status == ANSWERED for record in group):
+                self.done.add(video)
+        self._replace(settings, [record for record in records if record.video in self.done])
 
     def commit(self, records: Iterable[Record]) -> None:
         """Append a video's records, for good."""
-        lines = "".join(json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in records)
-        self._write(lines.encode(), self.path.stat().st_size)
-
-    def _write(self, data: bytes, start: int) -> None:
-        """`data` from byte `start` on, and nothing behind it."""
-        with self.path.open("r+b" if self.path.exists() else "wb") as file:
-            file.truncate(start)
-            file.seek(start)
-            file.write(data)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("".join(map(_line, records)))
             file.flush()
             os.fsync(file.fileno())
 
+    def _replace(self, settings: Settings, records: Iterable[Record]) -> None:
+        """Make the file these records, all at once."""
+        part = self.path.with_name(f"{self.path.name}.part")
+        with part.open("w", encoding="utf-8") as file:
+            file.write(json.dumps({"settings": settings}, sort_keys=True) + "\n")
+            file.writelines(map(_line, records))
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(self.path)
 
-Placed = tuple[Record, int]  # a record, and the byte at which its line starts
+
+def _line(record: Record) -> str:
+    return json.dumps(asdict(record), ensure_ascii=False) + "\n"
 
 
-def read_answers(path: Path) -> tuple[Settings, list[Placed], int]:
-    """Settings, records with their places, and the end of the last whole line. A torn last line is left out.
+def read_answers(path: Path) -> tuple[Settings, list[Record]]:
+    """Settings and records. A torn last line is left out.
 
     Raises `InputError` for any other line that is not as it was written.
     """
@@ -102,29 +103,28 @@ def read_answers(path: Path) -> tuple[Settings, list[Placed], int]:
         raise InputError(f"answers {path} cannot be read: {error.strerror}") from None
     lines = data.split(b"\n")
     lines.pop()  # behind the last line end: torn, or nothing
-    start, settings, records = 0, None, []
+    settings, records = None, []
     for number, line in enumerate(lines, 1):
         try:
             fields = json.loads(line)
             if settings is None:
                 settings = fields["settings"]
             else:
-                records.append((Record(**fields), start))
+                records.append(Record(**fields))
         except (ValueError, TypeError, KeyError):
             if number == len(lines) and settings is not None:
                 break  # written, but not whole, when the machine went down
             raise InputError(
                 f"answers {path}, line {number} is not as it was written: expected one JSON object"
             ) from None
-        start += len(line) + 1
     if settings is None:
         raise InputError(f"answers {path} have no header: expected a file that `voco eval` wrote")
-    return settings, records, start
+    return settings, records
 
 
-def by_video(records: Iterable[Placed]) -> dict[str, list[Placed]]:
+def by_video(records: Iterable[Record]) -> dict[str, list[Record]]:
     """Records by video, in order."""
-    groups: dict[str, list[Placed]] = {}
-    for record, place in records:
-        groups.setdefault(record.video, []).append((record, place))
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(record.video, []).append(record)
     return groups

@@ -51,8 +51,7 @@ def read_run(run: Path) -> tuple[Settings, list[Record]]:
         shards = sorted(run.glob("answers-*-of-*.jsonl"))
         hint = f": join its shards first (voco eval merge {run})" if shards else ": expected a folder of `voco eval`"
         raise InputError(f"{run} holds no {ANSWERS}{hint}")
-    settings, placed, _ = read_answers(path)
-    records = [record for record, _ in placed]
+    settings, records = read_answers(path)
     if len(records) != settings["questions"]:
         raise InputError(
             f"{run} answered {len(records)} of {settings['questions']} questions: the same `voco eval` finishes it"

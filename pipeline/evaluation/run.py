@@ -27,6 +27,7 @@ from vococache.pipeline.evaluation.records import (
     AnswerFile,
     Record,
     Settings,
+    by_video,
     read_answers,
 )
 from vococache.pipeline.ingest import absolute, ingest
@@ -85,8 +86,8 @@ def evaluate(
     """Answer what the run in folder `out` has not answered yet; returns its file of answers.
 
     `on_progress` is told how many questions are answered, of how many. Videos that are missing, or cannot be
-    ingested or read, stay in the run with their reason. Raises `InputError` before any work for annotations that
-    cannot be read and for a run that was begun with other settings.
+    ingested or read, stay in the run with their reason; when it is gone on with, they are asked again. Raises
+    `InputError` before any work for annotations that cannot be read and for a run that was begun with other settings.
     """
     if evaluation.address is None:
         return _evaluate(evaluation, out, on_progress)
@@ -277,14 +278,14 @@ def merge(out: Path) -> Path:
     records, whole = [], None
     numbers = set()
     for path in parts:
-        settings, placed, _ = read_answers(path)
+        settings, shard = read_answers(path)
         numbers.add(tuple(settings["shard"]))
         common = settings | {"shard": [1, 1]}
         if whole is not None and common != whole:
             key = next(key for key in common.keys() | whole.keys() if common.get(key) != whole.get(key))
             raise InputError(f"{path} was made with another {key} than {parts[0]}: expected shards of one run")
         whole = common
-        records += [record for record, _ in placed]
+        records += shard
     assert whole is not None
     count = max(count for _, count in numbers)
     if missing := sorted({(number, count) for number in range(1, count + 1)} - numbers):
@@ -295,12 +296,9 @@ def merge(out: Path) -> Path:
         raise InputError(
             f"the shards in {out} answered {len(records)} of {whole['questions']} questions: finish them first"
         )
-    grouped: dict[str, list[Record]] = {}
-    for record in records:
-        grouped.setdefault(record.video, []).append(record)
     path = answers_path(out, (1, 1))
     path.unlink(missing_ok=True)
     file = AnswerFile(path, whole, {})
-    for group in grouped.values():
+    for group in by_video(records).values():
         file.commit(group)
     return path

@@ -29,7 +29,7 @@ PREFERENCE = {
 }  # fmt: skip
 # In training, what single pictures teach soon is asked less, and what only time tells more.
 TEACHING_PREFERENCE = {
-    "order": 10, "times": 8, "interaction": 7, "change": 6, "motion": 4, "activity": 3, "relation": 1.5,
+    "order": 15, "times": 12, "interaction": 7, "change": 6, "motion": 4, "activity": 3, "relation": 1.5,
     "position": 0.7, "shape": 0.5, "count": 0.4, "color": 0.3, "existence": 0.3, "size": 0.3, "background": 0.15,
 }  # fmt: skip
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
@@ -495,13 +495,12 @@ def changing_colour(view: View) -> Asked | None:
 
 @template("change")
 def early_or_late(view: View) -> Asked | None:
-    if view.thing.action not in EVENTS or abs(view.thing.at - LOOKS[-1] / 2) < 0.3:
+    if view.thing.action not in EVENTS or not _off_the_middle(view.thing):
         return None
-    first, *rest = view.thing.action.split()
-    deed = " ".join([first.removesuffix("s"), *rest])
+    deed = view.one_of(_infinitive(view.thing.action), "change")
     name = view.name(view.thing)
     asked = view.one_of(f"does {name} {deed} early or late?", f"when does {name} {deed}, early or late?")
-    return asked, "early" if view.thing.at < LOOKS[-1] / 2 else "late"
+    return asked, _half(view.thing)
 
 
 @template("change")
@@ -549,14 +548,27 @@ def colour_first(view: View) -> Asked | None:
 
 
 @template("order")
-def happens_before(view: View) -> Asked | None:
+def shape_early(view: View) -> Asked | None:
+    """Of two objects that change, the one that alone does so in its half of the clip."""
+    events = _events(view.scene)
+    if len(events) != 2 or events[0].shape == events[1].shape or not _nothing_else(view, events):
+        return None
+    half = _half(view.thing)
+    if not _off_the_middle(view.thing) or [_half(thing) for thing in events].count(half) > 1:
+        return None
+    return view.one_of(f"what shape changes {half}?", f"which shape changes {half}?"), view.thing.shape
+
+
+@template("order")
+def earlier(view: View) -> Asked | None:
     events = _events(view.scene)
     if len(events) < 2 or view.thing not in events:
         return None
     other = view.random.choice([thing for thing in events if thing is not view.thing])
-    word = view.mostly("before", "after")
-    truth = (view.thing.at < other.at) == (word == "before")
-    return f"does {view.name(view.thing)} change {word} {view.name(other)}?", "yes" if truth else "no"
+    deed = view.one_of(_infinitive(view.thing.action), "change")
+    choice = view.one_of("earlier or later", "later or earlier")
+    answer = "earlier" if view.thing.at < other.at else "later"
+    return f"does {view.name(view.thing)} {deed} {choice} than {view.name(other)}?", answer
 
 
 @template("order")
@@ -614,25 +626,26 @@ def overtakes(view: View) -> Asked | None:
 
 @template("interaction")
 def faster(view: View) -> Asked | None:
-    rivals = _rivals(view)
-    if rivals is None:
+    if view.scene.event not in ("overtaking", "pursuit") or view.thing not in _met(view.scene):
         return None
-    behind, ahead, choice = rivals
-    word = view.mostly("faster", "slower")
-    quick, slow = (behind, ahead) if view.scene.event == "overtaking" else (ahead, behind)
-    return f"which is {word}, {choice}?", (quick if word == "faster" else slow).shape
+    behind, ahead = _met(view.scene)
+    quick = behind if view.scene.event == "overtaking" else ahead
+    one, two = view.random.sample((behind, ahead), 2)
+    choice = view.one_of("faster or slower", "slower or faster")
+    return f"is {view.name(one)} {choice} than {view.name(two)}?", "faster" if one is quick else "slower"
 
 
 @template("interaction")
 def ahead_then(view: View) -> Asked | None:
-    """Which of two that move the same way is in front, at the start or at the end."""
-    rivals = _rivals(view)
-    if rivals is None:
+    """Which of two that move the same way is in front, at the beginning or at the end."""
+    if view.scene.event not in ("overtaking", "pursuit") or view.thing not in _met(view.scene):
         return None
-    behind, ahead, choice = rivals
-    when = view.mostly("at the beginning", "at the end")
-    passed = when == "at the end" and view.scene.event == "overtaking"
-    return f"which is ahead {when}, {choice}?", (behind if passed else ahead).shape
+    behind, ahead = _met(view.scene)
+    when = view.mostly("at the end", "at the beginning")
+    front = behind if when == "at the end" and view.scene.event == "overtaking" else ahead
+    one, two = view.random.sample((behind, ahead), 2)
+    choice = view.one_of("ahead of or behind", "behind or ahead of")
+    return f"is {view.name(one)} {choice} {view.name(two)} {when}?", "ahead" if one is front else "behind"
 
 
 # ---- what templates share --------------------------------------------------------------------------------
@@ -676,14 +689,19 @@ def _nothing_else(view: View, events: list[Thing]) -> bool:
     return view.thing in events and all(thing in events or thing.action == "nothing" for thing in view.scene.things)
 
 
-def _rivals(view: View) -> tuple[Thing, Thing, str] | None:
-    """Of two of different shape that move the same way: the one behind, the one ahead, "the ... or the ..."."""
-    if view.scene.event not in ("overtaking", "pursuit") or view.thing not in _met(view.scene):
-        return None
-    behind, ahead = _met(view.scene)
-    if behind.shape == ahead.shape:
-        return None
-    return behind, ahead, " or ".join(view.random.sample([view.full_name(behind), view.full_name(ahead)], 2))
+def _infinitive(action: str) -> str:
+    """What follows "does it": "appear", "change color"."""
+    verb, *rest = action.split()
+    return " ".join([verb.removesuffix("s"), *rest])
+
+
+def _half(thing: Thing) -> str:
+    """In which half of the clip its event happens."""
+    return "early" if thing.at < LOOKS[-1] / 2 else "late"
+
+
+def _off_the_middle(thing: Thing) -> bool:
+    return abs(thing.at - LOOKS[-1] / 2) > 0.3
 
 
 def _met(scene: Scene) -> tuple[Thing, Thing]:

@@ -25,6 +25,9 @@ ACTIONS = {
 }  # fmt: skip
 # What happens between two objects; in a sequence, two of them change one after the other.
 MEETINGS = {"": 48, "sequence": 24, "collision": 8, "miss": 7, "overtaking": 7, "pursuit": 6}
+# In training, more of what takes long to learn.
+TEACHING_ACTIONS = ACTIONS | {"blinks": 40}
+TEACHING_MEETINGS = MEETINGS | {"sequence": 64, "overtaking": 11, "pursuit": 10}
 EVENTS = ("appears", "disappears", "grows", "shrinks", "changes color")
 # How far a shape reaches along its axes, in radii; a triangle, which does so nowhere, takes no part in collisions.
 REACH = {"circle": 0.95, "square": 0.85, "cross": 1.0, "ring": 1.0}
@@ -135,14 +138,18 @@ class Scene:
         return any(thing.held_out() for thing in self.things)
 
 
-def make_scene(seed: str, *, still: bool = False, compositional: bool = False, most: int = 4) -> Scene:
+def make_scene(
+    seed: str, *, still: bool = False, compositional: bool = False, most: int = 4, teaching: bool = False
+) -> Scene:
     """The scene of a seed. `still`: nothing moves or changes (for single images). `most`: so many objects at most.
 
-    `compositional`: at least one combination that no other scene has; otherwise none.
+    `compositional`: at least one combination that no other scene has; otherwise none. `teaching`: more of what takes
+    long to learn (`TEACHING_ACTIONS`, `TEACHING_MEETINGS`).
     """
     random = Random(seed)
+    actions, meetings = (TEACHING_ACTIONS, TEACHING_MEETINGS) if teaching else (ACTIONS, MEETINGS)
     while True:
-        scene = _draw(random, seed, still, compositional, most)
+        scene = _draw(random, seed, {} if still else actions, meetings, compositional, most)
         if scene is not None:
             return scene
 
@@ -158,14 +165,17 @@ def split_scenes(split: str, count: int) -> dict[str, Scene]:
     }
 
 
-def _draw(random: Random, seed: str, still: bool, compositional: bool, most: int) -> Scene | None:
+def _draw(
+    random: Random, seed: str, deeds: dict[str, int], meetings: dict[str, int], compositional: bool, most: int
+) -> Scene | None:
+    """A scene, or None where what was drawn does not do. Without `deeds` nothing happens in it."""
     count = random.choices((1, 2, 3, 4), (18, 34, 30, 18))[0]
-    event = "" if still else random.choices([*MEETINGS], [*MEETINGS.values()])[0]
+    event = random.choices([*meetings], [*meetings.values()])[0] if deeds else ""
     if event == "sequence":
         actions = [random.choice(EVENTS) for _ in range(2)] + ["nothing"] * random.randrange(2)
     else:
-        actions = ["nothing" if still else random.choices([*ACTIONS], [*ACTIONS.values()])[0] for _ in range(count)]
-    things = list(_pair(random, event)) if event in MEETINGS and event not in ("", "sequence") else []
+        actions = [random.choices([*deeds], [*deeds.values()])[0] if deeds else "nothing" for _ in range(count)]
+    things = list(_pair(random, event)) if event not in ("", "sequence") else []
     for action in actions[2:] if things else actions:
         for _ in range(20):
             thing = _thing(random, action)

@@ -19,9 +19,9 @@ STRANGE = 0.35  # share of training clips in paints without a name
 class WorldExamples(Dataset[Example]):
     """Clip number i of a split, with several questions; the same for the same split and number.
 
-    Splits whose name begins with "train" ask nothing whose text alone rules a held-out combination out, and show some
-    clips in paints without a name, about which they ask nothing with a colour in it: so nothing but what is looked
-    at ties a shape to a colour.
+    Splits whose name begins with "train" show more of what takes long to learn and ask nothing whose text alone rules
+    a held-out combination out. Some of their clips come in paints without a name, about which they ask nothing with a
+    colour in it: so nothing but what is looked at ties a shape to a colour.
     `still`: single pictures, in which nothing moves. `most`: scenes of at most so many objects.
     """
 
@@ -37,9 +37,9 @@ class WorldExamples(Dataset[Example]):
 
     def __getitem__(self, index: int) -> Example:
         seed = f"{self.split} {index}"
-        scene = make_scene(seed, still=self.still, most=self.most)
-        random = Random(f"{seed} questions")
         teaching = self.split.startswith("train")
+        scene = make_scene(seed, still=self.still, most=self.most, teaching=teaching)
+        random = Random(f"{seed} questions")
         strange = teaching and random.random() < STRANGE
         texts = [
             encode_turns(self.tokenizer, self.prompt, [(question.text, question.answer)])

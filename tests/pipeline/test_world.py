@@ -252,9 +252,13 @@ class Witness:
         same = [thing for thing in self.events() if f" {thing.deed} " in text]
         return same[0 if "first" in text else -1].colour
 
-    def happens_before(self, text: str) -> bool:
+    def shape_early(self, text: str) -> str:
+        (thing,) = (thing for thing in self.events() if (thing.when < 4) == ("early" in text))
+        return thing.shape
+
+    def earlier(self, text: str) -> str:
         one, two = self.named(text)
-        return (one.when < two.when) == ("before" in text)
+        return "earlier" if one.when < two.when else "later"
 
     def direction_then(self, text: str) -> str:
         early = "beginning" in text or "first" in text
@@ -285,11 +289,11 @@ class Witness:
 
     def ahead_then(self, text: str) -> str:
         one, two = self.named(text)
-        return (one if self.lead(one, two, -1 if "end" in text else 0) > 0 else two).shape
+        return "ahead" if self.lead(one, two, -1 if "end" in text else 0) > 0 else "behind"
 
     def faster(self, text: str) -> str:
-        slow, quick = sorted(self.named(text), key=lambda thing: thing.path)
-        return (quick if "faster" in text else slow).shape
+        one, two = self.named(text)
+        return "faster" if one.path > two.path else "slower"
 
 
 def _gap(one: Seen, two: Seen, at: int) -> float:

@@ -191,6 +191,17 @@ def test_a_refusal_ends_the_run_with_one_line(server: Server, tmp_path: Path, co
     assert len(server.requests) < 20, "the others are not tried"
 
 
+def test_no_server_at_all_ends_the_run(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judging, "RETRIES", 0)
+    rows = records(50)
+    judge = Judge(url="http://127.0.0.1:9/v1", model="m")
+    with pytest.raises(InputError, match=r"^judge http://127.0.0.1:9/v1 cannot be reached: "):
+        judge_run(judge, rows, tmp_path, say=lambda line: None)
+    run(server, rows[:1], tmp_path)
+    file = judge_run(judge, rows[:2], tmp_path, say=lambda line: None)
+    assert summarise(judge, rows[:2], file).counts == {"unreached": 1, "yes": 1}, "it was there a moment ago"
+
+
 def test_verdicts_are_kept(server: Server, tmp_path: Path) -> None:
     run(server, records(4), tmp_path)
     with (tmp_path / judging.VERDICTS).open("a") as file:

@@ -30,10 +30,9 @@ def write(path: Path, videos: str) -> AnswerFile:
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     path = tmp_path / "runs" / "answers.jsonl"
     write(path, "abc")
-    settings, placed, end = read_answers(path)
+    settings, records = read_answers(path)
     assert settings == SETTINGS
-    assert [found for found, _ in placed] == [record(key) for keys in QUESTIONS.values() for key in keys]
-    assert end == path.stat().st_size
+    assert records == [record(key) for keys in QUESTIONS.values() for key in keys]
 
 
 def test_every_cut_is_resumed_from(tmp_path: Path) -> None:
@@ -50,6 +49,15 @@ def test_every_cut_is_resumed_from(tmp_path: Path) -> None:
             if video not in file.done:
                 file.commit([record(key) for key in keys])
         assert path.read_bytes() == data, length
+
+
+def test_what_was_not_answered_is_asked_again(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    file = write(path, "a")
+    file.commit([record(key, status="missing", raw="", error="no file") for key in QUESTIONS["b"]])
+    file.commit([record("c0")])
+    assert AnswerFile(path, SETTINGS, QUESTIONS).done == {"a", "c"}
+    assert [found.id for found in read_answers(path)[1]] == ["a0", "a1", "c0"]
 
 
 def test_other_settings_are_refused(tmp_path: Path) -> None:

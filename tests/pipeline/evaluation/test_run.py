@@ -56,13 +56,13 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Corpus:
 
 
 def records_of(path: Path) -> list[Record]:
-    return [record for record, _ in read_answers(path)[1]]
+    return read_answers(path)[1]
 
 
 def timeless(path: Path) -> list[Any]:
     """A run's lines, sorted, without times."""
-    settings, records, _ = read_answers(path)
-    return [settings, *sorted((replace(record, seconds=0.0) for record, _ in records), key=lambda record: record.id)]
+    settings, records = read_answers(path)
+    return [settings, *sorted((replace(record, seconds=0.0) for record in records), key=lambda record: record.id)]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -92,11 +92,11 @@ def test_an_answer_is_what_ask_says(corpus: Corpus, tmp_path: Path) -> None:
         assert answer.answer == record.raw
 
 
-def test_missing_and_broken_videos_stay_in_the_run(corpus: Corpus, tmp_path: Path) -> None:
+def test_missing_and_broken_videos_stay_in_the_run_and_are_asked_again(corpus: Corpus, tmp_path: Path) -> None:
     folder = tmp_path / "data"
     write_dataset("msrvtt-qa", folder, split="test", clips=3, asked=4, seed=77)
     first, second, third = sorted((folder / "videos").iterdir())
-    second.unlink()
+    second.rename(tmp_path / second.name)
     third.write_bytes(third.read_bytes()[:200])
     store = str(tmp_path / "store")
     evaluation = corpus.evaluation("msrvtt-qa", annotations=folder, videos=folder / "videos", store=store)
@@ -107,12 +107,15 @@ def test_missing_and_broken_videos_stay_in_the_run(corpus: Corpus, tmp_path: Pat
     figures = report.figures(tmp_path / "run")
     assert figures.questions == 12
     assert figures.accuracy <= 4 / 12
+    (tmp_path / second.name).rename(second)
     result = CliRunner().invoke(
         cli, ["eval", "msrvtt-qa", "--annotations", str(folder), "--videos", str(folder / "videos"), "--store", store,
               "--fps", "2", "--out", str(tmp_path / "run")], standalone_mode=False,
     )  # fmt: skip
-    assert result.return_value == 1, "some videos are not answered"
-    assert "4 of 12 questions answered" in result.output
+    assert result.return_value == 1, "a video is not answered"
+    assert "8 of 12 questions answered" in result.output
+    again = records_of(tmp_path / "run" / "answers.jsonl")
+    assert [record for record in again if record in found] == [record for record in found if record.segments]
 
 
 def test_shards_make_the_whole_run(corpus: Corpus, tmp_path: Path) -> None:
@@ -159,7 +162,7 @@ def test_from_the_store_alone(corpus: Corpus, tmp_path: Path) -> None:
         for name in ("with", "without")
     )
     assert one == two
-    settings, _, _ = read_answers(tmp_path / "without" / "answers.jsonl")
+    settings, _ = read_answers(tmp_path / "without" / "answers.jsonl")
     assert settings["sampling"] == [{"fps": 2.0}]
     nowhere = tmp_path / "nowhere.jsonl"
     nowhere.write_text(json.dumps({"video": "nowhere", "question": "what?", "answer": "x"}))
