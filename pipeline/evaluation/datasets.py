@@ -16,15 +16,14 @@ from vococache.errors import InputError
 from vococache.pipeline.sources import is_video, manifest_rows
 
 MAPPING = "youtube_mapping.txt"  # of MSVD: lines "-4wsuPCjDBc_5_15 vid1"
-MSVD_CLIP = re.compile(
-    r"(?:v_)?(.{11}_\d+_\d+)(?:_\d+)?"
-)  # YouTube id, start, end; some copies add a question's number
+# YouTube id, start, end. Some copies put "v_" before it, and a question's number behind it.
+MSVD_CLIP = re.compile(r"(?:v_)?(.{11}_\d+_\d+)(?:_\d+)?")
 ASKED_BY = ("what", "who", "how", "when", "where")
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One question of a data set with its true answer. `video`: as the annotations name it. `type`: may be empty."""
+    """One question of a data set with its true answer. `video`: as annotations name it (`clip_of`). `type`: or ""."""
 
     id: str
     video: str
@@ -37,12 +36,14 @@ class Item:
 class DataSet:
     """A declaration: `stems` are the names, best first, that the file of a video may have (without suffix).
 
-    `type_of`: a question's type from its row. `groups`: types that are reported together as well.
+    `type_of`: a question's type from its row. `clip_of`: the video that a row's name means. `groups`: types that are
+    reported together as well.
     """
 
     name: str
     stems: Callable[[str, Mapping[str, str]], Sequence[str]]
     type_of: Callable[[dict[str, Any]], str]
+    clip_of: Callable[[str], str] = str
     groups: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
@@ -52,12 +53,17 @@ def by_question_word(row: dict[str, Any]) -> str:
     return first if first in ASKED_BY else "other"
 
 
+def msvd_clip(name: str) -> str:
+    """A YouTube name without what some copies put around it."""
+    clip = MSVD_CLIP.fullmatch(name)
+    return clip[1] if clip else name
+
+
 def msvd_stems(video: str, youtube: Mapping[str, str]) -> list[str]:
     """`vid{N}`, or the YouTube name that the mapping has for it; or the YouTube name itself, with or without "v_"."""
     if video.isdigit():
         return [f"vid{video}", *([youtube[f"vid{video}"]] if f"vid{video}" in youtube else []), video]
-    clip = MSVD_CLIP.fullmatch(video)
-    return [video, *([clip[1], f"v_{clip[1]}"] if clip else []), *([youtube[video]] if video in youtube else [])]
+    return [video, f"v_{video}", *([youtube[video]] if video in youtube else [])]
 
 
 def msrvtt_stems(video: str, _: Mapping[str, str]) -> list[str]:
@@ -86,7 +92,7 @@ def activitynet_type(row: dict[str, Any]) -> str:
 DATA_SETS = {
     data_set.name: data_set
     for data_set in (
-        DataSet(name="msvd-qa", stems=msvd_stems, type_of=by_question_word),
+        DataSet(name="msvd-qa", stems=msvd_stems, type_of=by_question_word, clip_of=msvd_clip),
         DataSet(name="msrvtt-qa", stems=msrvtt_stems, type_of=by_question_word),
         DataSet(
             name="activitynet-qa",
@@ -185,7 +191,7 @@ def _item(data_set: DataSet, row: dict[str, Any], number: int, path: Path) -> It
     if not question.strip():
         raise InputError(f"annotations {path}, row {number + 1}: the question is empty")
     key = next((row[name] for name in ("question_id", "id") if name in row), number)
-    return Item(str(key), str(video), question, answer, data_set.type_of(row | {"question": question}))
+    return Item(str(key), data_set.clip_of(str(video)), question, answer, data_set.type_of(row | {"question": question}))
 
 
 @dataclass(frozen=True, slots=True)

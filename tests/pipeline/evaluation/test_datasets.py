@@ -15,7 +15,6 @@ from vococache.pipeline.evaluation.datasets import (
     by_question_word,
     locate,
     msrvtt_stems,
-    msvd_stems,
     read_items,
     read_mapping,
     video_files,
@@ -124,8 +123,13 @@ def test_msvd_names(tmp_path: Path) -> None:
     for layout in ({"vid1"}, {"-4wsuPCjDBc_5_15"}, {"1"}):
         assert locate(MSVD, ["1"], layout, youtube).stems == {"1": next(iter(layout))}
     assert locate(MSVD, ["-4wsuPCjDBc_5_15"], {"vid1"}, youtube).stems == {"-4wsuPCjDBc_5_15": "vid1"}
-    # As some copies name a clip: with "v_" before it and the question's number behind it.
-    assert msvd_stems("v_klFyrnrUSck_87_100_6", {})[1:] == ["klFyrnrUSck_87_100", "v_klFyrnrUSck_87_100"]
+    # Some copies name a clip with "v_" before it and each question's number behind it.
+    write(tmp_path / "test_qa.json", [
+        {"video_name": f"v_-4wsuPCjDBc_5_15_{number}", "question": "who?", "answer": "man"} for number in range(3)
+    ])  # fmt: skip
+    assert [item.video for item in read_items(MSVD, tmp_path, "test")] == 3 * ["-4wsuPCjDBc_5_15"]
+    for layout in ({"vid1"}, {"-4wsuPCjDBc_5_15"}, {"v_-4wsuPCjDBc_5_15"}):
+        assert locate(MSVD, ["-4wsuPCjDBc_5_15"], layout, youtube).missing == []
     (tmp_path / "youtube_mapping.txt").write_text("one two three\n")
     with pytest.raises(InputError, match="lines of two names"):
         read_mapping(tmp_path)
