@@ -191,7 +191,9 @@ def _item(data_set: DataSet, row: dict[str, Any], number: int, path: Path) -> It
     if not question.strip():
         raise InputError(f"annotations {path}, row {number + 1}: the question is empty")
     key = next((row[name] for name in ("question_id", "id") if name in row), number)
-    return Item(str(key), data_set.clip_of(str(video)), question, answer, data_set.type_of(row | {"question": question}))
+    return Item(
+        str(key), data_set.clip_of(str(video)), question, answer, data_set.type_of(row | {"question": question})
+    )
 
 
 @dataclass(frozen=True, slots=True)
