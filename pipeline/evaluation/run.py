@@ -208,7 +208,7 @@ def _settings(evaluation: Evaluation, stage: "AnswerStage", sampling: object, di
     """All that answers depend on."""
     settings = {
         "data_set": evaluation.data_set.name,
-        "split": evaluation.split,
+        "split": evaluation.split if evaluation.annotations.is_dir() else evaluation.annotations.name,
         "annotations": digest,
         "questions": questions,
         "shard": list(evaluation.shard),
