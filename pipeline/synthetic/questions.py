@@ -29,8 +29,8 @@ PREFERENCE = {
 }  # fmt: skip
 # In training, what single pictures teach soon is asked less, and what only time tells more.
 TEACHING_PREFERENCE = {
-    "order": 15, "times": 12, "interaction": 7, "change": 6, "motion": 4, "activity": 3, "relation": 1.5,
-    "position": 0.7, "shape": 0.5, "count": 0.4, "color": 0.3, "existence": 0.3, "size": 0.3, "background": 0.15,
+    "order": 15, "times": 12, "interaction": 7, "change": 6, "motion": 4, "activity": 2, "shape": 2, "relation": 1.5,
+    "count": 0.7, "position": 0.5, "existence": 0.4, "color": 0.3, "size": 0.2, "background": 0.05,
 }  # fmt: skip
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
 
