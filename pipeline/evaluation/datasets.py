@@ -196,16 +196,10 @@ def _item(data_set: DataSet, row: dict[str, Any], number: int, path: Path) -> It
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Located:
-    """Where videos were found: the stem of each one's file; `missing` are the others."""
-
-    stems: dict[str, str]
-    missing: list[str]
-
-
-def locate(data_set: DataSet, videos: Iterable[str], known: Iterable[str], youtube: Mapping[str, str]) -> Located:
-    """The stem among `known` that each of `videos` has. No two videos ever share one: the better match takes it.
+def locate(
+    data_set: DataSet, videos: Iterable[str], known: Iterable[str], youtube: Mapping[str, str]
+) -> dict[str, str]:
+    """The stem among `known` of each of `videos` that has one. No two ever share one: the better match takes it.
 
     `youtube`: between YouTube names and `vid{N}`, both ways (`read_mapping`).
     """
@@ -218,7 +212,7 @@ def locate(data_set: DataSet, videos: Iterable[str], known: Iterable[str], youtu
             if video not in stems and rank < len(names) and names[rank] in present - taken:
                 stems[video] = names[rank]
                 taken.add(names[rank])
-    return Located(stems, [video for video in wanted if video not in stems])
+    return stems
 
 
 def read_mapping(*folders: Path | None) -> dict[str, str]:

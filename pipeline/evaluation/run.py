@@ -154,16 +154,16 @@ def _find_videos(
     else:
         files = video_files(folder)
         found = locate(names, every, files, youtube)
-        here = [found.stems[video] for video in groups if video in found.stems]
+        here = [found[video] for video in groups if video in found]
         reasons = _ingest(evaluation, {stem: files[stem] for stem in here})
-    if not found.stems:
+    if not found:
         example = names.stems(every[0], youtube)[0]
         raise InputError(
             f"none of {len(every)} videos is in {folder or evaluation.store}: expected names such as {example!r}"
         )
     works = {}
     for video, items in groups.items():
-        stem = found.stems.get(video)
+        stem = found.get(video)
         key = None if stem is None else safe_key(stem)
         if key is None:
             works[video] = Work(items, None, MISSING, f"no file or stored video of video {video!r}")

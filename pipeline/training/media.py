@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -57,10 +57,6 @@ class MediaReport:
         for item in rows:
             names.setdefault(item.cause, {})[item.medium or item.id] = item.reason
         return cls(dict(Counter(item.cause for item in rows)), names)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return asdict(self)
 
     def __str__(self) -> str:
         return "; ".join(

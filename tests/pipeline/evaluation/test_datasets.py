@@ -103,7 +103,7 @@ def test_anybodys_own_questions(tmp_path: Path) -> None:
     own = DATA_SETS["jsonl"]
     items = read_items(own, tmp_path, "test")
     assert [(item.id, item.answer, item.type) for item in items] == [("0", "x", "easy"), ("1", "2", "")]
-    assert locate(own, [item.video for item in items], ["a", "b"], {}).stems == {"clips/a.mp4": "a", "b": "b"}
+    assert locate(own, [item.video for item in items], ["a", "b"], {}) == {"clips/a.mp4": "a", "b": "b"}
 
 
 def test_question_words() -> None:
@@ -121,37 +121,35 @@ def test_msvd_names(tmp_path: Path) -> None:
     (tmp_path / "youtube_mapping.txt").write_text("-4wsuPCjDBc_5_15 vid1\nabcdefghijk_0_9 vid2\n")
     youtube = read_mapping(None, tmp_path / "annotations", tmp_path)
     for layout in ({"vid1"}, {"-4wsuPCjDBc_5_15"}, {"1"}):
-        assert locate(MSVD, ["1"], layout, youtube).stems == {"1": next(iter(layout))}
-    assert locate(MSVD, ["-4wsuPCjDBc_5_15"], {"vid1"}, youtube).stems == {"-4wsuPCjDBc_5_15": "vid1"}
+        assert locate(MSVD, ["1"], layout, youtube) == {"1": next(iter(layout))}
+    assert locate(MSVD, ["-4wsuPCjDBc_5_15"], {"vid1"}, youtube) == {"-4wsuPCjDBc_5_15": "vid1"}
     # Some copies name a clip with "v_" before it and each question's number behind it.
     write(tmp_path / "test_qa.json", [
         {"video_name": f"v_-4wsuPCjDBc_5_15_{number}", "question": "who?", "answer": "man"} for number in range(3)
     ])  # fmt: skip
     assert [item.video for item in read_items(MSVD, tmp_path, "test")] == 3 * ["-4wsuPCjDBc_5_15"]
     for layout in ({"vid1"}, {"-4wsuPCjDBc_5_15"}, {"v_-4wsuPCjDBc_5_15"}):
-        assert locate(MSVD, ["-4wsuPCjDBc_5_15"], layout, youtube).missing == []
+        assert locate(MSVD, ["-4wsuPCjDBc_5_15"], layout, youtube)
     (tmp_path / "youtube_mapping.txt").write_text("one two three\n")
     with pytest.raises(InputError, match="lines of two names"):
         read_mapping(tmp_path)
 
 
 def test_numbers_are_no_prefixes() -> None:
-    found = locate(MSRVTT, ["701", "7010"], {"video7010"}, {})
-    assert (found.stems, found.missing) == ({"7010": "video7010"}, ["701"])
+    assert locate(MSRVTT, ["701", "7010"], {"video7010"}, {}) == {"7010": "video7010"}
     assert msrvtt_stems("video3", {}) == ["video3"]
 
 
 def test_activitynet_names() -> None:
     assert activitynet_stems("-abc", {}) == ["v_-abc", "-abc"]
     both = locate(ACTIVITYNET, ["abc", "v_abc"], {"v_abc", "v_v_abc"}, {})
-    assert both.stems == {"abc": "v_abc", "v_abc": "v_v_abc"}
+    assert both == {"abc": "v_abc", "v_abc": "v_v_abc"}
 
 
 def test_no_video_is_answered_from_anothers_file() -> None:
     """Where one of two like-named videos is missing, the other's file is not taken for it."""
-    found = locate(ACTIVITYNET, ["v_abc", "abc"], {"v_abc"}, {})
-    assert (found.stems, found.missing) == ({"abc": "v_abc"}, ["v_abc"])
-    assert locate(ACTIVITYNET, ["v_abc"], {"v_abc"}, {}).stems == {"v_abc": "v_abc"}
+    assert locate(ACTIVITYNET, ["v_abc", "abc"], {"v_abc"}, {}) == {"abc": "v_abc"}
+    assert locate(ACTIVITYNET, ["v_abc"], {"v_abc"}, {}) == {"v_abc": "v_abc"}
 
 
 def test_video_files(tmp_path: Path) -> None:
@@ -173,4 +171,5 @@ def test_the_real_annotations() -> None:
     by_number = Counter(row["type"] for row in answers.values())
     assert Counter(item.type for item in items) == {ACTIVITYNET_TYPES[kind]: n for kind, n in by_number.items()}
     stems = {f"v_{item.video}" for item in items}
-    assert not locate(ACTIVITYNET, {item.video for item in items}, stems, {}).missing
+    videos = {item.video for item in items}
+    assert locate(ACTIVITYNET, videos, stems, {}).keys() == videos

@@ -445,4 +445,3 @@ def test_lines_of_a_report_are_short_and_whole(tmp_path: Path) -> None:
 def test_a_report_of_nothing(tmp_path: Path) -> None:
     assert read_report(tmp_path / "none.jsonl") == MediaReport({}, {})
     assert str(MediaReport({}, {})) == ""
-    assert MediaReport({}, {}).to_dict() == {"counts": {}, "names": {}}
