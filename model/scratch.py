@@ -42,7 +42,7 @@ def small_config(
     newline = tuple(tokenizer.encode("\n", add_special_tokens=False))
     return VoCoConfig(
         text=LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=width, intermediate_size=width * 8 // 3,
+            vocab_size=len(tokenizer), hidden_size=width, intermediate_size=width * 8 // 48 * 16,
             num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=heads,
             max_position_embeddings=4096, tie_word_embeddings=False, bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
