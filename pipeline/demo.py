@@ -25,7 +25,10 @@ def run_demo(out: Path, *, seed: int, clips: int, say: Callable[[str], None]) ->
 
     `say` gets the lines meant for a person.
     """
-    folder, store = out / f"clips-{seed}-{clips}", str(out / f"store-{seed}-{clips}")
+    from vococache.workers.compress import Compressor, store_header
+
+    made_by = store_header(Compressor(model="synthetic").load(None)).fingerprint[:8]  # a release's own store
+    folder, store = out / f"clips-{seed}-{clips}", str(out / f"store-{seed}-{clips}-{made_by}")
     scenes = split_scenes(f"demo-{seed}", clips)
     report = ingest_clips(scenes, folder, store)
     paths = [folder / f"{name}.mp4" for name in scenes]
