@@ -614,9 +614,10 @@ def hits_what(view: View) -> Asked | None:
 
 @template("interaction")
 def overtakes(view: View) -> Asked | None:
-    if view.scene.event not in ("overtaking", "pursuit") or view.thing not in _met(view.scene):
+    rivals = _rivals(view)
+    if rivals is None:
         return None
-    behind, ahead = _met(view.scene)
+    behind, ahead = rivals
     truth = view.scene.event == "overtaking"
     asked = view.one_of(
         f"does {view.name(behind)} overtake {view.name(ahead)}?", f"does {view.name(behind)} pass {view.name(ahead)}?"
@@ -626,9 +627,10 @@ def overtakes(view: View) -> Asked | None:
 
 @template("interaction")
 def faster(view: View) -> Asked | None:
-    if view.scene.event not in ("overtaking", "pursuit") or view.thing not in _met(view.scene):
+    rivals = _rivals(view)
+    if rivals is None:
         return None
-    behind, ahead = _met(view.scene)
+    behind, ahead = rivals
     quick = behind if view.scene.event == "overtaking" else ahead
     one, two = view.random.sample((behind, ahead), 2)
     choice = view.one_of("faster or slower", "slower or faster")
@@ -638,9 +640,10 @@ def faster(view: View) -> Asked | None:
 @template("interaction")
 def ahead_then(view: View) -> Asked | None:
     """Which of two that move the same way is in front, at the beginning or at the end."""
-    if view.scene.event not in ("overtaking", "pursuit") or view.thing not in _met(view.scene):
+    rivals = _rivals(view)
+    if rivals is None:
         return None
-    behind, ahead = _met(view.scene)
+    behind, ahead = rivals
     when = view.mostly("at the end", "at the beginning")
     front = behind if when == "at the end" and view.scene.event == "overtaking" else ahead
     one, two = view.random.sample((behind, ahead), 2)
@@ -687,6 +690,13 @@ def _events(scene: Scene) -> list[Thing]:
 def _nothing_else(view: View, events: list[Thing]) -> bool:
     """Is the view's object one of these, and does no other object do anything that might be called an event?"""
     return view.thing in events and all(thing in events or thing.action == "nothing" for thing in view.scene.things)
+
+
+def _rivals(view: View) -> tuple[Thing, Thing] | None:
+    """Two that move the same way, the view's among them: the one behind, the one ahead."""
+    if view.scene.event not in ("overtaking", "pursuit") or view.thing not in _met(view.scene):
+        return None
+    return _met(view.scene)
 
 
 def _infinitive(action: str) -> str:
