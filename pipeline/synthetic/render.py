@@ -118,8 +118,10 @@ def encode(pictures: Pixels, rate: int, quality: int, target: str | io.BytesIO) 
 def decoded(source: str | io.BytesIO) -> Iterator[Pixels]:
     """The pictures [side, side, 3] of an encoded clip, a file or in memory."""
     with av.open(source, "r") as container:
+        # On pictures as small as these, FFmpeg's threads wait for each other five times as long as they work.
+        container.streams.video[0].codec_context.thread_count = 1
         for frame in container.decode(video=0):
-            yield frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
+            yield frame.to_ndarray(format="rgb24", threads=1).astype(np.uint8, copy=False)
 
 
 def quality(scene: Scene) -> int:
