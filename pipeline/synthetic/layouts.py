@@ -9,9 +9,10 @@ from string import ascii_letters, digits
 from typing import Any
 
 from vococache.errors import InputError
-from vococache.pipeline.synthetic.questions import NUMBERS, Question, questions
+from vococache.pipeline.synthetic.questions import Question, questions
 from vococache.pipeline.synthetic.render import write_clip
 from vococache.pipeline.synthetic.scene import COLOURS, MEETINGS, Scene, split_scenes
+from vococache.pipeline.synthetic.template import NUMBERS
 
 VIDEOS = "videos"  # the folder of the video files, beside the annotations
 # The numbers of the real data sets' videos by split; a split of another name counts as the last.
