@@ -16,8 +16,8 @@ from vococache.model.voco import IGNORED_LABEL, VoCoModel
 class Objective(nn.Module):
     """One `forward` for trainers, DDP and FSDP: a batch in, its loss out.
 
-    `elastic`: in training, let the texts of each batch see 1, 2, 4, ... or all of the K tokens, drawn at random, so
-    that one cache can be read at any of these. `teacher`: a frozen model that sees more (full attention); the loss
+    `elastic`: in training, let the texts of every other batch see only 1, 2, 4, ... of the K tokens, drawn at random,
+    so that one cache can be read at any of these. `teacher`: a frozen model that sees more (full attention); the loss
     then is `1 - weight` times the cross-entropy plus `weight` times the divergence KL(teacher || student) of the
     labelled tokens' distributions (the paper's equation 1).
     """
@@ -82,7 +82,11 @@ class Objective(nn.Module):
         return self.voco.compress(self.voco.pixel_values(black)).slice(0, 0)
 
     def _visible_tokens(self) -> int:
-        """1, 2, 4, ... or K, each as likely."""
+        """All K every other time, else 1, 2, 4, ... below K, each as likely.
+
+        Were K as seldom as the others, the tokens, which start alike, would stay copies of the first.
+        """
         k = self.voco.config.num_voco_tokens
-        choices = [1 << power for power in range(k.bit_length()) if 1 << power < k] + [k]
-        return random.choice(choices)  # the Trainer seeds it, and restores its state on resume
+        fewer = [1 << power for power in range(k.bit_length()) if 1 << power < k]
+        # The Trainer seeds it, and restores its state on resume.
+        return random.choice(fewer) if fewer and random.random() < 0.5 else k
