@@ -82,10 +82,7 @@ class Objective(nn.Module):
         return self.voco.compress(self.voco.pixel_values(black)).slice(0, 0)
 
     def _visible_tokens(self) -> int:
-        """All K every other time, else 1, 2, 4, ... below K, each as likely.
-
-        Were K as seldom as the others, the tokens, which start alike, would stay copies of the first.
-        """
+        """All K every other time, else 1, 2, 4, ... below K, each as likely."""
         k = self.voco.config.num_voco_tokens
         fewer = [1 << power for power in range(k.bit_length()) if 1 << power < k]
         # The Trainer seeds it, and restores its state on resume.
