@@ -42,13 +42,15 @@ class Run:
     """One run of a plan with one seed, in the plan's folder `root`.
 
     `settings`: as the files say; `model` is a folder in `root`, `teacher` the name of another run. `weights_of`: the
-    run whose weights it takes, untrained. `read`: the tokens of a segment that questions see (None: all).
+    run whose weights it takes, untrained. `continues`: the run from whose weights its own training starts. `read`: the
+    tokens of a segment that questions see (None: all).
     """
 
     root: Path
     name: str
     settings: TrainSettings
     weights_of: str | None
+    continues: str | None
     read: tuple[int | None, ...]
 
     @property
@@ -100,18 +102,20 @@ def read_plan(root: Path) -> Plan:
     runs = tuple(_run(root, name, entry or {}, seed) for seed in seeds for name, entry in entries.items())
     names = list(entries)
     for run in runs:
-        for other in (run.settings.teacher, run.weights_of):
+        for other in (run.settings.teacher, run.weights_of, run.continues):
             if other is not None and other not in names[: names.index(run.name)]:
                 raise InputError(f"the plan {path}: run {run.name!r} needs {other!r}, which is no run before it")
     return Plan(runs=runs, pictures=pictures, asked=asked)
 
 
 def _run(root: Path, name: str, entry: dict[str, Any], seed: int) -> Run:
-    """A run from its entry in the plan: `weights_of`, `read`, and changes of the base's settings."""
-    changes = {key: value for key, value in entry.items() if key not in ("weights_of", "read")} | {"seed": seed}
+    """A run from its entry in the plan: `weights_of`, `continues`, `read`, and changes of the base's settings."""
+    changes = dict(entry)
+    weights_of, continues = changes.pop("weights_of", None), changes.pop("continues", None)
+    read = tuple(changes.pop("read", (None,)))
+    changes["seed"] = seed
     settings = read_settings(root / BASE, {key: json.dumps(value) for key, value in changes.items()})
-    read = tuple(entry.get("read", (None,)))
-    return Run(root=root, name=name, settings=settings, weights_of=entry.get("weights_of"), read=read)
+    return Run(root=root, name=name, settings=settings, weights_of=weights_of, continues=continues, read=read)
 
 
 def compare(root: Path, *, train: bool = False, again: bool = False, say: Say) -> Plan:
@@ -141,7 +145,8 @@ def train_run(run: Run) -> None:
     from vococache.pipeline.training.run import train as train_model
 
     teacher = None if run.settings.teacher is None else str(run.weights_from(run.settings.teacher))
-    settings = replace(run.settings, model=str(run.root / run.settings.model), teacher=teacher)
+    start = run.root / run.settings.model if run.continues is None else run.weights_from(run.continues)
+    settings = replace(run.settings, model=str(start), teacher=teacher)
     if not (run.folder / MODEL / "config.json").is_file():  # else it was interrupted just before its end
         train_model(settings, run.folder, resume=any(run.folder.glob("checkpoint-*/trainer_state.json")))
     save_pretrained(load_model(run.folder / MODEL, dtype="float16", device="cpu"), run.weights)
@@ -173,6 +178,7 @@ def evaluate_run(run: Run, plan: Plan) -> dict[str, Any]:
         "questions": len(trial.rows),
         "readings": readings,
         "weights_of": run.weights_of,
+        "continues": run.continues,
         "settings": asdict(run.settings),
         "machine": machine(),
         "seconds": round(time.perf_counter() - started, 1),

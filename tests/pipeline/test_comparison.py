@@ -50,7 +50,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "mean-4": {"compression": "mean"},
     "qformer-4": {"compression": "qformer"},
     "voco-8": {"voco_tokens": 8, "read": [8, 4, 2, 1]},
-    "voco-8-elastic": {"voco_tokens": 8, "elastic": True, "read": [8, 4, 2, 1]},
+    "voco-8-elastic": {"continues": "voco-8", "voco_tokens": 8, "elastic": True, "read": [8, 4, 2, 1]},
     "voco-4-distilled": {"teacher": "upper"},
 }
 
@@ -162,6 +162,13 @@ class TestRuns:
             f"{name}, seed 0: no weights" for name in ("upper", "lower", "mean-4")
         ]
         assert not (runs / "mean-4").exists()
+
+    def test_a_run_continues_another(self, runs: Path) -> None:
+        standing = {"continues": "voco-4", "trainer.learning_rate": 0.0}
+        compare(write_plan(runs, RUNS | {"standing": standing}), train=True, say=print)
+        start, weights = (load_model(runs / f"{name}/seed-0/weights").state_dict() for name in ("voco-4", "standing"))
+        assert all(weight.equal(weights[name]) for name, weight in start.items())
+        assert result_of(runs, "standing")["continues"] == "voco-4"
 
     def test_seeds_are_runs_of_their_own(self, runs: Path) -> None:
         write_plan(runs, {name: RUNS[name] for name in ("upper", "lower")}, seeds=[0, 7])
@@ -326,6 +333,7 @@ class TestPlan:
         [
             ({"voco-4": {"teacher": "upper"}}, "'voco-4' needs 'upper', which is no run before it"),
             ({"lower": {"weights_of": "upper"}, "upper": {}}, "'lower' needs 'upper', which is no run before it"),
+            ({"voco-8": {"continues": "voco-4"}}, "'voco-8' needs 'voco-4', which is no run before it"),
             ({"voco-4": {"layers": 3}}, r"unknown names \['layers'\]"),
         ],
     )
