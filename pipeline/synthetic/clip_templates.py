@@ -1,5 +1,7 @@
 """Templates about what takes time: motion, change, order, counts of what happens, meetings."""
 
+from functools import partial
+
 from vococache.pipeline.synthetic.scene import EVENTS, LOOKS, Scene, Thing
 from vococache.pipeline.synthetic.template import NUMBERS, Asked, Template, View, collecting
 
@@ -268,6 +270,24 @@ def times_blinking(view: View) -> Asked | None:
     name = view.name(view.thing)
     asked = view.one_of(f"how many times does {name} blink?", f"how often does {name} blink?")
     return asked, NUMBERS[len(view.thing.hidden)]
+
+
+def _blinks_then(when: str, first: float, last: float, view: View) -> Asked | None:
+    if not view.thing.hidden:
+        return None
+    then = any(first < (start + end) / 2 < last for start, end in view.thing.hidden)
+    return f"does {view.name(view.thing)} blink {when}?", "yes" if then else "no"
+
+
+# In training alone, and there in its last stage: what counting is made of.
+BLINK_TEMPLATES = [
+    Template(f"blinks_{name}", "when", partial(_blinks_then, when, first, last))
+    for name, when, first, last in (
+        ("early", "at the beginning", 0.0, 1.25),
+        ("midway", "in the middle", 1.25, 2.25),
+        ("late", "at the end", 2.25, LOOKS[-1]),
+    )
+]
 
 
 @template("interaction")

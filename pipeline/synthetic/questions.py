@@ -1,7 +1,7 @@
 """Questions about scenes with their true answers, in the style of MSVD-QA and ActivityNet-QA: one or two words."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -17,7 +17,7 @@ from vococache.pipeline.synthetic.scene import (
     Thing,
     held_out_things,
 )
-from vococache.pipeline.synthetic.template import View
+from vococache.pipeline.synthetic.template import Template, View
 
 PREFERENCE = {
     "motion": 3, "change": 3, "order": 6, "times": 6, "interaction": 4, "activity": 2, "relation": 3, "position": 2,
@@ -25,8 +25,8 @@ PREFERENCE = {
 }  # fmt: skip
 # In training, what single pictures teach soon is asked less, and what only time tells more.
 TEACHING_PREFERENCE = {
-    "order": 15, "times": 12, "interaction": 7, "change": 6, "motion": 4, "activity": 2, "shape": 2, "relation": 1.5,
-    "count": 0.7, "position": 0.5, "existence": 0.4, "color": 0.3, "size": 0.2, "background": 0.05,
+    "order": 15, "times": 12, "when": 12, "interaction": 7, "change": 6, "motion": 4, "activity": 2, "shape": 2,
+    "relation": 1.5, "count": 0.7, "position": 0.5, "existence": 0.4, "color": 0.3, "size": 0.2, "background": 0.05,
 }  # fmt: skip
 
 
@@ -40,11 +40,14 @@ class Question:
     template: str
 
 
-def all_questions(scene: Scene, random: Random, *, about: Iterable[Thing] | None = None) -> Iterator[Question]:
-    """One question of each template that fits the scene, about objects chosen at random (`about`: among these)."""
+def all_questions(
+    scene: Scene, random: Random, *, about: Iterable[Thing] | None = None, more: Sequence[Template] = ()
+) -> Iterator[Question]:
+    """One question of each template (and of `more`) that fits the scene, about objects chosen at random (`about`:
+    among these)."""
     still = not scene.event and all(thing.action == "nothing" for thing in scene.things)
     candidates = list(scene.things if about is None else about)
-    for template in PICTURE_TEMPLATES if still else [*PICTURE_TEMPLATES, *CLIP_TEMPLATES]:
+    for template in PICTURE_TEMPLATES if still else [*PICTURE_TEMPLATES, *CLIP_TEMPLATES, *more]:
         for thing in random.sample(candidates, len(candidates)):
             asked = template.ask(View(scene, thing, random))
             if asked is not None:
@@ -53,19 +56,25 @@ def all_questions(scene: Scene, random: Random, *, about: Iterable[Thing] | None
 
 
 def questions(
-    scene: Scene, count: int, random: Random, *, teaching: bool = False, colours: bool = True
+    scene: Scene,
+    count: int,
+    random: Random,
+    *,
+    teaching: bool = False,
+    colours: bool = True,
+    more: Sequence[Template] = (),
 ) -> list[Question]:
     """Up to `count` questions of different templates; of a compositional scene, about its held-out objects.
 
     Types that few scenes allow are preferred where a scene does (`PREFERENCE`). `teaching`: up to two of a template, by
     `TEACHING_PREFERENCE`, and none whose text alone teaches that a held-out combination does not exist. Without
-    `colours`: none with a colour's name in it.
+    `colours`: none with a colour's name in it. `more`: templates beside those of a test.
     """
     about = list(held_out_things(scene)) or None
-    found = list(all_questions(scene, random, about=about))
+    found = list(all_questions(scene, random, about=about, more=more))
     preference = PREFERENCE
     if teaching:
-        found = list(dict.fromkeys([*found, *all_questions(scene, random, about=about)]))
+        found = list(dict.fromkeys([*found, *all_questions(scene, random, about=about, more=more)]))
         found = [question for question in found if not rules_out_a_combination(question)]
         preference = TEACHING_PREFERENCE
     if not colours:

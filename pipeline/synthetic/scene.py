@@ -28,6 +28,9 @@ MEETINGS = {"": 48, "sequence": 24, "collision": 8, "miss": 7, "overtaking": 7, 
 # In training, more of what takes long to learn.
 TEACHING_ACTIONS = ACTIONS | {"blinks": 40}
 TEACHING_MEETINGS = MEETINGS | {"sequence": 64, "overtaking": 11, "pursuit": 10}
+# Where counting is learned, which takes longest: three times as many objects that blink.
+BLINKING_ACTIONS = TEACHING_ACTIONS | {"blinks": 100}
+BLINKING_MEETINGS = TEACHING_MEETINGS | {"": 100}
 EVENTS = ("appears", "disappears", "grows", "shrinks", "changes color")
 # How far a shape reaches along its axes, in radii; a triangle, which does so nowhere, takes no part in collisions.
 REACH = {"circle": 0.95, "square": 0.85, "cross": 1.0, "ring": 1.0}
@@ -139,15 +142,23 @@ class Scene:
 
 
 def make_scene(
-    seed: str, *, still: bool = False, compositional: bool = False, most: int = 4, teaching: bool = False
+    seed: str,
+    *,
+    still: bool = False,
+    compositional: bool = False,
+    most: int = 4,
+    teaching: bool = False,
+    blinking: bool = False,
 ) -> Scene:
     """The scene of a seed. `still`: nothing moves or changes (for single images). `most`: so many objects at most.
 
     `compositional`: at least one combination that no other scene has; otherwise none. `teaching`: more of what takes
-    long to learn (`TEACHING_ACTIONS`, `TEACHING_MEETINGS`).
+    long to learn (`TEACHING_ACTIONS`, `TEACHING_MEETINGS`). `blinking`: and of what blinks, more still.
     """
     random = Random(seed)
     actions, meetings = (TEACHING_ACTIONS, TEACHING_MEETINGS) if teaching else (ACTIONS, MEETINGS)
+    if blinking:
+        actions, meetings = BLINKING_ACTIONS, BLINKING_MEETINGS
     while True:
         scene = _draw(random, seed, {} if still else actions, meetings, compositional, most)
         if scene is not None:

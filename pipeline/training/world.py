@@ -7,6 +7,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from vococache.model.voco import VoCoModel
+from vococache.pipeline.synthetic.clip_templates import BLINK_TEMPLATES
 from vococache.pipeline.synthetic.questions import questions
 from vococache.pipeline.synthetic.render import PALETTE, as_recorded, frames, strange_palette
 from vococache.pipeline.synthetic.scene import LOOKS, make_scene
@@ -22,15 +23,25 @@ class WorldExamples(Dataset[Example]):
     Splits whose name begins with "train" show more of what takes long to learn and ask nothing whose text alone rules
     a held-out combination out. Some of their clips come in paints without a name, about which they ask nothing with a
     colour in it: so nothing but what is looked at ties a shape to a colour.
-    `still`: single pictures, in which nothing moves. `most`: scenes of at most so many objects.
+    `still`: single pictures, in which nothing moves. `most`: scenes of at most so many objects. `blinking`: more
+    objects blink, and it is asked when they do, which no test asks.
     """
 
     def __init__(
-        self, model: VoCoModel, split: str, count: int, *, asked: int, still: bool = False, most: int = 4
+        self,
+        model: VoCoModel,
+        split: str,
+        count: int,
+        *,
+        asked: int,
+        still: bool = False,
+        most: int = 4,
+        blinking: bool = False,
     ) -> None:
         self.prompt, self.tokenizer = model.config.prompt, model.tokenizer
         self.side = model.config.geometry.size
         self.split, self.count, self.asked, self.still, self.most = split, count, asked, still, most
+        self.blinking = blinking
 
     def __len__(self) -> int:
         return self.count
@@ -38,12 +49,13 @@ class WorldExamples(Dataset[Example]):
     def __getitem__(self, index: int) -> Example:
         seed = f"{self.split} {index}"
         teaching = self.split.startswith("train")
-        scene = make_scene(seed, still=self.still, most=self.most, teaching=teaching)
+        scene = make_scene(seed, still=self.still, most=self.most, teaching=teaching, blinking=self.blinking)
         random = Random(f"{seed} questions")
         strange = teaching and random.random() < STRANGE
+        more = BLINK_TEMPLATES if self.blinking else ()
         texts = [
             encode_turns(self.tokenizer, self.prompt, [(question.text, question.answer)])
-            for question in questions(scene, self.asked, random, teaching=teaching, colours=not strange)
+            for question in questions(scene, self.asked, random, teaching=teaching, colours=not strange, more=more)
         ]
         palette = strange_palette(random) if strange else PALETTE
         show: Any = as_recorded if random.random() < RECORDED else frames

@@ -17,7 +17,7 @@ import pytest
 from tests import eyes
 from tests.eyes import Seen
 
-from vococache.pipeline.synthetic.clip_templates import CLIP_TEMPLATES
+from vococache.pipeline.synthetic.clip_templates import BLINK_TEMPLATES, CLIP_TEMPLATES
 from vococache.pipeline.synthetic.picture_templates import PICTURE_TEMPLATES
 from vococache.pipeline.synthetic.questions import Question, all_questions, questions
 from vococache.pipeline.synthetic.render import FPS, SIDE, as_recorded, contact_sheet, decoded, frames, write_clip
@@ -273,6 +273,15 @@ class Witness:
         there = self.named(text)[0].there
         return NUMBERS[sum(a and not b for a, b in pairwise(there))]
 
+    def blinks_early(self, text: str) -> bool:
+        return not all(self.named(text)[0].there[:3])
+
+    def blinks_midway(self, text: str) -> bool:
+        return not all(self.named(text)[0].there[3:5])
+
+    def blinks_late(self, text: str) -> bool:
+        return not all(self.named(text)[0].there[5:])
+
     def collide(self, text: str) -> bool:
         one, two = self.named(text)
         return _gap(one, two, -1) < min(SIDE / 16, _gap(one, two, 0))
@@ -324,10 +333,10 @@ def test_answers_are_what_the_pixels_show() -> None:
                 misread += 1
                 continue
             witness = Witness(things, pictures)
-            for question in all_questions(scene, Random(scene.seed)):
+            for question in all_questions(scene, Random(scene.seed), more=BLINK_TEMPLATES):
                 assert witness.answer(question) == question.answer, (scene.seed, question)
                 checked[question.template] += 1
-    names = {template.name for template in (*PICTURE_TEMPLATES, *CLIP_TEMPLATES)}
+    names = {template.name for template in (*PICTURE_TEMPLATES, *CLIP_TEMPLATES, *BLINK_TEMPLATES)}
     assert set(checked) >= names - {"colour_first"}, names - set(checked)
     assert sum(checked.values()) > 3000
     assert misread <= 3
@@ -388,6 +397,16 @@ def test_teaching_asks_nothing_whose_text_rules_a_held_out_combination_out() -> 
     assert {"what shape is the green object?", "which color is the circle?", "what shape appears?"} <= texts
     assert {"what does the cross do?", "is there a yellow triangle?", "how many yellow objects are there?"} <= texts
     assert {question.template for question in taught} == {question.template for question in all_of_them}
+
+
+def test_where_counting_is_taught_more_blinks() -> None:
+    """Of a training's clips; and nothing that blinks is a held-out combination there either."""
+    usual, more = (
+        [make_scene(f"train {i}", teaching=True, blinking=blinking) for i in range(300)] for blinking in (False, True)
+    )
+    one, other = (sum(thing.action == "blinks" for scene in made for thing in scene.things) for made in (usual, more))
+    assert other > 2 * one
+    assert not any(scene.held_out() for scene in more)
 
 
 # ---- files ----------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from vococache.pipeline.training import trainer
 from vococache.pipeline.training.conversations import read_conversations
 from vococache.pipeline.training.settings import TrainSettings, check_stage, read_settings
 from vococache.pipeline.training.trainer import training_arguments
@@ -31,13 +32,24 @@ def test_the_papers_recipe(name: str, tmp_path: Path) -> None:
     assert 8 * arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps == 128
     assert arguments.get_warmup_steps(1000) == 30
     assert arguments.lr_scheduler_type == "cosine"
-    assert arguments.bf16
+    assert settings.trainer["bf16"]
     assert settings.gradient_checkpointing
     assert "vision_tower" not in settings.train
     if name != "temporal-reader":
         assert arguments.learning_rate == 2e-5
         assert arguments.fsdp_plugin_args["fsdp_version"] == 2
         assert arguments.fsdp_plugin_args["transformer_cls_names_to_wrap"] == "LlamaDecoderLayer,CLIPEncoderLayer"
+
+
+def test_bf16_is_float32_where_a_cpu_has_no_such_products(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(trainer, "computes_bfloat16", lambda: False)
+    wanted = {"bf16": True, "use_cpu": True}
+    assert not trainer.training_arguments(wanted, tmp_path, seed=0).bf16
+    assert "training in float32 instead of bf16" in caplog.text
+    monkeypatch.setattr(trainer, "computes_bfloat16", lambda: True)
+    assert trainer.training_arguments(wanted, tmp_path, seed=0).bf16
 
 
 def test_the_document_names_every_setting() -> None:
