@@ -126,6 +126,14 @@ def test_clips_in_nameless_paints_are_for_training_and_asked_nothing_about_colou
     assert strange["val"] == 0
 
 
+def test_where_counting_is_taught_it_is_asked_when_things_blink() -> None:
+    model = blank_model(width=32, layers=2, heads=2, size=60, tower_layers=1, vocabulary=320)
+    for blinking in (False, True):
+        clips = WorldExamples(model, "train", 20, asked=40, blinking=blinking)
+        asked = "\n".join(model.tokenizer.decode(text.ids) for index in range(20) for text in clips[index].texts)
+        assert ("blink in the middle?" in asked) == blinking
+
+
 def test_patch_batches_are_reproducible(tmp_path: Path) -> None:
     model = blank_model(width=32, layers=2, heads=2, size=60, tower_layers=1, vocabulary=320)
     one, two = (Patches(model, "train", 4)[3] for _ in range(2))
