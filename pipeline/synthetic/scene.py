@@ -146,11 +146,12 @@ def make_scene(
     *,
     still: bool = False,
     compositional: bool = False,
+    least: int = 1,
     most: int = 4,
     teaching: bool = False,
     blinking: bool = False,
 ) -> Scene:
-    """The scene of a seed. `still`: nothing moves or changes (for single images). `most`: so many objects at most.
+    """The scene of a seed. `still`: nothing moves or changes (for single images). `least`, `most`: so many objects.
 
     `compositional`: at least one combination that no other scene has; otherwise none. `teaching`: more of what takes
     long to learn (`TEACHING_ACTIONS`, `TEACHING_MEETINGS`). `blinking`: and of what blinks, more still.
@@ -160,7 +161,7 @@ def make_scene(
     if blinking:
         actions, meetings = BLINKING_ACTIONS, BLINKING_MEETINGS
     while True:
-        scene = _draw(random, seed, {} if still else actions, meetings, compositional, most)
+        scene = _draw(random, seed, {} if still else actions, meetings, compositional, range(least, most + 1))
         if scene is not None:
             return scene
 
@@ -177,7 +178,7 @@ def split_scenes(split: str, count: int) -> dict[str, Scene]:
 
 
 def _draw(
-    random: Random, seed: str, deeds: dict[str, int], meetings: dict[str, int], compositional: bool, most: int
+    random: Random, seed: str, deeds: dict[str, int], meetings: dict[str, int], compositional: bool, size: range
 ) -> Scene | None:
     """A scene, or None where what was drawn does not do. Without `deeds` nothing happens in it."""
     count = random.choices((1, 2, 3, 4), (18, 34, 30, 18))[0]
@@ -193,7 +194,7 @@ def _draw(
             if _fits(thing, things):
                 things.append(thing)
                 break
-    if not 0 < len(things) <= most or not _names_differ(things) or not _events_apart(things):
+    if len(things) not in size or not _names_differ(things) or not _events_apart(things):
         return None
     random.shuffle(things)
     scene = Scene(tuple(things), random.choice(BACKGROUNDS), random.random() < 0.5, event, seed)

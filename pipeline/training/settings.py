@@ -18,7 +18,7 @@ class TrainSettings:
     `model`: a checkpoint folder, an embedded model's name, or (`from_scratch`) a folder with a `config.json` and a
     tokenizer but no weights. `data`, `evaluation`: mappings with `file` and `media` (`conversations.py` lists the
     formats) or with `synthetic`, `count`, `asked`,
-    `still`, `most` and `blinking` (`world.py`). `train`: the parts that learn. `compression`: "voco",
+    `still`, `least`, `most` and `blinking` (`world.py`). `train`: the parts that learn. `compression`: "voco",
     "full" (the text sees every vision token: the paper's upper bound, and a first stage before compression), "mean" or
     "qformer" (`vococache.model.baselines`); by default the checkpoint's own. `elastic`:
     train for reading with any power of two of the K tokens. `teacher`: a checkpoint read with full attention, for
@@ -52,12 +52,12 @@ class TrainSettings:
         if not self.data:
             raise InputError("no training data: expected `data` with at least one entry")
         for entry in (*self.data, *self.evaluation):
-            drawn = {"synthetic", "count", "asked", "still", "most", "blinking"}
+            drawn = {"synthetic", "count", "asked", "still", "least", "most", "blinking"}
             known = {"file", "media"} if "file" in entry else drawn
             if not ({"file", "synthetic"} & entry.keys()) or entry.keys() - known:
                 raise InputError(
                     f"data entry {entry} is not understood: expected `file` and `media`, or `synthetic`, `count`,"
-                    " `asked`, `still`, `most` and `blinking`"
+                    " `asked`, `still`, `least`, `most` and `blinking`"
                 )
         if unknown := set(self.train) - set(PARTS):
             raise InputError(f"unknown parts {sorted(unknown)} to train; expected some of {PARTS}")

@@ -23,8 +23,8 @@ class WorldExamples(Dataset[Example]):
     Splits whose name begins with "train" show more of what takes long to learn and ask nothing whose text alone rules
     a held-out combination out. Some of their clips come in paints without a name, about which they ask nothing with a
     colour in it: so nothing but what is looked at ties a shape to a colour.
-    `still`: single pictures, in which nothing moves. `most`: scenes of at most so many objects. `blinking`: more
-    objects blink, and it is asked when they do, which no test asks.
+    `still`: single pictures, in which nothing moves. `least`, `most`: scenes of so many objects. `blinking`:
+    more objects blink, and it is asked when they do, which no test asks.
     """
 
     def __init__(
@@ -35,13 +35,14 @@ class WorldExamples(Dataset[Example]):
         *,
         asked: int,
         still: bool = False,
+        least: int = 1,
         most: int = 4,
         blinking: bool = False,
     ) -> None:
         self.prompt, self.tokenizer = model.config.prompt, model.tokenizer
         self.side = model.config.geometry.size
-        self.split, self.count, self.asked, self.still, self.most = split, count, asked, still, most
-        self.blinking = blinking
+        self.split, self.count, self.asked, self.still = split, count, asked, still
+        self.least, self.most, self.blinking = least, most, blinking
 
     def __len__(self) -> int:
         return self.count
@@ -49,7 +50,9 @@ class WorldExamples(Dataset[Example]):
     def __getitem__(self, index: int) -> Example:
         seed = f"{self.split} {index}"
         teaching = self.split.startswith("train")
-        scene = make_scene(seed, still=self.still, most=self.most, teaching=teaching, blinking=self.blinking)
+        scene = make_scene(
+            seed, still=self.still, least=self.least, most=self.most, teaching=teaching, blinking=self.blinking
+        )
         random = Random(f"{seed} questions")
         strange = teaching and random.random() < STRANGE
         more = BLINK_TEMPLATES if self.blinking else ()

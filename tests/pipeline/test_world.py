@@ -409,6 +409,12 @@ def test_where_counting_is_taught_more_blinks() -> None:
     assert not any(scene.held_out() for scene in more)
 
 
+def test_scenes_of_so_many_objects() -> None:
+    for least, most in ((1, 1), (2, 3), (4, 4)):
+        sizes = {len(make_scene(f"train {i}", least=least, most=most).things) for i in range(30)}
+        assert sizes == {*range(least, most + 1)}
+
+
 # ---- files ----------------------------------------------------------------------------------------------
 
 
