@@ -45,7 +45,7 @@ def open_objects(url: str) -> "Objects":
     """The objects under a local path (also file://) or an fsspec URL."""
     if "://" in url and not url.startswith("file://"):
         return RemoteObjects(url)
-    return LocalObjects(os.path.abspath(os.path.expanduser(url.removeprefix("file://"))))  # noqa: PTH100, PTH111
+    return LocalObjects(os.path.abspath(os.path.expanduser(url.removeprefix("file://"))))
 
 
 class Objects(ABC):
@@ -140,7 +140,7 @@ class LocalObjects(Objects):
     def read_into(self, key: str, out: npt.NDArray[np.uint8]) -> Stamp | None:
         with self._errors("read", key):
             try:
-                file = open(f"{self.url}/{key}", "rb", buffering=0)  # noqa: PTH123, SIM115
+                file = open(f"{self.url}/{key}", "rb", buffering=0)  # noqa: SIM115 (`with` follows)
             except (FileNotFoundError, NotADirectoryError):
                 return None
             with file:
@@ -152,7 +152,7 @@ class LocalObjects(Objects):
     def stamp(self, key: str) -> Stamp | None:
         with self._errors("read", key):
             try:
-                file = open(f"{self.url}/{key}", "rb", buffering=0)  # noqa: PTH123, SIM115
+                file = open(f"{self.url}/{key}", "rb", buffering=0)  # noqa: SIM115 (`with` follows)
             except (FileNotFoundError, NotADirectoryError):
                 return None
             with file:
@@ -170,35 +170,35 @@ class LocalObjects(Objects):
                     version = _version(os.fstat(file.fileno()))
                 if guard is not None and not guard():
                     return None
-                os.replace(temporary, path)  # noqa: PTH105
+                os.replace(temporary, path)
                 return version
             finally:
                 with suppress(OSError):
-                    os.unlink(temporary)  # noqa: PTH108
+                    os.unlink(temporary)
 
     def version(self, key: str) -> str | None:
         with self._errors("read", key), suppress(FileNotFoundError, NotADirectoryError):
-            return _version(os.stat(f"{self.url}/{key}"))  # noqa: PTH116
+            return _version(os.stat(f"{self.url}/{key}"))
         return None
 
     @staticmethod
     def _create(path: str, folder: str) -> Any:
         while True:
             try:
-                return open(path, "xb")  # noqa: PTH123
+                return open(path, "xb")
             except FileNotFoundError:  # also if a concurrent delete took the emptied folder away
-                os.makedirs(folder, exist_ok=True)  # noqa: PTH103
+                os.makedirs(folder, exist_ok=True)
 
     def delete(self, keys: Iterable[str]) -> None:
         folders: set[str] = set()
         for key in keys:
             with self._errors("delete", key), suppress(FileNotFoundError, NotADirectoryError):
-                os.unlink(f"{self.url}/{key}")  # noqa: PTH108
+                os.unlink(f"{self.url}/{key}")
             parts = key.split("/")[:-1]
             folders.update("/".join(parts[:depth]) for depth in range(1, len(parts) + 1))
         for folder in sorted(folders, key=len, reverse=True):
             with suppress(OSError):  # not empty
-                os.rmdir(f"{self.url}/{folder}")  # noqa: PTH106
+                os.rmdir(f"{self.url}/{folder}")
 
     def names(self, prefix: str) -> list[str]:
         with self._errors("list", prefix):
