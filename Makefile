@@ -35,7 +35,7 @@ bench: $(STAMP)  ## every benchmark in turn
 	@for file in $(filter-out benchmarks/common.py benchmarks/guard.py,$(wildcard benchmarks/*.py)); do \
 	  echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
-train-embedded: $(STAMP)  ## the embedded model from scratch: about 3 hours on 2 CPU cores with bfloat16; resumes where it was stopped
+train-embedded: $(STAMP)  ## the embedded model from scratch: about 4.5 hours on 2 CPU cores with bfloat16; resumes where it was stopped
 	RECIPES=pipeline/training/recipes RUNS=runs/embedded BIN=$(BIN) pipeline/training/recipes/embedded.sh
 
 wheel: $(STAMP)  ## dist/vococache-*.whl, which ray_cluster.yaml installs on every node

@@ -26,7 +26,8 @@ def report(
     """
     columns = max(len(row) for row in rows)
     cells = [[str(cell) for cell in row] + [""] * (columns - len(row)) for row in rows]
-    widths = [max(len(row[column]) for row in cells) for column in range(columns)]
+    table = [row for row in cells if any(row[1:])]  # a row of one cell is a line of text among the others
+    widths = [max(len(row[column]) for row in table) for column in range(columns)]
     for row in cells:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     if ratios:

@@ -39,11 +39,11 @@ def test_a_trial_asks_about_every_clip(stage: ReasonStage) -> None:
 
 
 def test_the_embedded_model_answers_about_clips_that_it_never_saw(tmp_path: Path, local_ray: None) -> None:
-    """Through files, ingest, store and ask: 96% of 3,200 questions (docs/results); 240 here, so a margin below."""
+    """Through files, ingest, store and ask: 98% of 8,000 questions (docs/results); 240 here, so a margin below."""
     scenes = split_scenes("unseen", UNSEEN)
     ingest_clips(scenes, tmp_path / "clips", str(tmp_path / "store"))
     found = run_trial(open_reader(str(tmp_path / "store")), scenes, asked=6)
-    assert found.accuracy > 0.91, found.by_type()
+    assert found.accuracy > 0.94, found.by_type()
     assert question_only(scenes.values(), asked=6, learned_from=2000) < 0.5
 
 

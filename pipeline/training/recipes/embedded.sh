@@ -17,7 +17,7 @@ stage 1-tower "$BIN/python" -m vococache.pipeline.training.tower "$RECIPES/embed
 for name in 2-see 3-compress; do
   stage $name "$BIN/voco" train compress --config "$RECIPES/embedded-$name.yaml" --out "$RUNS/$name"
 done
-for name in 4-temporal 5-temporal 6-temporal; do
+for name in 4-temporal 5-temporal 6-temporal 7-temporal; do
   stage $name "$BIN/voco" train temporal --config "$RECIPES/embedded-$name.yaml" --out "$RUNS/$name"
 done
-"$BIN/python" -m vococache.pipeline.training.embed "$RUNS/6-temporal/model"
+"$BIN/python" -m vococache.pipeline.training.embed "$RUNS/7-temporal/model"
