@@ -279,7 +279,7 @@ def _blinks_then(when: str, first: float, last: float, view: View) -> Asked | No
     return f"does {view.name(view.thing)} blink {when}?", "yes" if then else "no"
 
 
-# In training alone, and there in its last stage: what counting is made of.
+# In training alone, and there late: what counting is made of.
 BLINK_TEMPLATES = [
     Template(f"blinks_{name}", "when", partial(_blinks_then, when, first, last))
     for name, when, first, last in (

@@ -178,7 +178,7 @@ def split_scenes(split: str, count: int) -> dict[str, Scene]:
 
 
 def _draw(
-    random: Random, seed: str, deeds: dict[str, int], meetings: dict[str, int], compositional: bool, size: range
+    random: Random, seed: str, deeds: dict[str, int], meetings: dict[str, int], compositional: bool, numbers: range
 ) -> Scene | None:
     """A scene, or None where what was drawn does not do. Without `deeds` nothing happens in it."""
     count = random.choices((1, 2, 3, 4), (18, 34, 30, 18))[0]
@@ -194,7 +194,7 @@ def _draw(
             if _fits(thing, things):
                 things.append(thing)
                 break
-    if len(things) not in size or not _names_differ(things) or not _events_apart(things):
+    if len(things) not in numbers or not _names_differ(things) or not _events_apart(things):
         return None
     random.shuffle(things)
     scene = Scene(tuple(things), random.choice(BACKGROUNDS), random.random() < 0.5, event, seed)

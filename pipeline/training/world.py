@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
+from vococache.errors import InputError
 from vococache.model.voco import VoCoModel
 from vococache.pipeline.synthetic.clip_templates import BLINK_TEMPLATES
 from vococache.pipeline.synthetic.questions import questions
@@ -39,6 +40,8 @@ class WorldExamples(Dataset[Example]):
         most: int = 4,
         blinking: bool = False,
     ) -> None:
+        if not 1 <= least <= most <= 4:
+            raise InputError(f"no scene has from {least} to {most} objects: expected 1 <= `least` <= `most` <= 4")
         self.prompt, self.tokenizer = model.config.prompt, model.tokenizer
         self.side = model.config.geometry.size
         self.split, self.count, self.asked, self.still = split, count, asked, still

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from vococache.errors import InputError
 from vococache.model.checkpoints import load_model
 from vococache.model.generate import Sampling, generate
 from vococache.model.voco import VoCoModel
@@ -132,6 +133,13 @@ def test_where_counting_is_taught_it_is_asked_when_things_blink() -> None:
         clips = WorldExamples(model, "train", 20, asked=40, blinking=blinking)
         asked = "\n".join(model.tokenizer.decode(text.ids) for index in range(20) for text in clips[index].texts)
         assert ("blink in the middle?" in asked) == blinking
+
+
+@pytest.mark.parametrize("numbers", [{"least": 5}, {"least": 3, "most": 2}, {"most": 0}])
+def test_scenes_that_cannot_be_are_refused(numbers: dict[str, int]) -> None:
+    model = blank_model(width=32, layers=2, heads=2, size=60, tower_layers=1, vocabulary=320)
+    with pytest.raises(InputError, match="expected 1 <= `least` <= `most` <= 4"):
+        WorldExamples(model, "train", 20, asked=4, **numbers)
 
 
 def test_patch_batches_are_reproducible(tmp_path: Path) -> None:
