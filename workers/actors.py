@@ -132,7 +132,7 @@ def _silent_stderr() -> Iterator[None]:
     sys.stderr.flush()
     kept = os.dup(2)
     try:
-        with open(os.devnull, "w") as nowhere:  # noqa: PTH123
+        with open(os.devnull, "w") as nowhere:  # noqa: PTH123 (`os.dup2` wants a descriptor, not a path)
             os.dup2(nowhere.fileno(), 2)
         yield
     finally:

@@ -247,7 +247,7 @@ def _fits(thing: Thing, others: list[Thing]) -> bool:
         return False
     return all(
         left > r + MARGIN or right < l - MARGIN or top > b + MARGIN or bottom < t - MARGIN
-        for l, t, r, b in (other.box() for other in others)  # noqa: E741
+        for l, t, r, b in (other.box() for other in others)  # noqa: E741 (another's left, top, right, bottom)
     )
 
 

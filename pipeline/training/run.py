@@ -154,8 +154,7 @@ def _data(
 def _entry(entry: dict[str, Any], model: VoCoModel, settings: TrainSettings, out: Path, seed: int) -> Dataset[Example]:
     if "synthetic" in entry:
         split = f"{entry['synthetic']}, seed {seed}" if seed else entry["synthetic"]
-        more = {name: entry[name] for name in ("still", "least", "most", "blinking") if name in entry}
-        return WorldExamples(model, split, entry["count"], asked=entry["asked"], **more)
+        return WorldExamples(model, split, **{name: value for name, value in entry.items() if name != "synthetic"})
     file = Path(entry["file"])
     conversations = read_conversations(file, Path(entry.get("media", file.parent)))
     report = out / REPORT
