@@ -41,7 +41,12 @@ def make_plan(
     known = {info.id: info for info in store.list()}
     plan = Plan([], [])
     for source in sources:
-        verdict, reason = judge(source, known.get(source.video), sampling, overwrite, check_content, retry_failed)
+        info = known.get(source.video)
+        if info is not None and info.status == "failed" and (kind := store.obstacle(info.id)):
+            reason = f"a {kind} lies in its place in the store, which is never followed; `voco rm` removes it"
+            plan.settled.append((source.video, Verdict.REFUSED, reason))
+            continue
+        verdict, reason = judge(source, info, sampling, overwrite, check_content, retry_failed)
         if verdict is Verdict.WORK:
             plan.work.append(VideoTask(video=source.video, source=source.location))
         else:

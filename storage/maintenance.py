@@ -8,8 +8,8 @@ from vococache.errors import CorruptionError, InputError, StoreError, VideoNotFo
 from vococache.storage import documents
 from vococache.storage.documents import Fields, stamp
 from vococache.storage.format import DOCUMENT, Record, is_leftover, is_safe_key
-from vococache.storage.objects import Entry, open_objects
-from vococache.storage.opening import check_vacant, open_store, root_objects
+from vococache.storage.objects import PLAIN, Entry
+from vococache.storage.opening import check_vacant, open_objects, open_store, root_objects
 from vococache.storage.reading import difference
 from vococache.storage.store import Store
 
@@ -59,7 +59,7 @@ def verify(store: Store, video: str | None = None) -> Iterator[Problem]:
             continue
         for entry in entries:
             if entry.key not in (DOCUMENT, f"videos/{DOCUMENT}") and not is_leftover(entry.key):
-                yield Problem(video=None, object=entry.key, problem="expected no such object")
+                yield Problem(video=None, object=entry.key, problem=unexpected(entry))
 
 
 def remove(store: Store, video: str) -> None:
@@ -69,6 +69,9 @@ def remove(store: Store, video: str) -> None:
     """
     if not is_safe_key(video) or not store.objects.walk(f"videos/{video}"):
         store.document(video)  # raises, naming the nearest
+    if store.obstacle(video):
+        store.objects.delete([f"videos/{video}"])  # a link itself, not what it leads to
+        return
     store.discard(video)
     store.objects.delete([f"videos/{video}/{DOCUMENT}"])
 
@@ -135,14 +138,17 @@ def _groups(store: Store) -> dict[str | None, list[Entry]]:
     groups: dict[str | None, list[Entry]] = {None: []}
     for entry in store.objects.walk(""):
         parts = entry.key.split("/")
-        in_group = parts[0] == "videos" and len(parts) > 2
+        in_group = parts[0] == "videos" and (len(parts) > 2 or (len(parts) == 2 and entry.kind != PLAIN))
         groups.setdefault(parts[1] if in_group else None, []).append(entry)
     return groups
 
 
 def _verify_video(store: Store, video: str, entries: Sequence[Entry]) -> Iterator[Problem]:
     place = f"videos/{video}/"
-    present = {entry.key.removeprefix(place) for entry in entries}
+    for entry in entries:
+        if entry.kind != PLAIN:
+            yield Problem(video=video, object=entry.key, problem=unexpected(entry))
+    present = {entry.key.removeprefix(place) for entry in entries if entry.kind == PLAIN}
     if DOCUMENT not in present:
         if not all(map(is_leftover, present)):
             yield Problem(video=video, object=place + DOCUMENT, problem="expected a document, found none")
@@ -164,6 +170,13 @@ def _verify_video(store: Store, video: str, entries: Sequence[Entry]) -> Iterato
             yield Problem(video=video, object=place + key, problem="expected no such object")
 
 
+def unexpected(entry: Entry) -> str:
+    """What is wrong with an object that does not belong to a store."""
+    if entry.kind == PLAIN:
+        return "expected no such object"
+    return f"expected none, found a {entry.kind}, which is never followed or opened"
+
+
 def _garbage_of(store: Store, video: str | None, entries: Sequence[Entry], partial: bool) -> dict[str, str]:
     """Keys to remove of one group, and why."""
     keys = [entry.key for entry in entries]
@@ -171,6 +184,8 @@ def _garbage_of(store: Store, video: str | None, entries: Sequence[Entry], parti
     if video is None or not is_safe_key(video):
         return temporary
     document = f"videos/{video}/{DOCUMENT}"
+    if keys == [f"videos/{video}"]:
+        return {}  # no folder but a link or the like, which no job of ours leaves behind
     if document not in keys:
         return dict.fromkeys(keys, "of a video without document")
     try:

@@ -8,7 +8,9 @@ from typing import Literal
 from vococache.errors import CorruptionError, InputError, StoreError, StoreMismatchError
 from vococache.storage.documents import GROUP, PLAIN_GROUP, Fields, Stamp, seal, stamp, unseal
 from vococache.storage.format import DOCUMENT, FORMAT_VERSION, TEMPORARY, StoreHeader
-from vococache.storage.objects import LocalObjects, Objects, open_objects
+from vococache.storage.local_objects import LocalObjects
+from vococache.storage.objects import Objects
+from vococache.storage.remote_objects import RemoteObjects
 from vococache.storage.store import Store
 
 VIDEOS = f"videos/{DOCUMENT}"
@@ -44,6 +46,14 @@ def open_store(
     if mode == "a" and isinstance(objects, LocalObjects) and not os.access(objects.url, os.W_OK):
         raise StoreError(f"store {objects.url} is read-only: expected a folder that this user may write")
     return Store(objects, found, hashlib.sha256(data).hexdigest(), writable=mode == "a")
+
+
+def open_objects(url: str) -> Objects:
+    """The objects under a local path (also file://) or an fsspec URL."""
+    path = url.removeprefix("file://").removeprefix("local://")
+    if "://" in path:
+        return RemoteObjects(url)
+    return LocalObjects(path)
 
 
 def is_store(url: str) -> bool:

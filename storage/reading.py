@@ -41,7 +41,9 @@ class StoreReader:
         with _uncollected():
             return [self._row(video, data) for video, data in found if data is not None]
 
-    def _row(self, video: str, data: bytes) -> VideoInfo:
+    def _row(self, video: str, data: bytes | CorruptionError) -> VideoInfo:
+        if isinstance(data, CorruptionError):
+            return documents.video_info(video, {"status": "failed", "reason": str(data)}, 0)
         try:
             fields = self.parse(video, data, documents.unseal_summary)
         except StoreError as error:
@@ -148,8 +150,15 @@ class StoreReader:
         return f"videos/{video}/{key}".rstrip("/")
 
     def stamp(self, video: str, key: str) -> Stamp | None:
-        """Length and crc32c of an object of a video's group; None if absent."""
-        return self.objects.stamp(self._key(video, key))
+        """Length and crc32c of an object of a video's group; None if absent, or no plain file."""
+        try:
+            return self.objects.stamp(self._key(video, key))
+        except CorruptionError:
+            return None
+
+    def obstacle(self, video: str) -> str | None:
+        """What lies where the video's folder is expected, as "symbolic link"; None for a folder, or nothing."""
+        return self.objects.obstacle(self._key(video))
 
     def _checked(self, video: str, fields: Fields, key: str) -> bytes:
         """A small object's bytes, as recorded."""

@@ -18,6 +18,7 @@ from vococache.storage import documents
 from vococache.storage.documents import RECEIPT, Bytes, Fields, Stamp, stamp
 from vococache.storage.encode import check_receipts, check_timestamps, encode_chunk, examine
 from vococache.storage.format import DOCUMENT, ChunkReceipt, Intent, VideoInfo, chunk_key, is_leftover, receipt_key
+from vococache.storage.objects import PLAIN
 from vococache.storage.reading import StoreReader
 
 
@@ -33,7 +34,7 @@ class Store(StoreReader):
         if not 1 <= intent.chunk_segments <= self.header.chunk_segments:
             raise InputError(f"chunk of {intent.chunk_segments} segments: expected 1 to {self.header.chunk_segments}")
         fields = self._current(video, intent.token)
-        if fields is not None and fields["status"] == "partial":
+        if fields is not None and fields["status"] == "partial" and self._is_plain(video):
             return self._stored_chunks(video, intent.token)
         if fields is not None and (receipts := self._sound_chunks(video, fields)) is not None:
             return receipts
@@ -155,12 +156,16 @@ class Store(StoreReader):
         self.objects.delete(key for key in keys if key != self._key(video, DOCUMENT) and "/.tmp-" not in key)
         return length
 
+    def _is_plain(self, video: str) -> bool:
+        """Are there only files and folders in a video's group?"""
+        return all(entry.kind == PLAIN for entry in self.objects.walk(self._key(video)))
+
     def _current(self, video: str, token: str) -> Fields | None:
         """A video's document if it is sound and of intent `token`."""
-        data = self.objects.get(self._key(video, DOCUMENT))
         try:
+            data = self.objects.get(self._key(video, DOCUMENT))
             fields = None if data is None else self.parse(video, data)
-        except StoreError:
+        except (CorruptionError, StoreMismatchError):
             return None
         return fields if fields is not None and fields.get("token") == token else None
 
@@ -203,7 +208,7 @@ class Store(StoreReader):
     def _receipts(self, video: str, token: str) -> list[tuple[ChunkReceipt, str]]:
         """The stored receipts of intent `token`, each with its chunk's version."""
         keys = [entry.key for entry in self.objects.walk(self._key(video, "kv")) if entry.key.endswith(".json")]
-        found = [documents.unseal(RECEIPT, data or b"") for data in self.objects.get_many(keys)]
+        found = [documents.unseal(RECEIPT, data) for data in self.objects.get_many(keys) if isinstance(data, bytes)]
         return [(ChunkReceipt.from_dict(f), f["version"]) for f in found if f is not None and f["token"] == token]
 
     def _sound_chunks(self, video: str, fields: Fields) -> dict[int, ChunkReceipt] | None:

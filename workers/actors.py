@@ -31,7 +31,7 @@ from vococache import errors
 from vococache.errors import InputError, StoreError, VoCoError, WorkersLostError
 from vococache.storage import ChunkReceipt, Store, StoreHeader, open_store
 from vococache.storage.format import TEMPORARY
-from vococache.storage.objects import LocalObjects
+from vococache.storage.local_objects import LocalObjects
 from vococache.workers.decode import DecodeStage
 from vococache.workers.rows import End, Row, VideoTask
 

@@ -112,6 +112,17 @@ def test_another_video_of_the_same_name_is_refused_and_a_moved_one_is_known(
     assert vococache.ingest(str(other), copied, fps=2).up_to_date == ["plain"], "the same content, moved"
 
 
+def test_a_link_in_the_store_costs_its_video_alone(copied: str, tmp_path: Path) -> None:
+    linked, other = (make_clip(tmp_path / name, frames=20, fps=10) for name in ("linked.mp4", "other.mp4"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/zarr.json").write_text("mine")
+    Path(copied, "videos/linked").symlink_to(tmp_path / "mine")
+    report = vococache.ingest([str(linked), str(other)], copied, fps=2)
+    assert report.done == ["other"]
+    assert "symbolic link" in report.refused["linked"]
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["zarr.json"]
+
+
 def test_interrupted_work_resumes_at_its_chunks(tmp_path: Path) -> None:
     file = make_clip(tmp_path / "long.mp4", frames=600, fps=10)
     whole = str(tmp_path / "whole")

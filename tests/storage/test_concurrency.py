@@ -16,8 +16,8 @@ from tests.storage.test_crash import record_steps
 from vococache.errors import CorruptionError, VideoNotFoundError, VoCoError
 from vococache.storage import Store, maintenance, open_store
 from vococache.storage.documents import Bytes, Stamp
+from vococache.storage.local_objects import LocalObjects
 from vococache.storage.maintenance import GC_AGE_S
-from vococache.storage.objects import LocalObjects
 
 Snapshot = Callable[[Store], dict[str, bytes]]
 Work = Callable[[Store], object]

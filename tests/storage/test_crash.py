@@ -16,7 +16,7 @@ from tests.storage.samples import HEADER, add, intent, kv, times, write
 from vococache.errors import VideoNotFoundError
 from vococache.storage import Store, maintenance, open_store
 from vococache.storage.documents import Bytes
-from vococache.storage.objects import LocalObjects
+from vococache.storage.local_objects import LocalObjects
 
 Snapshot = Callable[[Store], dict[str, bytes]]
 

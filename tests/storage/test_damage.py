@@ -185,8 +185,7 @@ def test_a_store_copied_in_among_the_videos_is_found(damaged: Store) -> None:
 def test_a_folder_out_of_reach_is_not_taken_for_an_empty_one(damaged: Store) -> None:
     kv = next(Path(damaged.url).glob("videos/*/kv"))
     kv.rename(kv.with_name("away"))
-    kv.symlink_to("away")
-    assert any("away" in found for found in problems(damaged.url)), "links are followed, and both are seen"
-    kv.unlink()
-    kv.symlink_to(kv)  # which no listing can follow
-    assert problems(damaged.url)
+    for target in ("away", kv):  # no listing can follow the second
+        kv.symlink_to(target)
+        assert str(kv.relative_to(damaged.url)) in problems(damaged.url), "whatever the video's status"
+        kv.unlink()
