@@ -90,8 +90,9 @@ def cli() -> None:
 @device_option
 @click.option("--address", help="A Ray cluster; without it a local Ray is started.")
 @click.option("--overwrite", is_flag=True, help="Redo videos that are complete with other settings.")
-@click.option("--check-content", is_flag=True, help="Compare files by sha256, not by size and time.")
+@click.option("--check-content", is_flag=True, help="Compare sha256 even where place, size and time are as before.")
 @click.option("--retry-failed", is_flag=True, help="Try again what failed before.")
+@click.option("--reuse", is_flag=True, help="Copy caches of the same content under another id.")
 @click.option("--decode-timeout", type=float, default=60.0, show_default=True, help="Seconds without a frame.")
 @click.option("--max-pixels", type=int, help="Refuse videos of larger frames.  [default: 8192 x 8192]")
 @click.option("--stall-after", type=float, default=300.0, show_default=True, help="Tell what is stuck after seconds.")
@@ -116,7 +117,7 @@ def ingest(
 
         planning = (
             "store", "fps", "num_frames", "model", "tokens", "segment_frames", "dtype", "quantize", "device",
-            "overwrite", "check_content", "retry_failed",
+            "overwrite", "check_content", "retry_failed", "reuse",
         )  # fmt: skip
         found = estimate(videos, **{key: options[key] for key in planning})
         click.echo(json.dumps(found.to_dict()) if as_json else found.describe())
@@ -192,10 +193,11 @@ def _print_report(report: "IngestReport") -> None:
     if report.done:
         rate = report.segments / report.run_seconds
         parts.append(f"{report.segments} segments, {report.bytes:,} bytes, {rate:.1f} segments/s")
+    parts += [f"{len(report.reused)} copied from equal ones"] if report.reused else []
     parts += [f"{len(report.up_to_date)} up to date"] if report.up_to_date else []
     parts += [f"{len(report.failed)} failed"] if report.failed else []
     parts += [f"{len(report.refused)} refused"] if report.refused else []
-    if not (report.done or report.failed or report.refused):
+    if not (report.done or report.reused or report.failed or report.refused):
         parts = [f"nothing to do: {len(report.up_to_date)} videos are up to date"]
     click.echo(f"{report.store}: {'; '.join(parts)}")
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from vococache.errors import InputError
+
 EXIT_DAMAGED = 1
 SECONDS_AN_HOUR = 3600.0
 
@@ -156,6 +158,27 @@ def rm_command(store: str, videos: tuple[str, ...]) -> int:
     return 0
 
 
+@click.command("relocate")
+@click.argument("store")
+@click.argument("old")
+@click.argument("new")
+def relocate_command(store: str, old: str, new: str) -> int:
+    """Record in STORE that the videos at OLD (a file or a folder, path or URL) lie at NEW now. Reads no video.
+
+    \b
+    Example:
+      voco relocate caches /mnt/old/videos /mnt/new/videos
+    """
+    from vococache.pipeline.ingest import absolute
+    from vococache.storage import maintenance, open_store
+
+    moved = maintenance.relocate(open_store(store, "a"), absolute(old), absolute(new))
+    if not moved:
+        raise InputError(f"no video of {store} comes from {absolute(old)}: `voco info {store} VIDEO` tells its source")
+    click.echo(f"{len(moved)} videos now at {absolute(new)}")
+    return 0
+
+
 @click.command("gc")
 @click.argument("store")
 @click.option(
@@ -201,4 +224,4 @@ def export_command(store: str, videos: tuple[str, ...], target: str) -> int:
     return 0
 
 
-COMMANDS = (ls_command, info_command, verify_command, rm_command, gc_command, export_command)
+COMMANDS = (ls_command, info_command, verify_command, rm_command, relocate_command, gc_command, export_command)

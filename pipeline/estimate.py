@@ -63,12 +63,13 @@ def estimate(
     overwrite: bool = False,
     check_content: bool = False,
     retry_failed: bool = False,
+    reuse: bool = False,
 ) -> Estimate:
     """Size up `ingest` with the same arguments, from the videos' own headers and a short measurement.
 
     What `store` holds already is not counted. Raises as `ingest` does for a job that could not run.
     """
-    from vococache.pipeline.plan import make_plan
+    from vococache.pipeline.plan import Planner
     from vococache.storage import is_store, open_store
     from vococache.workers.compress import Compressor, store_header
     from vococache.workers.decoder import Decoder, available_decoders
@@ -81,8 +82,10 @@ def estimate(
     if is_store(store):
         opened = open_store(store, "r", header=header)
         header = opened.header
-        plan = make_plan(sources, opened, sampling, overwrite, check_content, retry_failed)
-        work = {task.video: task.source for task in plan.work}
+        planner = Planner(
+            sampling=sampling, overwrite=overwrite, check_content=check_content, retry_failed=retry_failed, reuse=reuse
+        )
+        work = {task.video: task.source for task in planner.plan(sources, opened).work}
     result = Estimate()
     measurable: list[str] = []
     with Decoder() as decoder:

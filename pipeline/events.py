@@ -11,8 +11,8 @@ from typing import Any, Literal
 logger = logging.getLogger("vococache.ingest")
 logger.addHandler(logging.NullHandler())  # silent unless somebody listens
 
-Kind = Literal["stored", "complete", "failed", "refused", "up to date", "stalled"]
-OUTCOMES: tuple[Kind, ...] = ("complete", "failed", "refused", "up to date")
+Kind = Literal["stored", "complete", "failed", "refused", "up to date", "reused", "stalled"]
+OUTCOMES: tuple[Kind, ...] = ("complete", "failed", "refused", "up to date", "reused")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

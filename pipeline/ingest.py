@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vococache.errors import WorkersLostError
+from vococache.errors import CorruptionError, WorkersLostError
 from vococache.pipeline.collect import Collector
 from vococache.pipeline.events import Event, Watchdog, logger
-from vococache.pipeline.plan import Plan, Verdict, make_plan
+from vococache.pipeline.plan import Plan, Planner, Verdict
 from vococache.pipeline.sources import find_sources
 from vococache.storage import Store, open_store
-from vococache.workers.rows import Row
+from vococache.workers.rows import Row, VideoTask
 from vococache.workers.sampling import Sampling
 from vococache.workers.source import is_url
 
@@ -24,10 +24,14 @@ MAX_PASSES = 3
 
 @dataclass(kw_only=True)
 class IngestReport:
-    """What an ingest did. Lists hold video ids; `failed` and `refused` map an id to its reason."""
+    """What an ingest did. Lists hold video ids; `failed` and `refused` map an id to its reason.
+
+    `reused`: videos whose caches were copied from one of the same content.
+    """
 
     store: str
     done: list[str] = field(default_factory=list)
+    reused: list[str] = field(default_factory=list)
     up_to_date: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
@@ -71,6 +75,7 @@ def ingest(
     overwrite: bool = False,
     check_content: bool = False,
     retry_failed: bool = False,
+    reuse: bool = False,
     redo: bool = False,
     decode_timeout: float = 60.0,
     max_pixels: int | None = None,
@@ -85,8 +90,9 @@ def ingest(
     `quantize`: "int8" or "int4", how a new store keeps caches; by default as they were computed.
     `device`: "cpu" or "cuda" for the compressor; by default GPUs where Ray has any. `address`: a Ray cluster; by
     default a local Ray is started and stopped. `overwrite`: redo videos that are complete with other sampling
-    or of another source. `check_content`: compare sha256, not size and modification time. `retry_failed`: try
-    again what failed before and did not change. `redo`: make videos again that the store holds complete, as where
+    or of another source. `check_content`: compare sha256 even where place, size and modification time are as before.
+    `retry_failed`: try again what failed before and did not change. `reuse`: where the store holds the same content
+    under another id, copy its caches. `redo`: make videos again that the store holds complete, as where
     their chunks are damaged. `decode_timeout`: seconds without a frame that cost a video; `max_pixels` (default
     8192 x 8192): so does a larger frame.
     `on_event`: told each chunk, each video's outcome, and after every `stall_after` seconds in which nothing came,
@@ -119,9 +125,13 @@ def ingest(
         if redo:
             for video in sorted({source.video for source in sources} & set(opened.ids())):
                 opened.redo(video)
-        plan = make_plan(sources, opened, sampling, overwrite, check_content, retry_failed)
+        planner = Planner(
+            sampling=sampling, overwrite=overwrite, check_content=check_content, retry_failed=retry_failed, reuse=reuse
+        )
+        plan = planner.plan(sources, opened)
         job = _Job(report, plan, opened, stall_after, on_progress, on_event)
         job.note_settled()
+        job.reuse()
         if plan.work:
             ours = actors.start_ray(address) or ours
             actors.check_store_visible(opened, store, local=address is None)
@@ -165,6 +175,9 @@ class _Job:
         """Enter into the report what needs no work."""
         for video, verdict, reason in self.plan.settled:
             if verdict is Verdict.UP_TO_DATE:
+                if video in self.plan.moved:
+                    source, stat = self.plan.moved[video]
+                    self.store.record_source(video, source, stat.size, stat.mtime_ns)
                 self.report.up_to_date.append(video)
                 self._tell(Event(event="up to date", video=video, stage="plan"))
             elif verdict is Verdict.FAILED_BEFORE:
@@ -173,6 +186,18 @@ class _Job:
             else:
                 self.report.refused[video] = reason
                 self._tell(Event(event="refused", video=video, stage="plan", facts={"reason": reason}))
+
+    def reuse(self) -> None:
+        """Copy what the store holds under another id; what is damaged there becomes work."""
+        for video, (of, source, stat) in self.plan.equal.items():
+            try:
+                info = self.store.copy(of, video, source, stat.size, stat.mtime_ns)
+            except CorruptionError:
+                self.plan.work.append(VideoTask(video=video, source=source))
+                continue
+            self.report.reused.append(video)
+            self._tell(Event(event="reused", video=video, stage="store", facts={"source": source, "of": of}))
+            self.report.bytes += info.bytes
 
     def run(self, run_stages: Callable[[Any], Any], busy: Callable[[], list[tuple[str, str, float]]]) -> None:
         """Run the stages over the plan's work, complete each video as its last receipt comes in."""

@@ -1,15 +1,20 @@
 """What an ingest has to do: each source against what the store holds already."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 from vococache.errors import VideoError
 from vococache.pipeline.sources import Source
 from vococache.storage import Store, VideoInfo
 from vococache.workers.rows import VideoTask
 from vococache.workers.sampling import Sampling
-from vococache.workers.source import SourceStat, content_hash, stat_source
+from vococache.workers.source import SourceStat, content_hash, is_url, stat_source
+
+REMOTE_LOOKS = 16  # at once: each waits for an answer
 
 
 class Verdict(Enum):
@@ -21,84 +26,118 @@ class Verdict(Enum):
     REFUSED = "refused"
 
 
+class Judgement(NamedTuple):
+    """A verdict, why where nothing is done, and the file's size and time where the store has others on record."""
+
+    verdict: Verdict
+    reason: str = ""
+    moved: SourceStat | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The videos to work on, and those that need nothing: (id, verdict, reason)."""
+    """The videos to work on, and those that need nothing: (id, verdict, reason).
 
-    work: list[VideoTask]
-    settled: list[tuple[str, Verdict, str]]
+    `moved`: of those up to date, the files that lie elsewhere, or are of another time, than the store has on record.
+    `equal`: videos with the content of one that the store holds, by id: its id, and their own file.
+    """
+
+    work: list[VideoTask] = field(default_factory=list)
+    settled: list[tuple[str, Verdict, str]] = field(default_factory=list)
+    moved: dict[str, tuple[str, SourceStat]] = field(default_factory=dict)
+    equal: dict[str, tuple[str, str, SourceStat]] = field(default_factory=dict)
 
 
-def make_plan(
-    sources: Sequence[Source],
-    store: Store,
-    sampling: Sampling,
-    overwrite: bool,
-    check_content: bool,
-    retry_failed: bool,
-) -> Plan:
-    """Decide about each source from the store's list; reads file contents only where `check_content` asks."""
-    known = {info.id: info for info in store.list()}
-    plan = Plan([], [])
-    for source in sources:
-        info = known.get(source.video)
-        if info is not None and info.status == "failed" and (kind := store.obstacle(info.id)):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Planner:
+    """How sources are judged: the options of an ingest that decide what is left to do."""
+
+    sampling: Sampling
+    overwrite: bool = False
+    check_content: bool = False
+    retry_failed: bool = False
+    reuse: bool = False
+
+    def plan(self, sources: Sequence[Source], store: Store) -> Plan:
+        """Decide about each source. File contents are read only where size, time and place leave it open."""
+        infos = store.list()
+        known = {info.id: info for info in infos}
+        plan = Plan()
+        remote = any(is_url(source.location) for source in sources)
+        with ThreadPoolExecutor(REMOTE_LOOKS if remote else os.cpu_count()) as pool:
+            judged = pool.map(lambda source: self._judge(source, known.get(source.video), store), sources)
+            for source, (verdict, reason, moved) in zip(sources, judged, strict=True):
+                if verdict is Verdict.WORK:
+                    plan.work.append(VideoTask(video=source.video, source=source.location))
+                    continue
+                plan.settled.append((source.video, verdict, reason))
+                if moved is not None:
+                    plan.moved[source.video] = source.location, moved
+            if self.reuse:
+                self._find_equal(plan, infos, pool)
+        return plan
+
+    def _find_equal(self, plan: Plan, infos: Iterable[VideoInfo], pool: ThreadPoolExecutor) -> None:
+        """Move from the work of `plan` what the store holds under other ids."""
+        complete = [i for i in infos if i.status == "complete" and i.sampling == self.sampling.to_dict()]
+        sizes = {info.size for info in complete}
+        ids = {info.content_hash: info.id for info in complete}
+
+        def equal(task: VideoTask) -> tuple[str, str, SourceStat] | None:
+            stat = stat_source(task.source)
+            if stat is None or stat.size not in sizes:
+                return None
+            try:
+                video = ids.get(content_hash(task.source))
+            except VideoError:
+                return None
+            return None if video is None else (video, task.source, stat)
+
+        found = list(pool.map(equal, plan.work))
+        plan.equal.update({task.video: of for task, of in zip(plan.work, found, strict=True) if of is not None})
+        plan.work[:] = [task for task in plan.work if task.video not in plan.equal]
+
+    def _judge(self, source: Source, known: VideoInfo | None, store: Store) -> Judgement:
+        """What to do about one source."""
+        if known is None or known.status == "partial":
+            return Judgement(Verdict.WORK)
+        if known.status == "failed" and (kind := store.obstacle(known.id)):
             reason = f"a {kind} lies in its place in the store, which is never followed; `voco rm` removes it"
-            plan.settled.append((source.video, Verdict.REFUSED, reason))
-            continue
-        verdict, reason = judge(source, info, sampling, overwrite, check_content, retry_failed)
-        if verdict is Verdict.WORK:
-            plan.work.append(VideoTask(video=source.video, source=source.location))
-        else:
-            plan.settled.append((source.video, verdict, reason))
-    return plan
-
-
-def judge(
-    source: Source,
-    known: VideoInfo | None,
-    sampling: Sampling,
-    overwrite: bool,
-    check_content: bool,
-    retry_failed: bool,
-) -> tuple[Verdict, str]:
-    """What to do about one source, and why where that is nothing."""
-    if known is None or known.status == "partial":
-        return Verdict.WORK, ""
-    stat = stat_source(source.location)
-    if stat is None:  # gone, or out of reach
+            return Judgement(Verdict.REFUSED, reason)
+        stat = stat_source(source.location)
+        if stat is None:  # gone, or out of reach
+            if known.status == "failed":
+                return Judgement(Verdict.WORK)  # the decoder will say what is wrong with it
+            if (known.source, known.sampling) == (source.location, self.sampling.to_dict()):
+                return Judgement(Verdict.UP_TO_DATE)  # a cache may outlive its video
+            reason = f"there is no {source.location}; the cache of that id, from {known.source}, is kept"
+            return Judgement(Verdict.REFUSED, reason)
+        unchanged = _on_record(known, source, stat)
         if known.status == "failed":
-            return Verdict.WORK, ""  # the decoder will say what is wrong with it
-        if (known.source, known.sampling) == (source.location, sampling.to_dict()):
-            return Verdict.UP_TO_DATE, ""  # a cache may outlive its video
-        return Verdict.REFUSED, f"there is no {source.location}; the cache of that id, from {known.source}, is kept"
-    if known.status == "failed":
-        if retry_failed or known.source != source.location or not unchanged(known, stat):
-            return Verdict.WORK, ""
-        return Verdict.FAILED_BEFORE, f"{known.reason} (failed before; --retry-failed tries again)"
-    if known.source == source.location:
-        same = same_content(known, source, stat) if check_content else unchanged(known, stat)
-        if not same:
-            return Verdict.WORK, ""  # edited since
-    elif not same_content(known, source, stat):
-        if overwrite:
-            return Verdict.WORK, ""
-        return Verdict.REFUSED, (
-            f"the store holds another video of that id, from {known.source}; give ids in a manifest, or --overwrite"
-        )
-    if known.sampling == sampling.to_dict():
-        return Verdict.UP_TO_DATE, ""
-    if overwrite:
-        return Verdict.WORK, ""
-    return Verdict.REFUSED, f"complete with other sampling ({known.sampling}); --overwrite makes it anew"
+            if self.retry_failed or not unchanged:
+                return Judgement(Verdict.WORK)
+            return Judgement(Verdict.FAILED_BEFORE, f"{known.reason} (failed before; --retry-failed tries again)")
+        if (self.check_content or not unchanged) and not _same_content(known, source, stat):
+            if self.overwrite or known.source == source.location:  # edited since
+                return Judgement(Verdict.WORK)
+            return Judgement(
+                Verdict.REFUSED,
+                f"the store holds another video of that id, from {known.source}; give ids in a manifest, or"
+                " --overwrite",
+            )
+        if known.sampling == self.sampling.to_dict():
+            return Judgement(Verdict.UP_TO_DATE, moved=None if unchanged else stat)
+        if self.overwrite:
+            return Judgement(Verdict.WORK)
+        return Judgement(Verdict.REFUSED, f"complete with other sampling ({known.sampling}); --overwrite makes it anew")
 
 
-def unchanged(known: VideoInfo, stat: SourceStat) -> bool:
-    """Same size and modification time?"""
-    return (known.size, known.mtime_ns) == (stat.size, stat.mtime_ns)
+def _on_record(known: VideoInfo, source: Source, stat: SourceStat) -> bool:
+    """The same place, size and modification time?"""
+    return (known.source, known.size, known.mtime_ns) == (source.location, stat.size, stat.mtime_ns)
 
 
-def same_content(known: VideoInfo, source: Source, stat: SourceStat) -> bool:
+def _same_content(known: VideoInfo, source: Source, stat: SourceStat) -> bool:
     """Same size and sha256? Not, where the content cannot be read."""
     try:
         return known.size == stat.size and known.content_hash == content_hash(source.location)

@@ -58,6 +58,15 @@ def seal_video(store: str, video: str, summary: Fields, record: Fields | None = 
     return seal(GROUP, {"summary": {"store": store, "video": video, **summary}, "record": record or {}})
 
 
+def with_source(data: bytes, source: str, size: int, mtime_ns: int) -> bytes:
+    """A sealed document of a video, with its file elsewhere or of another time; all else as it is."""
+    fields = unseal(GROUP, data)
+    assert fields is not None, "the caller has checked it"
+    summary = fields["summary"]
+    summary.get("intent", summary).update(source=source, size=size, mtime_ns=mtime_ns)
+    return seal(GROUP, {name: fields[name] for name in ("summary", "record")})
+
+
 def unseal_video(data: bytes) -> Fields | None:
     """Summary and record of a video's document in one; None if one of its bytes changed."""
     fields = unseal(GROUP, data) if _is_video(data) else None

@@ -100,6 +100,20 @@ def gc(store: Store, *, older_than_s: float = GC_AGE_S, partial: bool = False) -
     return garbage
 
 
+def relocate(store: Store, old: str, new: str) -> list[str]:
+    """Record that what lay at `old`, a file or all beneath a folder, lies at `new`; the ids that this concerns.
+
+    Paths from the root on, or URLs. Nothing is read but the store's documents; unfinished videos are left as they are.
+    """
+    old, new = old.rstrip("/"), new.rstrip("/")
+    moved = []
+    for info in store.list():
+        if info.status != "partial" and (info.source == old or info.source.startswith(f"{old}/")):
+            store.record_source(info.id, new + info.source.removeprefix(old), info.size, info.mtime_ns)
+            moved.append(info.id)
+    return moved
+
+
 def export(store: Store, videos: Sequence[str], url: str) -> Store:
     """Copy complete videos into a new store at a path or URL, checking every byte.
 

@@ -144,6 +144,43 @@ class Store(StoreReader):
         begun: Fields = {name: fields[name] for name in ("token", "intent") if name in fields}
         self.discard(video, {"status": "partial", **begun})
 
+    def record_source(self, video: str, source: str, size: int, mtime_ns: int) -> None:
+        """Record where a video's file lies by now, and its size and time. Its content must be the same.
+
+        Nothing happens where the video is gone, or another writes its document meanwhile. Raises `CorruptionError`.
+        """
+        self._check_writable()
+        key = self._key(video, DOCUMENT)
+        data = self.objects.get(key)
+        if data is not None and self.parse(video, data):
+            moved = documents.with_source(data, source, size, mtime_ns)
+            self.objects.put(key, moved, guard=lambda: self.objects.get(key) == data)
+
+    def copy(self, video: str, new: str, source: str, size: int, mtime_ns: int) -> VideoInfo:
+        """Make the video `new`, whose file at `source` has the content of the complete `video`, of that one's chunks.
+
+        Raises `VideoNotFoundError`, and `CorruptionError` where `video` is damaged.
+        """
+        fields = self._complete_document(video)
+        moved = {"source": source, "size": size, "mtime_ns": mtime_ns}
+        intent = Intent.from_dict(fields["intent"] | moved)
+        times = self.timestamps(video)
+        receipts = self._sound_chunks(video, fields)
+        if receipts is None:
+            raise CorruptionError(f"video {video!r} in {self.url} is damaged: `voco verify` tells where")
+        missing = [receipts[index] for index in receipts.keys() - self.begin(new, intent).keys()]
+
+        def is_wanted() -> bool:
+            return self._current(new, intent.token) is not None
+
+        def copy(receipt: ChunkReceipt) -> None:
+            data = self.objects.get(self._key(video, chunk_key(receipt.index))) or b""
+            self.objects.put(self._key(new, chunk_key(receipt.index)), data, guard=is_wanted)
+
+        for _ in self.objects.map(copy, missing):
+            pass  # `complete` checks what was written
+        return self.complete(new, intent.token, list(receipts.values()), times, fields["duration"])
+
     def discard(self, video: str, fields: Fields | None = None) -> int:
         """Drop all objects of a video but its document, which from then on says `fields` (by default: none of it).
 

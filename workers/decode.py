@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from vococache.errors import StoreError, VideoError
 from vococache.model.images import Frame, FrameGeometry
-from vococache.storage import Intent, Store, open_store
+from vococache.storage import Intent, Store, VideoInfo, open_store
 from vococache.storage.format import even_chunk_segments
 from vococache.workers.decoder import Decoder, DecoderName, Frames, Limits, available_decoders
 from vococache.workers.rows import End, Row, VideoTask
@@ -56,9 +56,12 @@ class DecodeStage:
         try:
             with local_video(task.source, self.max_copy_bytes) as local:
                 stat, digest = local.stat, local.content_hash
-                for attempt, decoder in self._decoders(task.video, local):
+                known = self._known(task.video, local)
+                # First the decoder whose chunks the store has.
+                decoders = sorted(enumerate(available_decoders()), key=lambda n: known is None or n[1] != known.decoder)
+                for attempt, decoder in decoders:
                     try:
-                        for row in self._attempt(task, local, attempt, decoder, emitted):
+                        for row in self._attempt(task, local, known, attempt, decoder, emitted):
                             emitted += 1
                             yield row
                         return
@@ -75,18 +78,23 @@ class DecodeStage:
         )
         yield Row(video=task.video, end=end, error=joined(reasons))
 
-    def _decoders(self, video: str, local: LocalVideo) -> list[tuple[int, DecoderName]]:
-        """Which decoders to try, each with the number of its attempt: first the one whose chunks the store has."""
-        decoders = list(enumerate(available_decoders()))
+    def _known(self, video: str, local: LocalVideo) -> VideoInfo | None:
+        """What the store has begun or completed of the same content and sampling."""
         try:
             known = self._store.info(video)
         except StoreError:
-            return decoders
+            return None
         same = (known.content_hash, known.sampling) == (local.content_hash, self.sampling.to_dict())
-        return sorted(decoders, key=lambda numbered: not same or numbered[1] != known.decoder)
+        return known if same else None
 
     def _attempt(
-        self, task: VideoTask, local: LocalVideo, attempt: int, decoder: DecoderName, emitted: int
+        self,
+        task: VideoTask,
+        local: LocalVideo,
+        known: VideoInfo | None,
+        attempt: int,
+        decoder: DecoderName,
+        emitted: int,
     ) -> Iterator[Row]:
         """The rows of one decoder's attempt, from the start of the video. Raises `VideoError`."""
         started = time.perf_counter()
@@ -96,11 +104,13 @@ class DecodeStage:
         ahead = list(islice(segments, longest + 1))
         if not ahead:
             raise VideoError("no frames")
+        # Chunks of a file that was moved or touched since stay good: they belong to the intent as it was begun.
+        begun = known if known is not None and known.status == "partial" else None
         intent = Intent(
-            source=task.source,
+            source=begun.source if begun else task.source,
             content_hash=local.content_hash,
             size=local.stat.size,
-            mtime_ns=local.stat.mtime_ns,
+            mtime_ns=begun.mtime_ns if begun else local.stat.mtime_ns,
             sampling=self.sampling.to_dict(),
             decoder=decoder,
             chunk_segments=self._chunk_segments(len(ahead), frames.expected_frames),

@@ -12,6 +12,7 @@ from tests.clips import make_clip
 import vococache
 from vococache.errors import InputError, StoreMismatchError
 from vococache.model.cache import VoCoCache
+from vococache.pipeline import plan
 from vococache.storage import Intent, maintenance, open_store
 from vococache.workers.compress import Compressor, frame_geometry, store_header
 from vococache.workers.decoder import Decoder
@@ -20,6 +21,7 @@ from vococache.workers.sampling import Sampling
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 GOOD, BAD = {"plain", "short", "offset"}, {"text", "zero", "cut", "sound"}
+FILES = ("plain.mp4", "short.mkv", "offset.mkv")  # the good ones
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +87,64 @@ def test_an_edited_file_is_done_anew_and_another_sampling_only_when_asked(copied
     assert vococache.ingest(file, copied, fps=5, overwrite=True).done == ["new"]
     assert store.info("new").segments == 10
 
-    os.utime(file, (1, 1))  # only touched: size and time differ from the record, the content does not
-    assert vococache.ingest(file, copied, fps=5, check_content=True).up_to_date == ["new"]
+    before = kv_objects(copied)
+    os.utime(file, (1, 1))  # only touched: its time differs from the record, its content does not
+    report = vococache.ingest(file, copied, fps=5)
+    assert (report.up_to_date, report.run_seconds) == (["new"], 0.0)
+    assert store.info("new").mtime_ns == 10**9
+    os.utime(file, ns=(10**9, 10**9))
+    assert kv_objects(copied) == before
     make_clip(file, frames=30, fps=10)
     assert vococache.ingest(file, copied, fps=5).done == ["new"]
     assert store.info("new").segments == 15
+
+
+def kv_objects(store: str) -> dict[Path, tuple[int, int]]:
+    """All that a store has but its videos' documents: inode and time of each."""
+    found = {
+        path: path.stat() for path in Path(store).rglob("*") if path.is_file() and path.parent.parent.name != "videos"
+    }
+    return {path: (status.st_ino, status.st_mtime_ns) for path, status in found.items()}
+
+
+def test_a_moved_corpus_is_recorded_and_read_once(
+    copied: str, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "moved").mkdir()
+    moved = [str(shutil.copyfile(clips / name, tmp_path / "moved" / name)) for name in FILES]  # of new times too
+    before = kv_objects(copied)
+    report = vococache.ingest(moved, copied, fps=2)
+    assert (set(report.up_to_date), report.run_seconds) == (GOOD, 0.0)
+    assert {info.source for info in open_store(copied).list() if info.id in GOOD} == set(moved)
+    assert kv_objects(copied) == before
+    assert not list(maintenance.verify(open_store(copied)))
+    monkeypatch.setattr(plan, "content_hash", None)  # whoever reads a file again fails
+    assert set(vococache.ingest(moved, copied, fps=2).up_to_date) == GOOD
+
+
+def test_relocate_and_reuse(copied: str, clips: Path, tmp_path: Path) -> None:
+    store = open_store(copied, "a")
+    moved = tmp_path / "moved"
+    shutil.copytree(clips, moved)
+    assert set(maintenance.relocate(store, str(clips), str(moved))) == GOOD | BAD
+    assert maintenance.relocate(store, str(clips), str(moved)) == []
+    assert maintenance.relocate(store, str(moved)[:-1], "/x") == [], "whole names alone"
+    report = vococache.ingest(str(moved), copied, fps=2)
+    assert (set(report.up_to_date), report.run_seconds) == (GOOD, 0.0)
+    assert set(report.failed) == BAD
+
+    renamed = Path(shutil.copyfile(clips / "plain.mp4", tmp_path / "renamed.mp4"))
+    assert vococache.ingest(str(renamed), copied, fps=2, reuse=True).reused == ["renamed"]
+    np.testing.assert_array_equal(store.read("renamed"), store.read("plain"))
+    np.testing.assert_array_equal(store.timestamps("renamed"), store.timestamps("plain"))
+    assert store.info("renamed").source == str(renamed)
+    assert not list(maintenance.verify(store))
+    assert vococache.ingest(str(renamed), copied, fps=2).up_to_date == ["renamed"]
+
+    maintenance.remove(store, "renamed")
+    next(Path(copied).glob("videos/plain/kv/c.*")).write_bytes(b"damaged")
+    report = vococache.ingest(str(renamed), copied, fps=2, reuse=True)
+    assert (report.done, report.reused) == (["renamed"], [])
 
 
 def test_a_cache_outlives_its_video(copied: str, tmp_path: Path) -> None:
@@ -123,7 +178,8 @@ def test_a_link_in_the_store_costs_its_video_alone(copied: str, tmp_path: Path) 
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["zarr.json"]
 
 
-def test_interrupted_work_resumes_at_its_chunks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("moved", [False, True])
+def test_interrupted_work_resumes_at_its_chunks(tmp_path: Path, moved: bool) -> None:
     file = make_clip(tmp_path / "long.mp4", frames=600, fps=10)
     whole = str(tmp_path / "whole")
     assert vococache.ingest(str(file), whole, fps=5).segments == 300
@@ -142,6 +198,10 @@ def test_interrupted_work_resumes_at_its_chunks(tmp_path: Path) -> None:
     assert half.write_chunk("long", intent.token, 0, complete.read("long", 0, 150))
     (chunk,) = Path(resumed).rglob("kv/c.0*")
     written = chunk.stat().st_mtime_ns
+    if moved:
+        (tmp_path / "elsewhere").mkdir()
+        file = file.rename(tmp_path / "elsewhere/long.mp4")
+        os.utime(file, (1, 1))
     assert vococache.ingest(str(file), resumed, fps=5).done == ["long"]
     assert chunk.stat().st_mtime_ns == written, "the stored chunk is not written again"
     assert contents(resumed) == contents(whole)
