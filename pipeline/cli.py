@@ -3,10 +3,9 @@
 import json
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -14,7 +13,7 @@ import click
 
 from vococache import __version__
 from vococache.errors import InputError, VoCoError
-from vococache.pipeline import cli_bench, cli_eval, cli_store, cli_synthetic, cli_train
+from vococache.pipeline import cli_bench, cli_eval, cli_store, cli_synthetic, cli_train, signals
 from vococache.pipeline.cli_eval import dtype_option
 from vococache.pipeline.cli_store import json_option
 from vococache.pipeline.events import OUTCOMES, Event
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
 EXIT_SOME_FAILED = 1  # the job ran; some of its videos failed, or damage was found
 EXIT_BAD_INPUT = 2  # nothing was done
-EXIT_INTERRUPTED = 130
 
 model_option = click.option("--model", help="Folder of a model, or the name of an embedded one.")
 device_option = click.option("--device", help="cpu or cuda. [default: a GPU where there is one]")
@@ -50,19 +48,20 @@ def with_options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 def main() -> None:
     """Run the command line; every error that is meant for the user is one line and a non-zero exit code."""
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # or Ray prints to stdout how it deals with a dead worker
-    try:
-        code = cli.main(standalone_mode=False)
-    except click.exceptions.Exit as request:
-        code = request.exit_code
-    except click.Abort:
-        code = _say("interrupted", EXIT_INTERRUPTED)
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
-    except VoCoError as error:
-        code = _say(f"error: {error}", EXIT_BAD_INPUT)
-    except OSError as error:  # a folder that cannot be written, a full disk
-        code = _say(f"error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), EXIT_BAD_INPUT)
+    with signals.caught():
+        try:
+            code = cli.main(standalone_mode=False)
+        except click.exceptions.Exit as request:
+            code = request.exit_code
+        except click.Abort:
+            code = _say(signals.describe(), signals.exit_code())
+        except click.ClickException as error:
+            error.show()
+            code = error.exit_code
+        except VoCoError as error:
+            code = _say(f"error: {error}", EXIT_BAD_INPUT)
+        except OSError as error:  # a folder that cannot be written, a full disk
+            code = _say(f"error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), EXIT_BAD_INPUT)
     sys.exit(code or 0)
 
 
@@ -71,7 +70,15 @@ def _say(line: str, code: int) -> int:
     return code
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Group(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:  # click would print an empty line
+            raise click.Abort from None
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__)
 def cli() -> None:
     """Videos become VoCo caches; questions are answered from the caches."""
@@ -130,10 +137,9 @@ def ingest(
     try:
         with ExitStack() as stack:
             lines = stack.enter_context(_opened(report)) if report else None
-            check = stack.enter_context(_remembered_interrupts())
 
             def note(event: Event) -> None:
-                check()
+                signals.check()
                 if lines is not None and event.event in OUTCOMES:
                     print(event.to_line(), file=lines, flush=True)
                 if event.event == "stalled" and not verbose:
@@ -142,38 +148,12 @@ def ingest(
             bar = stack.enter_context(ProgressBar())
             done = run(videos, on_progress=bar.update, on_event=note, **options)
     except KeyboardInterrupt:
-        return _say("interrupted: the same command resumes where this one stopped", EXIT_INTERRUPTED)
+        return _say(f"{signals.describe()}: the same command resumes where this one stopped", signals.exit_code())
     if as_json:
         click.echo(json.dumps(done.to_dict()))
     else:
         _print_report(done)
     return 0 if done.ok else EXIT_SOME_FAILED
-
-
-@contextmanager
-def _remembered_interrupts() -> Iterator[Callable[[], None]]:
-    """Ctrl-C raises `KeyboardInterrupt`, and so does every later call of the function that this gives.
-
-    One that falls into a destructor, as Ray has many, is dropped by Python.
-    """
-    hit = False
-
-    def on_signal(*_: object) -> None:
-        nonlocal hit
-        hit = True
-        raise KeyboardInterrupt
-
-    def check() -> None:
-        if hit:
-            raise KeyboardInterrupt
-
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.SIG_IGN:  # as in the background, where it is not meant for us
-        signal.signal(signal.SIGINT, on_signal)
-    try:
-        yield check
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _opened(path: Path) -> TextIO:

@@ -45,12 +45,15 @@ def seal(head: bytes, fields: Fields) -> bytes:
 
 
 def unseal(head: bytes, data: bytes) -> Fields | None:
-    """The fields of a sealed document; None if one of its bytes changed."""
+    """The fields of a sealed document; None if one of its bytes changed, or it is not JSON of that form."""
     if not is_sealed(head, data):
         return None
-    document = json.loads(data.decode())
-    fields: Fields = document["attributes"]["vococache"] if head is GROUP else document
-    return fields
+    try:
+        document = json.loads(data)
+        fields = document["attributes"]["vococache"] if head is GROUP else document
+    except (ValueError, RecursionError, LookupError, TypeError):
+        return None
+    return fields if isinstance(fields, dict) else None
 
 
 def seal_video(store: str, video: str, summary: Fields, record: Fields | None = None) -> bytes:
@@ -70,15 +73,21 @@ def with_source(data: bytes, source: str, size: int, mtime_ns: int) -> bytes:
 def unseal_video(data: bytes) -> Fields | None:
     """Summary and record of a video's document in one; None if one of its bytes changed."""
     fields = unseal(GROUP, data) if _is_video(data) else None
-    return fields and fields["summary"] | fields["record"]
+    if fields is None or not (isinstance(fields.get("summary"), dict) and isinstance(fields.get("record"), dict)):
+        return None
+    summary: Fields = fields["summary"] | fields["record"]
+    return summary
 
 
 def unseal_summary(data: bytes) -> Fields | None:
     """The summary alone, without a look at the record: `list` reads 100,000 of them."""
     if not (_is_video(data) and is_sealed(GROUP, data)):
         return None
-    summary: Fields = _DECODER.raw_decode(data.decode(), len(GROUP) + 8 + len(SUMMARY))[0]
-    return summary
+    try:
+        summary = _DECODER.raw_decode(data.decode(), len(GROUP) + 8 + len(SUMMARY))[0]
+    except (ValueError, RecursionError):
+        return None
+    return summary if isinstance(summary, dict) else None
 
 
 def _is_video(data: bytes) -> bool:

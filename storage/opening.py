@@ -6,7 +6,8 @@ import os
 from typing import Literal
 
 from vococache.errors import CorruptionError, InputError, StoreError, StoreMismatchError
-from vococache.storage.documents import GROUP, PLAIN_GROUP, Fields, Stamp, seal, stamp, unseal
+from vococache.storage import checks
+from vococache.storage.documents import GROUP, PLAIN_GROUP, Fields, seal, stamp, unseal
 from vococache.storage.format import DOCUMENT, FORMAT_VERSION, TEMPORARY, StoreHeader
 from vococache.storage.local_objects import LocalObjects
 from vococache.storage.objects import Objects
@@ -101,7 +102,7 @@ def _root_fields(objects: Objects, data: bytes) -> Fields:
     place = f"{objects.url}/{DOCUMENT}"
     try:
         claimed = json.loads(data)["attributes"]["vococache"]["format_version"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         if b"vococache" in data:
             raise CorruptionError(f"{place} is not what was written: its bytes changed") from None
         raise StoreError(f"{place} is of another program: expected a VoCoCache store") from None
@@ -112,8 +113,10 @@ def _root_fields(objects: Objects, data: bytes) -> Fields:
     fields = unseal(GROUP, data)
     if fields is None or not isinstance(claimed, int) or claimed < 1:
         raise CorruptionError(f"{place} is not what was written: its bytes changed")
+    if (flaw := checks.header_flaw(fields)) is not None:
+        raise CorruptionError(f"{place} is not one that was written: {flaw}")
     beside = objects.get(VIDEOS)
-    if beside is None or stamp(beside) != Stamp(*fields["objects"][VIDEOS]):
+    if beside is None or fields.get("objects") != {VIDEOS: list(stamp(beside))}:
         raise CorruptionError(f"{objects.url}/{VIDEOS} is not what was written: missing, or its bytes changed")
     return fields
 

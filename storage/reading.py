@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vococache.errors import CorruptionError, InputError, StoreError, StoreMismatchError, VideoNotFoundError
-from vococache.storage import documents, quantize
+from vococache.storage import checks, documents, quantize
 from vococache.storage.documents import Fields, Stamp, stamp
 from vococache.storage.format import DOCUMENT, StoreHeader, VideoInfo, chunk_key, is_safe_key, safe_key
 from vococache.storage.objects import Objects
@@ -82,7 +82,10 @@ class StoreReader:
         length = fields["intent"]["chunk_segments"]
         first, last = start // length, -(-stop // length)
         chunks = documents.chunk_stamps(fields)
-        buffer = np.empty(((last - first) * length, *self.header.segment_shape), self.header.kv_dtype)
+        try:
+            buffer = np.empty(((last - first) * length, *self.header.segment_shape), self.header.kv_dtype)
+        except MemoryError:
+            raise StoreError(f"segments {start} to {stop} of video {video!r} do not fit memory: read fewer") from None
         kind = self.header.quantization
 
         def read_chunk(index: int) -> None:
@@ -118,18 +121,27 @@ class StoreReader:
     ) -> Fields:
         """The fields of a video's document, checked to be whole, this video's and this store's."""
         fields = unseal(data)
-        if fields is None or fields["video"] != video:
-            what = "its bytes changed" if fields is None else f"it is that of video {fields['video']!r}"
-            raise CorruptionError(
-                f"document of video {video!r} in {self.url} is not the one that was written: {what};"
-                f" `voco rm` and ingest the video again"
-            )
-        if fields["store"] != self.identity:
+        if fields is None:
+            raise self._damaged(video, "its bytes changed")
+        if fields.get("video") != video:
+            raise self._damaged(video, f"it is that of video {str(fields.get('video'))[:200]!r}")
+        if fields.get("store") != self.identity:
             raise StoreMismatchError(
                 f"video {video!r} in {self.url} was made for another store, or the store's own document was replaced:"
-                f" expected {self.identity[:12]}, found {fields['store'][:12]}; ingest the video again"
+                f" expected {self.identity[:12]}, found {str(fields.get('store'))[:12]}; ingest the video again"
             )
+        flaw = checks.summary_flaw(fields, self.header, len(data))
+        if flaw is None and unseal is documents.unseal_video and fields["status"] == "complete":
+            flaw = checks.record_flaw(fields, self.header)
+        if flaw is not None:
+            raise self._damaged(video, flaw)
         return fields
+
+    def _damaged(self, video: str, what: str) -> CorruptionError:
+        return CorruptionError(
+            f"document of video {video!r} in {self.url} is not one that was written for it: {what}; `voco rm` and"
+            f" ingest the video again"
+        )
 
     def _complete_document(self, video: str) -> Fields:
         fields, _ = self.document(video)

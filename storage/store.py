@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vococache.errors import CorruptionError, InputError, StoreError, StoreMismatchError
-from vococache.storage import documents
+from vococache.storage import checks, documents
 from vococache.storage.documents import RECEIPT, Bytes, Fields, Stamp, stamp
 from vococache.storage.encode import check_receipts, check_timestamps, encode_chunk, examine
 from vococache.storage.format import DOCUMENT, ChunkReceipt, Intent, VideoInfo, chunk_key, is_leftover, receipt_key
@@ -246,7 +246,11 @@ class Store(StoreReader):
         """The stored receipts of intent `token`, each with its chunk's version."""
         keys = [entry.key for entry in self.objects.walk(self._key(video, "kv")) if entry.key.endswith(".json")]
         found = [documents.unseal(RECEIPT, data) for data in self.objects.get_many(keys) if isinstance(data, bytes)]
-        return [(ChunkReceipt.from_dict(f), f["version"]) for f in found if f is not None and f["token"] == token]
+        return [
+            (ChunkReceipt.from_dict(f), f["version"])
+            for f in found
+            if f and checks.is_receipt(f) and f["token"] == token
+        ]
 
     def _sound_chunks(self, video: str, fields: Fields) -> dict[int, ChunkReceipt] | None:
         """Receipts of a complete video; None if any of its objects changed."""

@@ -11,12 +11,15 @@ import json
 import logging
 import os
 import resource
+import secrets
+import signal
 import socket
 import sys
 import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -47,9 +50,11 @@ COMPRESS_THREADS = 2
 
 MIN_OPEN_FILES = 256
 
+_STARTER = ThreadPoolExecutor(1, thread_name_prefix="ray-init")
+
+_TOKEN = secrets.token_hex(32)  # lets this process alone into its local Ray; Ray remembers the first that it sees
+
 _ENVIRONMENT = {
-    # Compressors' threads sleep while they wait; by default they spin, and take the decoders' processors for it.
-    "OMP_WAIT_POLICY": "PASSIVE",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -74,17 +79,33 @@ def start_ray(address: str | None) -> bool:
     os.environ.update({key: value for key, value in _ENVIRONMENT.items() if key not in os.environ})
     if address is not None:
         _check_reachable(address)
+    elif not any(name.startswith("RAY_AUTH_") for name in os.environ):
+        os.environ["RAY_AUTH_TOKEN"] = _TOKEN  # or Ray would write one to the home directory, where there may be none
     _check_open_files()
     local = {} if address else {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     try:
         with _silent_stderr(), nullcontext() if address else _on_loopback():
-            ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **local)
+            _init_ray(address=address or "local", log_to_driver=False, logging_level="ERROR", **local)
     except Exception as error:  # Ray raises bare ones too
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if address is None:
             raise WorkersLostError(f"Ray does not start on this machine: {reason}") from None
+        if _lacks_token(error):
+            raise InputError(
+                f"the Ray cluster at {address!r} expects its token, found none or another here: set RAY_AUTH_TOKEN to"
+                f" it (RAY_AUTH_TOKEN_PATH for a file), see docs/cluster.md"
+            ) from None
         raise InputError(f"no Ray cluster at {address!r}: {reason}") from None
     return True
+
+
+def _lacks_token(error: BaseException | None) -> bool:
+    """Did a cluster turn us away? Where Ray says so, deep within, depends on how far it came."""
+    while error is not None:
+        if isinstance(error, ray.exceptions.AuthenticationError) or "InvalidAuthToken" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _check_open_files() -> None:
@@ -126,6 +147,33 @@ def _on_loopback() -> Iterator[None]:
         del os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR]
 
 
+def _init_ray(**options: Any) -> None:
+    """`ray.init`, undisturbed by Ctrl-C and SIGTERM, which come after it.
+
+    Either would leave Ray half made, and Ray answers SIGTERM with a native trace and an abort. So it starts in a thread
+    that stays (its processes end with the thread that made them), where it cannot set Python's handlers, and what its
+    native part sets is put back at once.
+    """
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if threading.current_thread() is not threading.main_thread() or None in handlers.values():
+        ray.init(**options)
+        return
+    received: list[int] = []
+    started = _STARTER.submit(ray.init, **options)
+    while True:
+        for number, handler in handlers.items():
+            if handler is not signal.SIG_IGN:
+                signal.signal(number, lambda number, _: received.append(number))
+        if wait([started], timeout=0.005).done:
+            break
+    for number in handlers:
+        signal.signal(number, handlers[number])
+    if received:
+        stop_ray()
+        signal.raise_signal(received[0])
+    started.result()
+
+
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
     """Ray's native part announces its log level on file descriptor 2, whatever that level is."""
@@ -160,6 +208,11 @@ def choose_pools(device: str | None, local: bool) -> Pools:
 def stop_ray() -> None:
     """Stop the local Ray, or leave the cluster."""
     ray.shutdown()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))  # of which Ray leaves the native half undone
+    if os.environ.get("RAY_AUTH_TOKEN") == _TOKEN:
+        del os.environ["RAY_AUTH_TOKEN"]
+        os.environ.pop("RAY_AUTH_MODE", None)  # Ray has set it
 
 
 def describe_compressor(compressor: "Compressor", device: str | None) -> StoreHeader:

@@ -4,6 +4,7 @@ The method is VoCo-LLaMA (arXiv 2406.12275). Importing this package loads neithe
 below are resolved when first used.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,10 @@ if TYPE_CHECKING:
     from vococache.pipeline.ask import ask as ask
     from vococache.pipeline.ingest import ingest as ingest
     from vococache.storage import open_store as open_store
+
+# OpenMP's threads spin while they wait, by default, and on shared cores that takes a dozen times the work's own CPU time.
+# Torch reads this when it is first imported, so it is set before any of our modules can do that.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -34,15 +34,19 @@ LONG_CHUNKS = 12  # of 256 segments
 
 
 class Command:
-    """A running command; all processes that descend from it bear its mark in their environment."""
+    """A running command; all processes that descend from it bear its mark in their environment.
 
-    def __init__(self, arguments: Sequence[str], folder: Path, env: dict[str, str], **options: Any) -> None:
+    `env`: what is different there; None for what is absent.
+    """
+
+    def __init__(self, arguments: Sequence[str], folder: Path, env: Mapping[str, str | None], **options: Any) -> None:
         self.mark = uuid.uuid4().hex
         settings = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        ours = {MARK: self.mark, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
         self.process = subprocess.Popen(
             arguments,
             cwd=folder,
-            env=settings | {MARK: self.mark, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"} | env,
+            env={name: value for name, value in (settings | ours | env).items() if value is not None},
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
@@ -112,8 +116,8 @@ def command(ray_folder: Path, tmp_path: Path) -> Iterator[Callable[..., Command]
     """Starts a process in `tmp_path`; whatever is left of it ends with the test."""
     started: list[Command] = []
 
-    def start(*arguments: str, env: dict[str, str] | None = None) -> Command:
-        env = {"RAY_TMPDIR": str(ray_folder)} | (env or {})
+    def start(*arguments: str, env: Mapping[str, str | None] | None = None) -> Command:
+        env = {"RAY_TMPDIR": str(ray_folder), **(env or {})}
         started.append(Command(arguments, tmp_path, env, stderr=subprocess.PIPE))
         return started[-1]
 
@@ -126,7 +130,7 @@ def command(ray_folder: Path, tmp_path: Path) -> Iterator[Callable[..., Command]
 def voco(command: Callable[..., Command]) -> Callable[..., Command]:
     """Starts the command line in `tmp_path`."""
 
-    def start(*arguments: object, env: dict[str, str] | None = None) -> Command:
+    def start(*arguments: object, env: Mapping[str, str | None] | None = None) -> Command:
         program = "from vococache.pipeline.cli import main; main()"
         return command(sys.executable, "-c", program, *map(str, arguments), env=env)
 
@@ -136,13 +140,13 @@ def voco(command: Callable[..., Command]) -> Callable[..., Command]:
 class RayCluster:
     """A cluster of several nodes on this machine. Its working directory is `folder`, which is not the driver's."""
 
-    def __init__(self, cpus: Sequence[int], folder: Path, ray_folder: Path) -> None:
+    def __init__(self, cpus: Sequence[int], folder: Path, ray_folder: Path, env: dict[str, str] | None = None) -> None:
         self.folder = folder
         script = Path(__file__).with_name("cluster_process.py")
         self.command = Command(
             [sys.executable, str(script), *map(str, cpus)],
             folder,
-            {"RAY_TMPDIR": str(ray_folder)},
+            {"RAY_TMPDIR": str(ray_folder)} | (env or {}),
             stdin=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )

@@ -86,6 +86,24 @@ def test_an_address_without_cluster_is_one_line(voco: Callable[..., Command], vi
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("given", [{}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64}], ids=["none", "another"])
+def test_a_cluster_that_wants_its_token_is_named(
+    ray_folder: Path, voco: Callable[..., Command], videos: Path, tmp_path: Path, given: dict[str, str]
+) -> None:
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64}
+    cluster = RayCluster([1], tmp_path, ray_folder, env=token)
+    try:
+        arguments = ("ingest", videos / "short_0.mp4", "--store", "store", "--address", cluster.address)
+        code, out, err = voco(*arguments, env=given).finish()
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert f"cluster at '{cluster.address}' expects its token" in err
+        assert "RAY_AUTH_TOKEN" in err
+        assert voco(*arguments, env=token).finish()[0] == 0
+    finally:
+        cluster.close()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["decode", "compress"])
 def test_a_node_that_dies_costs_time_alone(
     ray_folder: Path,

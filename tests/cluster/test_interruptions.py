@@ -72,7 +72,10 @@ def test_a_stage_that_hangs_is_named(
     assert contents(str(tmp_path / "store")) == long_content
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+ENDINGS = {signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (143, "terminated")}
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, *ENDINGS])
 def test_a_killed_driver_resumes_at_its_chunks(
     ingest: Start, tmp_path: Path, long_content: dict[str, bytes], how: signal.Signals
 ) -> None:
@@ -80,9 +83,11 @@ def test_a_killed_driver_resumes_at_its_chunks(
     wait_for(lambda: len(stored(tmp_path)) >= 2)
     job.process.send_signal(how)
     code, out, err = job.finish(timeout=30)
-    if how == signal.SIGINT:
-        assert (code, out) == (130, "")
-        assert err == "voco: interrupted: the same command resumes where this one stopped\n"
+    if how in ENDINGS:
+        assert not job.family(), "nothing of ours is left"
+        expected, word = ENDINGS[how]
+        assert (code, out) == (expected, "")
+        assert err == f"voco: {word}: the same command resumes where this one stopped\n"
     else:
         assert code != 0
     job.wait_until_gone()
@@ -96,3 +101,23 @@ def test_a_killed_driver_resumes_at_its_chunks(
     assert contents(str(tmp_path / "store")) == long_content
     written = {name: (tmp_path / "store/videos/long/kv" / name).stat().st_mtime_ns for name in kept}
     assert written == kept, "the stored chunks are not written again"
+
+
+@pytest.mark.parametrize("how", ENDINGS)
+@pytest.mark.parametrize("moment", ["gcs_server", "raylet", "ray::"])
+def test_a_driver_that_is_ended_while_ray_starts(ingest: Start, moment: str, how: signal.Signals) -> None:
+    job = ingest()
+    wait_for(lambda: job.actors(moment))
+    job.process.send_signal(how)
+    code, out, err = job.finish(timeout=120)
+    assert not job.family()
+    expected, word = ENDINGS[how]
+    assert (code, out) == (expected, "")
+    assert err == f"voco: {word}: the same command resumes where this one stopped\n"
+
+
+def test_without_a_home_directory(voco: Callable[..., Command], videos: Path) -> None:
+    """As in a container whose user has none: Ray's token has no place there."""
+    job = voco("ingest", videos / "short_0.mp4", "--store", "store", env={"HOME": "/proc/none", "RAY_AUTH_MODE": None})
+    code, _, err = job.finish()
+    assert (code, err) == (0, "")

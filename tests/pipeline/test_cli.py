@@ -19,7 +19,8 @@ from PIL import Image
 from tests.clips import make_clip
 
 import vococache
-from vococache.pipeline.cli import _remembered_interrupts, cli, main
+from vococache.pipeline import signals
+from vococache.pipeline.cli import cli, main
 
 
 @dataclass
@@ -248,23 +249,24 @@ def test_repair(voco: Voco, clips: Path, tmp_path: Path, other_model: Path, loca
 def test_an_interrupt_that_a_destructor_swallows_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     class Destroyed:
         def __del__(self) -> None:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGUSR1)
 
-    monkeypatch.setattr(signal, "SIGINT", signal.SIGUSR1)  # SIGINT itself is ignored where tests run in the background
+    # SIGINT itself is ignored where tests run in the background.
+    monkeypatch.setattr(signals, "NUMBERS", (signal.SIGUSR1,))
     signal.signal(signal.SIGUSR1, signal.default_int_handler)
     swallowed: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda dropped: swallowed.append(dropped.exc_type))
-    with _remembered_interrupts() as check:
-        check()
+    with signals.caught():
+        signals.check()
         Destroyed()
         assert swallowed == [KeyboardInterrupt]
         with pytest.raises(KeyboardInterrupt):
-            check()
+            signals.check()
     assert signal.getsignal(signal.SIGUSR1) is signal.default_int_handler
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    with _remembered_interrupts() as check:
+    with signals.caught():
         Destroyed()
-        check()  # whoever started us wants it ignored
+        signals.check()  # whoever started us wants it ignored
     assert swallowed == [KeyboardInterrupt]
     signal.signal(signal.SIGUSR1, signal.SIG_DFL)
 
