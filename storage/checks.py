@@ -115,7 +115,7 @@ def record_flaw(fields: Fields, header: StoreHeader) -> str | None:
 def is_receipt(fields: Fields) -> bool:
     """Is this all that a receipt says?"""
     expected = {"token": str, "version": str, "index": int, "segments": int, "length": int, "crc32c": int}
-    return _wrong_type(fields, expected) is None
+    return _wrong_type(fields, expected) is None and fields["index"] >= 0
 
 
 def chunk_bytes(header: StoreHeader, chunk_segments: int) -> int:
@@ -131,12 +131,12 @@ def timestamps_bytes(header: StoreHeader, segments: int) -> int:
 
 
 def _wrong_type(fields: Fields, expected: Mapping[str, type]) -> str | None:
-    value: Any
-    for name, kind in expected.items():
-        value = fields.get(name)
-        if type(value) is not kind or (isinstance(value, int) and value < 0 and name != "mtime_ns"):
-            return f"{name} is {_short(value)}"
-    return None
+    """The first of the `expected` fields that is of another type, and its value; None if all are of theirs."""
+    found = [type(value) for value in map(fields.get, expected)]
+    if found == [*expected.values()]:  # `list` asks twice for each of a hundred thousand videos
+        return None
+    wrong = next(name for name, kind in zip(expected, found, strict=True) if kind is not expected[name])
+    return f"{wrong} is {_short(fields.get(wrong))}"
 
 
 def _is_shallow(value: Any, levels: int) -> bool:

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from io import FileIO
-from typing import IO, Any, TypeVar, cast
+from typing import IO, Any, NamedTuple, TypeVar, cast
 
 import google_crc32c
 import numpy as np
@@ -27,6 +27,13 @@ FOLDER_KIND = "folder"
 FOLDER = os.O_DIRECTORY | getattr(os, "O_PATH", os.O_RDONLY)  # enough to reach what is in it
 
 
+class Base(NamedTuple):
+    """An open folder, and of how many names of a key it is the end."""
+
+    folder: int
+    names: int
+
+
 class LocalObjects(Objects):
     """Files under a folder, written beside and moved into place.
 
@@ -40,8 +47,11 @@ class LocalObjects(Objects):
         self.threads = min(4, os.cpu_count() or 1)
 
     def get(self, key: str) -> bytes | None:
+        return self._get(key)
+
+    def _get(self, key: str, base: Base | None = None) -> bytes | None:
         try:  # plain calls: `list` makes them for each of a hundred thousand videos
-            file = self._open(key)
+            file = self._open(key, base)
             if file is None:
                 return None
             try:
@@ -55,7 +65,24 @@ class LocalObjects(Objects):
             raise self._error("read", key, error) from None
 
     def get_many(self, keys: Sequence[str]) -> Iterable[bytes | CorruptionError | None]:
-        return map(self._get_or_error, keys)  # small files from the page cache: threads would only wait for each other
+        # Small files from the page cache: threads would only wait for each other. What the keys share is opened once.
+        common = os.path.commonpath(keys) if keys else ""
+        shared = common.split("/")[: min(key.count("/") for key in keys)] if common else []
+        with self._errors("read", "/".join(shared)):
+            try:
+                folder = self._folder(shared)
+            except (FileNotFoundError, NotADirectoryError):
+                yield from (None for _ in keys)
+                return
+        base = Base(folder, len(shared))
+        try:
+            for key in keys:
+                try:
+                    yield self._get(key, base)
+                except CorruptionError as error:
+                    yield error
+        finally:
+            os.close(folder)
 
     def read_into(self, key: str, out: npt.NDArray[np.uint8]) -> Stamp | None:
         with self._errors("read", key):
@@ -133,10 +160,10 @@ class LocalObjects(Objects):
             return sorted(entry._replace(key=f"{above}/{entry.key}".lstrip("/")) for entry in entries)
         return []
 
-    def _open(self, key: str) -> int | None:
+    def _open(self, key: str, base: Base | None = None) -> int | None:
         """A descriptor of a plain file; None if there is none. Raises `CorruptionError` for anything but that."""
         try:
-            return self._in_folder(_open_plain, key)
+            return self._in_folder(_open_plain, key, base)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except _NotPlain as error:
@@ -154,21 +181,22 @@ class LocalObjects(Objects):
                 os.close(folder)
                 raise
 
-    def _in_folder(self, function: Callable[..., T], key: str) -> T:
+    def _in_folder(self, function: Callable[..., T], key: str, base: Base | None = None) -> T:
         """`function` of the last name of `key` and `dir_fd`, the folder that holds it."""
         *folders, name = key.split("/")
-        folder = self._folder(folders)
+        folder = self._folder(folders, base)
         try:
             return function(name, dir_fd=folder)
         finally:
-            os.close(folder)
+            if base is None or folder != base.folder:
+                os.close(folder)
 
-    def _folder(self, names: Sequence[str], make: bool = False) -> int:
+    def _folder(self, names: Sequence[str], base: Base | None = None, *, make: bool = False) -> int:
         """A descriptor of a folder beneath the root. Raises `CorruptionError` where anything else is on the way."""
         if make:
             os.makedirs(self.url, exist_ok=True)
-        folder = os.open(self.url, FOLDER)
-        for depth, name in enumerate(names, 1):
+        folder, known = base or (os.open(self.url, FOLDER), 0)
+        for depth, name in enumerate(names[known:], known + 1):
             above = folder
             try:
                 if make:
@@ -183,7 +211,8 @@ class LocalObjects(Objects):
                     raise
                 raise self._strange("/".join(names[:depth]), kind, FOLDER_KIND) from None
             finally:
-                os.close(above)
+                if base is None or above != base.folder:
+                    os.close(above)
         return folder
 
     def _strange(self, key: str, kind: str, expected: str = PLAIN) -> CorruptionError:

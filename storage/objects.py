@@ -81,13 +81,7 @@ class Objects(ABC):
 
     def get_many(self, keys: Sequence[str]) -> Iterable[bytes | CorruptionError | None]:
         """`get` of each key, in order; the error itself where it would raise `CorruptionError`."""
-        return self.map(self._get_or_error, keys)
-
-    def _get_or_error(self, key: str) -> bytes | CorruptionError | None:
-        try:
-            return self.get(key)
-        except CorruptionError as error:
-            return error
+        return self.map(self.get, keys)
 
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
         """`function` of each item, in order, several at a time."""
