@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +18,7 @@ from vococache.pipeline import cli_bench, cli_eval, cli_store, cli_synthetic, cl
 from vococache.pipeline.cli_eval import dtype_option
 from vococache.pipeline.cli_store import json_option
 from vococache.pipeline.events import OUTCOMES, Event
+from vococache.pipeline.terminal import escaped, say, say_lines
 
 if TYPE_CHECKING:
     from vococache.pipeline.ingest import IngestReport, Progress
@@ -48,6 +50,8 @@ def with_options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 def main() -> None:
     """Run the command line; every error that is meant for the user is one line and a non-zero exit code."""
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # or Ray prints to stdout how it deals with a dead worker
+    if os.environ.pop("PYTHONWARNINGS", None):  # made errors, the warnings of Ray's own code end its processes
+        warnings.simplefilter("ignore")
     with signals.caught():
         try:
             code = cli.main(standalone_mode=False)
@@ -66,7 +70,7 @@ def main() -> None:
 
 
 def _say(line: str, code: int) -> int:
-    click.echo(" ".join(f"voco: {line}".split()), err=True)
+    say(" ".join(f"voco: {line}".split()), err=True)
     return code
 
 
@@ -127,7 +131,7 @@ def ingest(
             "overwrite", "check_content", "retry_failed", "reuse",
         )  # fmt: skip
         found = estimate(videos, **{key: options[key] for key in planning})
-        click.echo(json.dumps(found.to_dict()) if as_json else found.describe())
+        (click.echo if as_json else say_lines)(json.dumps(found.to_dict()) if as_json else found.describe())
         return 0
     from vococache.pipeline.ingest import ingest as run
 
@@ -168,7 +172,7 @@ def _print_report(report: "IngestReport") -> None:
     """The summary at the end of an ingest."""
     for title, reasons in (("failed", report.failed), ("refused", report.refused)):
         for video, reason in sorted(reasons.items()):
-            click.echo(f"{title}: {video}: {reason}", err=True)
+            say(f"{title}: {video}: {reason}", err=True)
     parts = [f"{len(report.done)} videos ingested"]
     if report.done:
         rate = report.segments / report.run_seconds
@@ -179,7 +183,7 @@ def _print_report(report: "IngestReport") -> None:
     parts += [f"{len(report.refused)} refused"] if report.refused else []
     if not (report.done or report.reused or report.failed or report.refused):
         parts = [f"nothing to do: {len(report.up_to_date)} videos are up to date"]
-    click.echo(f"{report.store}: {'; '.join(parts)}")
+    say(f"{report.store}: {'; '.join(parts)}")
 
 
 class ProgressBar:
@@ -202,7 +206,7 @@ class ProgressBar:
 
     def say(self, line: str) -> None:
         """A line for people, above the bar."""
-        self._bar.write(f"voco: {line}", file=sys.stderr)
+        self._bar.write(escaped(f"voco: {line}"), file=sys.stderr)
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
@@ -238,20 +242,21 @@ def ask(
     loading = {key: options.pop(key) for key in ("model", "dtype", "device")}
     stage = asking.open_reader(store, **loading)
     if note := stage.model.config.extra.get("note"):
-        click.echo(f"voco: {note}", err=True)
+        say(f"voco: {note}", err=True)
     if not questions:
         for text in asking.chat(stage, videos, _read_lines(), **options):
-            click.echo(json.dumps({"answer": text}) if as_json else text)
+            (click.echo if as_json else say_lines)(json.dumps({"answer": text}) if as_json else text)
         return 0
     found = asking.ask(stage, videos, questions, **options)
     if as_json:
         click.echo(json.dumps({"answers": [answer.to_dict() for answer in found]}))
         return 0
     for answer in found:
-        click.echo(f"{answer.question}\n  {answer.answer}")
+        say(answer.question)
+        say_lines("\n".join(f"  {line}" for line in answer.answer.splitlines() or [""]))
     seconds = ", ".join(f"{name} {1000 * value:.0f} ms" for name, value in found[0].timings.items())
     spans = ", ".join(f"{s.video} {s.start_time:g}-{s.end_time:g} s" for s in found[0].segments)
-    click.echo(f"({spans}; {seconds})", err=True)
+    say(f"({spans}; {seconds})", err=True)
     return 0
 
 
@@ -280,7 +285,7 @@ def demo(seed: int, clips: int, out: Path, as_json: bool) -> int:
     """
     from vococache.pipeline.demo import run_demo
 
-    result = run_demo(out, seed=seed, clips=clips, say=lambda line: click.echo(line, err=as_json))
+    result = run_demo(out, seed=seed, clips=clips, say=lambda line: say(line, err=as_json))
     if as_json:
         click.echo(json.dumps(result))
     return 0

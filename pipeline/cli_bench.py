@@ -5,6 +5,8 @@ from pathlib import Path
 
 import click
 
+from vococache.pipeline.terminal import say, say_lines
+
 TABLE = "table.md"
 
 
@@ -36,10 +38,10 @@ def retention_command(runs: Path, train: bool, again: bool) -> None:
     from vococache.pipeline.comparison import compare
     from vococache.pipeline.comparison_table import tables
 
-    plan = compare(runs, train=train, again=again, say=lambda line: click.echo(line, err=True))
+    plan = compare(runs, train=train, again=again, say=lambda line: say(line, err=True))
     text, values = tables(plan)
     (runs / TABLE).write_text(text)
-    click.echo(text)
+    say_lines(text)
     click.echo(json.dumps({"benchmark": "retention", **values}))
 
 
@@ -62,7 +64,7 @@ def efficiency_command(size: str, segments: tuple[int, ...], device: str | None)
 
     model = build(size, device)
     text, values = table(list(measure(model, segments or SEGMENTS)), model.device)
-    click.echo(text)
+    say_lines(text)
     click.echo(json.dumps({"benchmark": "efficiency", "size": size, **values}))
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from vococache.pipeline.terminal import say, say_lines
+
 EXIT_SOME_FAILED = 1  # the run is finished; some videos are missing or failed, or some verdicts are none
 folder = click.Path(file_okay=False, path_type=Path)
 file = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -89,13 +91,13 @@ def _command(name: str, text: str) -> None:
             path = evaluate(Evaluation(data_set=DATA_SETS[name], videos=videos, **options), out, on_progress=update)
         settings, records = read_answers(path)
         if settings["note"]:
-            click.echo(f"voco: {settings['note']}", err=True)
+            say(f"voco: {settings['note']}", err=True)
         unanswered = {record.video: record.error for record in records if record.status != ANSWERED}
         for video, why in unanswered.items():
-            click.echo(f"{video}: {why}", err=True)
+            say(f"{video}: {why}", err=True)
         step = "report" if options["shard"] == (1, 1) else "merge"
         answered = sum(record.status == ANSWERED for record in records)
-        click.echo(f"{path}: {answered} of {len(records)} questions answered; next: voco eval {step} {out}")
+        say(f"{path}: {answered} of {len(records)} questions answered; next: voco eval {step} {out}")
         return EXIT_SOME_FAILED if unanswered else 0
 
 
@@ -127,7 +129,7 @@ def merge_command(run: Path) -> int:
     """
     from vococache.pipeline.evaluation.run import merge
 
-    click.echo(f"{merge(run)}: whole")
+    say(f"{merge(run)}: whole")
     return 0
 
 
@@ -174,13 +176,13 @@ def judge_command(
     _, records = read_run(run)
     with _bar("verdict") as update:
         verdicts = judging.judge_run(
-            judge, records, run, say=lambda line: click.echo(line, err=True), price=price, dry_run=dry_run,
+            judge, records, run, say=lambda line: say(line, err=True), price=price, dry_run=dry_run,
             on_progress=update,
         )  # fmt: skip
     found = judging.summarise(judge, records, verdicts)
     counts = ", ".join(f"{count} {name}" for name, count in found.counts.items())
     prompt = "" if judge_prompt is None else f" --judge-prompt {judge_prompt}"
-    click.echo(f"{run}: {counts}; next: voco eval report {run} --judge-model {judge_model}{prompt}")
+    say(f"{run}: {counts}; next: voco eval report {run} --judge-model {judge_model}{prompt}")
     return 0 if dry_run or not found.counts.keys() & {judging.UNPARSEABLE, judging.UNREACHED} else EXIT_SOME_FAILED
 
 
@@ -215,10 +217,13 @@ def report_command(
     found = [report.figures(run, similarity=similarity, judge=judge) for run in runs]
     if upper is not None and lower is not None:
         found = report.add_retention(found, report.figures(upper), report.figures(lower))
-    click.echo(report.to_json(found) if shape == "json" else report.render(found, markdown=shape == "markdown"))
+    if shape == "json":
+        click.echo(report.to_json(found))
+    else:
+        say_lines(report.render(found, markdown=shape == "markdown"))
     for run in found:
         for line in report.problems(run):
-            click.echo(line, err=True)
+            say(line, err=True)
     return 0
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from vococache.errors import InputError
+from vococache.pipeline.terminal import escaped, say
 
 EXIT_DAMAGED = 1
 SECONDS_AN_HOUR = 3600.0
@@ -17,10 +18,11 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, 
 
 def _table(rows: Sequence[Sequence[str]]) -> None:
     """Print rows in columns; all but the last column are padded."""
+    rows = [[escaped(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)] if rows else []
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        click.echo("  ".join([*cells, row[-1]]).rstrip())
+        say("  ".join([*cells, row[-1]]).rstrip())
 
 
 @click.command("ls")
@@ -122,20 +124,20 @@ def verify_command(store: str, video: str | None, repair: bool, as_json: bool, *
         from vococache.pipeline.repair import repair as run
 
         for problem in problems:
-            click.echo(f"damaged: {problem}", err=True)
+            say(f"damaged: {problem}", err=True)
         done = run(store, problems, **options)
         for line in (
             *(f"repaired: {name}" for name in done.done),
             *(f"left: {n}: {why}" for n, why in done.left.items()),
         ):
-            click.echo(line, err=True)
+            say(line, err=True)
         problems = list(maintenance.verify(open_store(store), video))
     if as_json:
         click.echo(json.dumps([asdict(problem) for problem in problems]))
     else:
         for problem in problems:
-            click.echo(str(problem))
-        click.echo(f"{len(problems)} problems" if problems else "sound: every byte is as it was written")
+            say(str(problem))
+        say(f"{len(problems)} problems" if problems else "sound: every byte is as it was written")
     return EXIT_DAMAGED if problems else 0
 
 
@@ -151,10 +153,9 @@ def rm_command(store: str, videos: tuple[str, ...]) -> int:
     """
     from vococache.storage import maintenance, open_store
 
-    opened = open_store(store, "a")
+    maintenance.remove(open_store(store, "a"), *videos)
     for video in videos:
-        maintenance.remove(opened, video)
-        click.echo(f"removed {video}")
+        say(f"removed {video}")
     return 0
 
 
@@ -175,7 +176,7 @@ def relocate_command(store: str, old: str, new: str) -> int:
     moved = maintenance.relocate(open_store(store, "a"), absolute(old), absolute(new))
     if not moved:
         raise InputError(f"no video of {store} comes from {absolute(old)}: `voco info {store} VIDEO` tells its source")
-    click.echo(f"{len(moved)} videos now at {absolute(new)}")
+    say(f"{len(moved)} videos now at {absolute(new)}")
     return 0
 
 
@@ -201,8 +202,8 @@ def gc_command(store: str, older_than: float, partial: bool, as_json: bool) -> i
         click.echo(json.dumps([asdict(garbage) for garbage in removed]))
         return 0
     for garbage in removed:
-        click.echo(f"removed {garbage.object} ({garbage.reason})")
-    click.echo(f"{sum(garbage.bytes for garbage in removed):,} bytes freed")
+        say(f"removed {garbage.object} ({garbage.reason})")
+    say(f"{sum(garbage.bytes for garbage in removed):,} bytes freed")
     return 0
 
 
@@ -220,7 +221,7 @@ def export_command(store: str, videos: tuple[str, ...], target: str) -> int:
     from vococache.storage import maintenance, open_store
 
     exported = maintenance.export(open_store(store), videos, target)
-    click.echo(f"{len(videos)} videos, {sum(info.bytes for info in exported.list()):,} bytes in {target}")
+    say(f"{len(videos)} videos, {sum(info.bytes for info in exported.list()):,} bytes in {target}")
     return 0
 
 

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from vococache.pipeline.terminal import say
+
 LAYOUTS = ("msvd-qa", "msvd-qa-youtube", "msrvtt-qa", "activitynet-qa", "jsonl")
 
 
@@ -24,7 +26,7 @@ def synthetic_command(layout: str, folder: Path, clips: int, questions: int, see
     from vococache.pipeline.synthetic.layouts import write_dataset
 
     path = write_dataset(layout, folder, split=split, clips=clips, asked=questions, seed=seed)
-    click.echo(f"{clips} clips with their questions: {path}")
+    say(f"{clips} clips with their questions: {path}")
     return 0
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from vococache.errors import InputError
+from vococache.pipeline.terminal import say
 
 STAGES = ("compress", "temporal")
 
@@ -54,8 +55,8 @@ def _command(stage: str, text: str) -> None:
 
             figures = train_on_ray(settings, out, workers=workers, address=address, resume=resume)
         for name, value in figures.items():
-            click.echo(f"{name}: {value:g}")
-        click.echo(f"trained model: {out / 'model'}")
+            say(f"{name}: {value:g}")
+        say(f"trained model: {out / 'model'}")
 
 
 _command(

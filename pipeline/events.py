@@ -4,7 +4,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -33,7 +33,21 @@ class Event:
     def to_line(self) -> str:
         """One line of JSON, with the time in seconds since the epoch."""
         line = {"time": round(time.time(), 3), "event": self.event, "video": self.video, "stage": self.stage}
-        return json.dumps(line | self.facts, ensure_ascii=False)
+        return json.dumps(line | self.facts)
+
+
+def stalled(busy: Sequence[tuple[str, str, float]], silence: float) -> list[Event]:
+    """What to tell when nothing came for `silence` seconds. `busy`: stage, video and seconds of each at work.
+
+    Nothing where all have begun their work since: they move, if slowly.
+    """
+    stuck = [work for work in busy if work[2] >= silence / 2]
+    if busy and not stuck:
+        return []
+    return [
+        Event(event="stalled", video=video, stage=stage, facts={"seconds": round(seconds, 1)})
+        for stage, video, seconds in stuck or [("plan", "", silence)]
+    ]
 
 
 class Watchdog:

@@ -10,7 +10,7 @@ from typing import Any
 
 from vococache.errors import CorruptionError, WorkersLostError
 from vococache.pipeline.collect import Collector
-from vococache.pipeline.events import Event, Watchdog, logger
+from vococache.pipeline.events import Event, Watchdog, logger, stalled
 from vococache.pipeline.plan import Plan, Planner, Verdict
 from vococache.pipeline.sources import find_sources
 from vococache.storage import Store, open_store
@@ -254,9 +254,8 @@ class _Job:
 
     def _tell_stalled(self, busy: list[tuple[str, str, float]]) -> None:
         settled = {*self.report.done, *self.report.failed}
-        at_work = [(stage, video, seconds) for stage, video, seconds in busy if video not in settled]
-        for stage, video, seconds in at_work or [("plan", "", self.stall_after)]:
-            self._tell(Event(event="stalled", video=video, stage=stage, facts={"seconds": round(seconds, 1)}))
+        for event in stalled([work for work in busy if work[1] not in settled], self.stall_after):
+            self._tell(event)
 
     def _tell(self, event: Event) -> None:
         level = logging.WARNING if event.event in ("failed", "refused", "stalled") else logging.INFO

@@ -47,7 +47,7 @@ def repair(
         try:
             same = content_hash(info.source) == info.content_hash
         except VideoError as error:
-            found.left[video] = f"its source {info.source} {error}; `voco relocate` records where it lies now"
+            found.left[video] = f"its source {info.source} {error}"
             continue
         if same:
             damaged.setdefault(json.dumps(info.sampling), []).append(info)

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path, PurePosixPath
 
 from vococache.errors import InputError
@@ -55,8 +56,8 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
     named: dict[str, str] = {}
     found: list[str] = []
     for text in inputs:
-        if Path(text).suffix.lower() in MANIFEST_SUFFIXES and not is_url(text):
-            for location, video in read_manifest(Path(text)):
+        if is_manifest(text):
+            for location, video in read_manifest(text):
                 if video is None:
                     found.append(location)
                 elif named.setdefault(safe_key(video), location) != location:
@@ -109,6 +110,16 @@ def expand_url(text: str) -> Iterator[str]:
     yield from (filesystem.unstrip_protocol(entry) for entry in sorted(paths))
 
 
+def is_manifest(text: str) -> bool:
+    """Does a path or URL name a manifest?"""
+    return suffix(text) in MANIFEST_SUFFIXES
+
+
+def suffix(text: str) -> str:
+    """The suffix of a path, or of a URL without its query, in lower case."""
+    return PurePosixPath(text.partition("?")[0] if is_url(text) else text).suffix.lower()
+
+
 def is_video(name: str) -> bool:
     """Does the name look like a video file's? Hidden files (such as macOS's `._x.mp4`) do not."""
     path = PurePosixPath(name)
@@ -145,41 +156,62 @@ def common_folder(locations: Collection[str]) -> str:
     return shortest[: shortest.rfind("/", 0, same) + 1]
 
 
-def read_manifest(path: Path) -> Iterator[tuple[str, str | None]]:
-    """(location, id or None) of each row of a CSV (header `path` or `video`, `id`) or JSONL manifest.
+def read_manifest(manifest: str) -> Iterator[tuple[str, str | None]]:
+    """(location, id or None) of each row of a CSV (header `path` or `video`, `id`) or JSONL manifest, a path or URL.
 
     Relative paths are relative to the manifest.
     """
+    name = redact(manifest)
     try:
-        rows = list(manifest_rows(path))
+        rows = list(manifest_rows(manifest))
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"manifest {path} cannot be read: {error}") from None
+        raise InputError(f"manifest {name} cannot be read: {describe(error)}") from None
     if not rows:
-        raise InputError(f"manifest {path} names no video")
+        raise InputError(f"manifest {name} names no video")
     for number, row in rows:
         location = row.get("path") or row.get("video")
         if not isinstance(location, str) or not location:
-            raise InputError(f"manifest {path}, line {number}: expected a field 'path', found {sorted(map(str, row))}")
+            raise InputError(f"manifest {name}, line {number}: expected a field 'path', found {sorted(map(str, row))}")
         video = row.get("id")
-        if not is_url(location):
-            location = str((path.parent / Path(location).expanduser()).absolute())
-        yield location, None if video is None or video == "" else str(video)
+        yield beside(manifest, location), None if video is None or video == "" else str(video)
 
 
-def manifest_rows(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
-    """Numbered rows of a manifest as dictionaries. Raises `InputError` on a line that is none."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        if path.suffix.lower() == ".csv":
-            for number, record in enumerate(csv.DictReader(file), 2):
-                yield number, dict(record)
-            return
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise InputError(f"manifest {path}, line {number}: not JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise InputError(f"manifest {path}, line {number}: expected an object, found {type(row).__name__}")
-            yield number, row
+def read_text(manifest: str) -> str:
+    """The text of a manifest. Raises `InputError` where a URL cannot be read, `OSError` where a path cannot."""
+    if not is_url(manifest):
+        return Path(manifest).expanduser().read_text(encoding="utf-8-sig")
+    try:
+        filesystem, path = file_system(manifest)
+        return str(filesystem.cat_file(path).decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise
+    except Exception as error:  # what fsspec's file systems raise has no common ancestor
+        raise InputError(f"manifest {redact(manifest)} cannot be read: {describe(error)}") from None
+
+
+def beside(manifest: str, location: str) -> str:
+    """A video's path or URL as a manifest has it, which may be relative to the manifest."""
+    if is_url(location):
+        return location
+    if is_url(manifest) and not location.startswith(("/", "~")):
+        return f"{manifest.partition('?')[0].rpartition('/')[0]}/{location}"
+    return str((Path(manifest).expanduser().parent / Path(location).expanduser()).absolute())
+
+
+def manifest_rows(manifest: str) -> Iterator[tuple[int, dict[str, object]]]:
+    """Numbered rows of a manifest as dictionaries. Raises `InputError` on a line that is none; as `read_text`."""
+    name, text = redact(manifest), read_text(manifest)
+    if suffix(manifest) == ".csv":
+        for number, record in enumerate(csv.DictReader(StringIO(text, newline="")), 2):
+            yield number, dict(record)
+        return
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"manifest {name}, line {number}: not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise InputError(f"manifest {name}, line {number}: expected an object, found {type(row).__name__}")
+        yield number, row

@@ -194,7 +194,8 @@ class LocalObjects(Objects):
     def _folder(self, names: Sequence[str], base: Base | None = None, *, make: bool = False) -> int:
         """A descriptor of a folder beneath the root. Raises `CorruptionError` where anything else is on the way."""
         if make:
-            os.makedirs(self.url, exist_ok=True)
+            with suppress(FileExistsError):
+                os.makedirs(self.url)
         folder, known = base or (os.open(self.url, FOLDER), 0)
         for depth, name in enumerate(names[known:], known + 1):
             above = folder

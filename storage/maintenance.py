@@ -62,13 +62,19 @@ def verify(store: Store, video: str | None = None) -> Iterator[Problem]:
                 yield Problem(video=None, object=entry.key, problem=unexpected(entry))
 
 
-def remove(store: Store, video: str) -> None:
-    """Remove a video. Killed at any moment, it is either all there or not readable, and removing it again finishes.
+def remove(store: Store, *videos: str) -> None:
+    """Remove videos. Killed at any moment, each is all there or not readable, and removing it again finishes.
 
-    Raises `VideoNotFoundError` if there is no such video.
+    Raises `VideoNotFoundError`, before anything is removed, if there is no such video.
     """
-    if not is_safe_key(video) or not store.objects.walk(f"videos/{video}"):
-        store.document(video)  # raises, naming the nearest
+    for video in videos:
+        if not is_safe_key(video) or not store.objects.walk(f"videos/{video}"):
+            store.document(video)  # raises, naming the nearest
+    for video in videos:
+        _remove(store, video)
+
+
+def _remove(store: Store, video: str) -> None:
     if store.obstacle(video):
         store.objects.delete([f"videos/{video}"])  # a link itself, not what it leads to
         return

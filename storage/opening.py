@@ -18,6 +18,9 @@ VIDEOS = f"videos/{DOCUMENT}"
 # Where a store has its own, older settings, these win: they change how work is cut, not what a cache means.
 FREE_SETTINGS = frozenset({"model", "chunk_segments", "micro_batch"})
 
+# Settings of which the fingerprint would tell only that something differs, and the options that ask for them.
+OPTIONS = {"tokens": "--tokens", "frames_per_segment": "--segment-frames", "compute_dtype": "--dtype"}
+
 
 def open_store(
     url: str | os.PathLike[str], mode: Literal["r", "a"] = "r", *, header: StoreHeader | None = None
@@ -122,13 +125,20 @@ def _root_fields(objects: Objects, data: bytes) -> Fields:
 
 
 def _check_same_compressor(url: str, wanted: StoreHeader, found: StoreHeader) -> None:
+    ours, theirs = wanted.to_dict(), found.to_dict()
+    if wanted.model == found.model:  # then the setting that was asked for says more than a fingerprint
+        for name, option in OPTIONS.items():
+            if ours[name] != theirs[name]:
+                raise StoreMismatchError(
+                    f"store {url} was made with {option} {theirs[name]}, found {ours[name]} asked for: use that, or"
+                    f" another store"
+                )
     if wanted.fingerprint != found.fingerprint:
         raise StoreMismatchError(
             f"store {url} belongs to another compressor: expected {wanted.fingerprint[:12]} ({wanted.model}),"
             f" found {found.fingerprint[:12]} ({found.model}); use that model, or another store"
         )
-    theirs = found.to_dict()
-    for name, value in wanted.to_dict().items():
+    for name, value in ours.items():
         free = name in FREE_SETTINGS or (name == "quantization" and value is None)
         if not free and theirs[name] != value:
             raise StoreMismatchError(

@@ -45,7 +45,8 @@ class RemoteObjects(Objects):
         with self._errors("read", key):
             try:
                 return bytes(self._fs.cat_file(f"{self._root}/{key}"))
-            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+                _check_bucket(error)
                 return None
 
     def read_into(self, key: str, out: npt.NDArray[np.uint8]) -> Stamp | None:
@@ -87,7 +88,8 @@ class RemoteObjects(Objects):
         with self._errors("list", prefix):
             try:
                 found = self._fs.ls(f"{self._root}/{prefix}".rstrip("/"), detail=False)
-            except (FileNotFoundError, NotADirectoryError):
+            except (FileNotFoundError, NotADirectoryError) as error:
+                _check_bucket(error)
                 return []
         return [name for path in found if (name := path.rstrip("/").rsplit("/", 1)[-1])]
 
@@ -99,6 +101,12 @@ class RemoteObjects(Objects):
                 return []
         skip = len(self._root) + 1
         return sorted(Entry(path[skip:], info["size"], _modified(info)) for path, info in found.items())
+
+
+def _check_bucket(error: Exception) -> None:
+    """Raise where a store answers that the whole bucket is missing, rather than one object in it."""
+    if "bucket does not exist" in str(error):
+        raise error
 
 
 def _modified(info: dict[str, Any]) -> float:

@@ -88,6 +88,8 @@ def start_ray(address: str | None) -> bool:
             _init_ray(address=address or "local", log_to_driver=False, logging_level="ERROR", **local)
     except Exception as error:  # Ray raises bare ones too
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if "AF_UNIX path length" in reason:
+            reason += "; set RAY_TMPDIR to a folder of a short path, such as /tmp"
         if address is None:
             raise WorkersLostError(f"Ray does not start on this machine: {reason}") from None
         if _lacks_token(error):

@@ -153,7 +153,7 @@ def _find(data_set: DataSet, annotations: Path, split: str) -> Path:
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a JSON list or of JSON lines."""
     if path.suffix == ".jsonl":
-        yield from (row for _, row in manifest_rows(path))
+        yield from (row for _, row in manifest_rows(str(path)))
         return
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))

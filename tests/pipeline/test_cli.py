@@ -21,6 +21,7 @@ from tests.clips import make_clip
 import vococache
 from vococache.pipeline import signals
 from vococache.pipeline.cli import cli, main
+from vococache.storage import open_store
 
 
 @dataclass
@@ -271,6 +272,41 @@ def test_an_interrupt_that_a_destructor_swallows_is_not_lost(monkeypatch: pytest
     signal.signal(signal.SIGUSR1, signal.SIG_DFL)
 
 
+@pytest.mark.parametrize("videos", [("plain", "nosuch", "offset"), ("nosuch", "plain"), ("plain", "../plain")])
+def test_rm_removes_all_or_nothing(voco: Voco, store: Path, tmp_path: Path, videos: tuple[str, ...]) -> None:
+    own = shutil.copytree(store, tmp_path / "own")
+    before = voco("ls", own).out
+    assert voco("rm", own, *videos).code == 2
+    assert voco("ls", own).out == before
+    assert voco("rm", own, "plain", "offset", "plain").code == 0
+    assert {info.id for info in open_store(str(own)).list()} & {"plain", "offset"} == set()
+
+
+def test_relocate(voco: Voco, store: Path, clips: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(store, tmp_path / "own")
+    assert "now at /elsewhere" in voco("relocate", own, clips, "/elsewhere").out
+    assert json.loads(voco("info", own, "plain", "--json").out)["source"] == "/elsewhere/plain.mp4"
+    result = voco("relocate", own, clips, "/elsewhere")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+
+
+def test_nothing_of_a_store_reaches_the_terminal_raw(voco: Voco, store: Path, tmp_path: Path) -> None:
+    """Ids may have any letter, and reasons and sources come from file names and strangers."""
+    own = shutil.copytree(store, tmp_path / "own")
+    opened = open_store(str(own), "a")
+    hostile = "\x1b[2J\r\n\x07\x9b1m\u202eexe.4pm\u2028\x7f"
+    opened.fail("bad", f"reason {hostile}", source=f"/videos/{hostile}.mp4")
+    shown = [voco("ls", own), voco("info", own, "bad"), voco("ask", own, "bad", "What?")]
+    (own / f"videos/bad/{hostile}").write_text("")
+    shown += [voco("verify", own), voco("gc", own, "--older-than", "0"), voco("rm", own, hostile)]
+    shown.append(voco("ingest", tmp_path / f"{hostile}.mp4", "--store", own))
+    for result in shown:
+        assert all(char.isprintable() for char in (result.out + result.err).replace("\n", ""))
+        assert result.out + result.err
+    assert "\\x1b[2J" in shown[0].out
+    assert shown[0].out.count("\n") == len(opened.list())
+
+
 def write_version(store: Path, version: int) -> None:
     """As a newer release would have written the store."""
     path = store / "zarr.json"
@@ -290,6 +326,10 @@ BAD_INPUTS: dict[str, tuple[tuple[str, ...], str]] = {
     "two samplings": (("ingest", "{clip}", "--store", "{tmp}/s", "--fps", "1", "--num-frames", "2"), "found both"),
     "a store that is a file": (("ingest", "{clip}", "--store", "{clip}"), "Not a directory"),
     "a store that is another folder": (("ingest", "{clip}", "--store", "{clips}"), "not a"),
+    "a K that the store does not have": (
+        ("ingest", "{clip}", "--store", "{store}", "--tokens", "2"),
+        "made with --tokens 4, found 2",
+    ),
     "ask: a store that is not one": (("ask", "{clips}", "plain", "What?"), "no store at"),
     "ask: a store that is not there": (("ask", "{tmp}/nowhere", "plain", "What?"), "nowhere"),
     "ask: a newer format": (("ask", "{newer}", "plain", "What?"), "version"),

@@ -12,7 +12,7 @@ import pytest
 
 import vococache
 from vococache.pipeline.cli import cli
-from vococache.pipeline.events import Event, Watchdog
+from vococache.pipeline.events import Event, Watchdog, stalled
 from vococache.workers import actors
 from vococache.workers.rows import Row, VideoTask
 
@@ -28,6 +28,15 @@ def test_a_watchdog_tells_of_silence_alone() -> None:
         assert len(told) == 2, "once every 0.4 s"
     time.sleep(0.5)
     assert len(told) == 2
+
+
+def test_only_what_has_stood_for_long_is_stuck() -> None:
+    def told(*busy: tuple[str, str, float]) -> list[str]:
+        return [event.describe() for event in stalled(busy, 10.0)]
+
+    assert told(("compress", "a", 12.3), ("decode", "b", 0.0)) == ["compress of 'a' has taken 12.3 s"]
+    assert told(("decode", "b", 0.0)) == [], "it has just begun, so the job moves"
+    assert told() == ["no worker has anything to do: Ray has too few resources, or waits for nodes"]
 
 
 def test_an_event_is_one_line_of_json() -> None:

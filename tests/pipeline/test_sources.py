@@ -103,6 +103,20 @@ def test_a_bad_manifest_says_where(tmp_path: Path, name: str, text: str, message
         found(tmp_path / name)
 
 
+def test_a_manifest_at_a_url(tmp_path: Path) -> None:
+    folder = f"memory://manifests/{tmp_path.name}"
+    (tmp_path / "here.mp4").touch()
+    with fsspec.open(f"{folder}/list.csv", "w") as file:
+        file.write(f"path,id\nclips/a.mp4,first\nmemory://else/b.mp4,\n{tmp_path}/here.mp4,\n")
+    assert {source.video: source.location for source in find_sources([f"{folder}/list.csv"])} == {
+        "first": f"{folder}/clips/a.mp4",
+        "b": "memory://else/b.mp4",
+        "here": f"{tmp_path}/here.mp4",
+    }
+    with pytest.raises(InputError, match=r"manifest memory://.*none\.csv cannot be read"):
+        find_sources([f"{folder}/none.csv"])
+
+
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"missing\.mp4 does not exist"):
         found(tmp_path / "missing.mp4")

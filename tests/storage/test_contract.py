@@ -43,6 +43,12 @@ def test_plain_zarr_reads_it(store: Store) -> None:
     assert dict(group.groups()).keys() == {"videos"}
 
 
+def test_a_bucket_that_is_missing_is_named(s3_url: str) -> None:
+    for mode in ("r", "a"):
+        with pytest.raises(StoreError, match="bucket does not exist"):
+            open_store("s3://no-such-bucket/caches", mode, header=HEADER)  # type: ignore[arg-type]
+
+
 def test_chunks_of_zeros_are_written(store: Store) -> None:
     write(store, "zeros", intent(), np.zeros_like(kv(3)))
     file_system, root = fsspec.url_to_fs(store.url, use_listings_cache=False)
