@@ -99,11 +99,13 @@ class PlacedCache:
             self.buffer = torch.cat((self.buffer, self.buffer.new_zeros(shape)), dim=3)
             self.steps.clear()
 
-    def put(self, layer: int, key: Tensor, value: Tensor, slots: Tensor, width: int) -> tuple[Tensor, Tensor]:
-        """Store a layer's text entries [1, G, N, D] at the places `slots` [N].
 
-        Returns the first `width` keys and values, [1, G, width, D] each. The caller advances `length`.
-        """
-        for held, new in zip(self.buffer[layer], (key, value), strict=True):
-            held.index_copy_(1, slots, new[0])
-        return self.buffer[layer, 0, None, :, :width], self.buffer[layer, 1, None, :, :width]
+def put(buffer: Tensor, layer: int, key: Tensor, value: Tensor, *, slots: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Store a layer's text entries [1, G, N, D] at the places `slots` [N] of a placed cache's buffer.
+
+    Returns its first `width` keys and values, [1, G, width, D] each.
+    """
+    keys, values = buffer[layer]
+    keys.index_copy_(1, slots, key[0])
+    values.index_copy_(1, slots, value[0])
+    return keys[None, :, :width], values[None, :, :width]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vococache.errors import InputError
-from vococache.model.cache import PlacedCache
+from vococache.model.cache import PlacedCache, put
 from vococache.model.packing import arrange, pack
 from vococache.model.step import next_step, round_up
 from vococache.model.voco import VoCoModel
@@ -66,8 +66,8 @@ def generate(
     positions, mask = arrange(text, torch.tensor([placed.prefix], device=model.device), placed.prefix)
     placed.rewind(round_up(length + max_new_tokens * count, count, model) - placed.prefix)
     slots = torch.arange(placed.prefix, length, device=model.device)
-    put = partial(placed.put, slots=slots, width=length)
-    hidden = model.text_layers(ids, positions, mask, put)[0]
+    extend = partial(put, placed.buffer, slots=slots, width=length)
+    hidden = model.text_layers(ids, positions, mask, extend)[0]
     placed.length = length
     ends = torch.tensor([len(question) for question in questions], device=model.device).cumsum(0) - 1
     chooser = Chooser(sampling, count)
@@ -91,6 +91,7 @@ def generate(
                 step = next_step(model, placed, step.positions, step.seen[:, : placed.length])
             chosen = chooser.choose(step(chosen), active)
             fresh.append(chosen)
+            placed.length += len(active)
         made += len(fresh)
         going = answers.take(fresh, active)
     return Generation(

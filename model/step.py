@@ -7,12 +7,13 @@ than there are yet: those still to come are masked.
 Letters: A questions, W entries that the step looks at, G key-value heads, D head dimension, V vocabulary.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vococache.model.cache import PlacedCache
+from vococache.model.cache import PlacedCache, put
 from vococache.model.voco import VoCoModel
 
 # Steps of the same shape, by device: a recording must pay. Elsewhere masked entries would only cost.
@@ -24,7 +25,8 @@ class Step:
     """Reads one new token of each of A questions, within the first W entries of a placed cache."""
 
     def __init__(self, model: VoCoModel, placed: PlacedCache, questions: int, width: int) -> None:
-        self.model, self.placed, self.width = model, placed, width
+        # Not the placed cache, which keeps its steps: in a circle its memory would outlive it.
+        self.model, self.buffer, self.width = model, placed.buffer, width
         self.ids = torch.zeros(questions, dtype=torch.long, device=model.device)
         self.positions = torch.zeros_like(self.ids)
         self.slots = torch.zeros_like(self.ids)  # where in the cache the new entries go
@@ -33,10 +35,10 @@ class Step:
         self.recorded: Any = None
 
     def start(self, positions: Tensor, seen: Tensor) -> None:
-        """Go on with tokens at `positions` [A], each behind the entries that are `seen` [A, length of the cache]."""
-        length = self.placed.length
+        """Go on with tokens at `positions` [A], each behind the entries that are `seen` [A, entries so far]."""
+        length = seen.shape[1]
         self.positions.copy_(positions)
-        self.slots.copy_(torch.arange(length, length + len(self.ids)))
+        torch.arange(length, length + len(self.ids), out=self.slots)
         self.seen[:, :length] = seen
         self.seen[:, length:] = False
 
@@ -50,7 +52,6 @@ class Step:
         else:
             self.recorded.replay()
         self.runs += 1
-        self.placed.length += len(ids)
         return self.logits
 
     def record(self) -> None:
@@ -63,14 +64,11 @@ class Step:
     def run(self) -> Tensor:
         """A step, all of it on the device: nothing is waited for."""
         self.seen.scatter_(1, self.slots[:, None], True)
-        hidden = self.model.text_layers(self.ids[None], self.positions[None], self.seen, self.extend)[0]
+        extend = partial(put, self.buffer, slots=self.slots, width=self.width)
+        hidden = self.model.text_layers(self.ids[None], self.positions[None], self.seen, extend)[0]
         self.positions += 1
         self.slots += len(self.ids)
         return self.model.logits(hidden)
-
-    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """A layer's new entries [1, G, A, D] into the cache; all of W."""
-        return self.placed.put(layer, key, value, self.slots, self.width)
 
 
 def next_step(model: VoCoModel, placed: PlacedCache, positions: Tensor, seen: Tensor) -> Step:

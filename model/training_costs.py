@@ -103,8 +103,9 @@ def activation_bytes(
     length, entries = config.stage1_length, step.entries(config) + step.text
     first, second = (0 if stored else step.segments * length), step.rows * step.text
     stage1 = first * _layer_values(config, entries=length, fused=fused)
-    # Stage 2 joins each row's cached entries and its own.
-    stage2 = second * _layer_values(config, entries=entries, fused=fused) + step.rows * entries * keys_values
+    # Stage 2 keeps keys and values once, each row's cached entries and its own joined.
+    own = _layer_values(config, entries=entries, fused=fused) - keys_values
+    stage2 = second * own + step.rows * entries * keys_values
     # The last layer of stage 1, and the one before it, compute keys and values and hardly more.
     whole = max(0, config.layers - 2)
     if checkpointing:

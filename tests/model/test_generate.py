@@ -1,5 +1,7 @@
 """Generation: several questions in one pass behind one placed cache."""
 
+import gc
+import weakref
 from contextlib import contextmanager
 
 import pytest
@@ -190,6 +192,22 @@ def test_shapes_that_stay_change_no_answer(scene, monkeypatch, sampling):
     before = dict(placed.steps)
     assert generate(model, placed, questions, 70, Sampling(**{"stop_ids": stop} | sampling)).ids == stopped
     assert before.items() <= placed.steps.items(), "what was recorded over a placed cache serves its next pass"
+
+
+def test_nothing_outlives_a_placed_cache(scene, monkeypatch):
+    """It may be most of a GPU's memory: none of it waits for a search for circles."""
+    model, cache, questions = scene()
+    monkeypatch.setitem(SAME_SHAPE, "cpu", 64)
+    placed = model.place(cache)
+    gc.disable()
+    try:
+        generate(model, placed, questions, 9, Sampling(stop_ids=NEVER))
+        assert placed.steps
+        buffer = weakref.ref(placed.buffer)
+        del placed
+        assert buffer() is None
+    finally:
+        gc.enable()
 
 
 def test_what_stood_in_a_buffer_changes_no_answer(scene, monkeypatch):
