@@ -97,6 +97,10 @@ def measure(size: str, where: str, stage: str, checkpointing: str) -> dict[str, 
         first = Case(small_config(byte_tokenizer(), layers=1), replace(step, segments=1, rows=1), texts, stage, device)
         first.train(checkpointing=False)
         config = small_config(byte_tokenizer(), width=256, layers=layers, heads=4)
+    if device.type == "cuda":  # on a CPU each case has a process of its own
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     start = peak_memory(device)
     case = Case(config, step, texts, stage, device)
     loss, seconds = case.train(checkpointing=checkpointing == "on")
@@ -174,15 +178,11 @@ class Case:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes at the peak: the resident set of this process, or what was allocated on the GPU since the last call."""
+    """Bytes at the peak: the resident set of this process, or what was allocated on the GPU."""
     if device.type == "cpu":
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    peak = torch.cuda.max_memory_allocated()
-    gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    return peak
+    return torch.cuda.max_memory_allocated()
 
 
 if __name__ == "__main__":
