@@ -24,15 +24,11 @@ lint: $(STAMP)  ## style, layers, types, security
 	$(BIN)/mypy
 	$(BIN)/bandit -q -r -c pyproject.toml model storage workers pipeline src/vococache/__init__.py src/vococache/errors.py
 
-bench-gpu: $(STAMP)  ## the benchmarks at the shape of Vicuna-7B, on a GPU of 80 GB or more
-	$(BIN)/voco bench efficiency
-	$(BIN)/python benchmarks/compress.py --size 7b --device cuda
-	$(BIN)/python benchmarks/read.py --size 7b --device cuda
-	$(BIN)/python benchmarks/load.py --device cuda
-	$(BIN)/python benchmarks/quantize.py --size 7b
+bench-gpu: $(STAMP)  ## the benchmarks at the shape of Vicuna-7B, on a GPU of 80 GB or more, into runs/gpu; goes on where it stopped
+	PYTHON=$(BIN)/python benchmarks/gpu.sh runs/gpu
 
 bench: $(STAMP)  ## every benchmark in turn
-	@for file in $(filter-out benchmarks/common.py benchmarks/guard.py,$(wildcard benchmarks/*.py)); do \
+	@for file in $(filter-out benchmarks/common.py benchmarks/guard.py benchmarks/summary.py,$(wildcard benchmarks/*.py)); do \
 	  echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 train-embedded: $(STAMP)  ## the embedded model from scratch: about 4.5 hours on 2 CPU cores with bfloat16; resumes where it was stopped

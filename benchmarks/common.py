@@ -35,6 +35,11 @@ def report(
     print(json.dumps({"benchmark": name, "arguments": sys.argv[1:], **result, "machine": machine()}))
 
 
+def figure(name: str, **values: object) -> None:
+    """A JSON line on the standard error as soon as there is a figure: a run that is cut off has left these."""
+    print(json.dumps({"benchmark": name, **values}), file=sys.stderr, flush=True)
+
+
 def random_model_of(description: str | None) -> "tuple[str, VoCoModel]":
     """The size that the command line asks for, and a model of it with random weights, K = 2, a frame a segment."""
     from vococache.pipeline.efficiency import SIZES, build

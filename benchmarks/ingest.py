@@ -19,7 +19,8 @@ import torch
 import zarr
 from common import report
 
-from vococache.workers.compress import Compressor, frame_geometry, store_header, to_stored
+from vococache.workers.caches import to_stored
+from vococache.workers.compress import Compressor, frame_geometry, store_header
 
 SECONDS, FPS, WIDTH, HEIGHT = 10, 30, 640, 360
 PR_SET_CHILD_SUBREAPER = 36

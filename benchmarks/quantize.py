@@ -1,8 +1,7 @@
 """Caches in 16, 8 and 4 bits, or computed in float8: bytes, right answers, and how fast chunks are made and read.
 
-`python benchmarks/quantize.py [--clips N] [--model FOLDER] [--size 7b|small]`. The same unseen clips are ingested each
-way; the same questions are asked of each store. Speed is that of one chunk of a 7B model's caches (K = 2), beside a
-plain copy. Logits are those of a model of `--size` with random weights behind frames of noise.
+`python benchmarks/quantize.py [--clips N] [--model FOLDER]`. The same unseen clips are ingested each way; the same
+questions are asked of each store. Speed is that of one chunk of a 7B model's caches (K = 2), beside a plain copy.
 """
 
 import argparse
@@ -15,14 +14,13 @@ import torch
 from common import report
 
 from vococache.model.cache import VoCoCache
-from vococache.model.float8 import FLOAT8, use_float8
+from vococache.model.float8 import FLOAT8
 from vococache.pipeline.ask import open_reader
-from vococache.pipeline.efficiency import QUESTION, SIZES, build, median_seconds
+from vococache.pipeline.efficiency import median_seconds
 from vococache.pipeline.ingest import ingest
 from vococache.pipeline.synthetic.scene import split_scenes
 from vococache.pipeline.synthetic.trial import LOOKS_A_SECOND, run_trial, write_clips
 from vococache.storage import Store, StoreHeader, open_store, quantize
-from vococache.workers.compress import to_stored
 from vococache.workers.reason import ReasonStage, question_ids
 
 ASKED = 8
@@ -31,14 +29,12 @@ VICUNA = (32, 2, 32, 2, 128)  # [layers, 2, kv_heads, K, head_dim] of a 7B model
 EXACT = "float16"
 WAYS = {EXACT: (None, "bfloat16"), "int8": ("int8", "bfloat16"), "int4": ("int4", "bfloat16"), FLOAT8: (None, FLOAT8)}
 CHUNK, RUNS = 32, 5
-SEGMENTS = 8  # behind which logits are compared
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="synthetic")
     parser.add_argument("--clips", type=int, default=400)
-    parser.add_argument("--size", choices=SIZES, default="small")
     options = parser.parse_args()
     header = ("way", "bytes a segment", "7B: an hour at 1/s", "right", "same answer", "KL", "encode", "decode")
     rows: list[tuple[object, ...]] = [header]
@@ -67,12 +63,7 @@ def main() -> None:
                 f"{trial.accuracy:.2%}", f"{same:.2%}", f"{found['kl']:.5f}",
                 f"{found['encode_mb_s']:.0f} MB/s", f"{found['decode_mb_s']:.0f} MB/s",
             ))  # fmt: skip
-    moved = logit_shifts(options.size)
-    rows.append(())
-    for name, (of_logits, of_another) in moved.items():
-        shift = f"moved by {of_logits:.2%} of their norm, {of_another:.1%} of how far another video moves them"
-        rows.append((f"{name}, logits of {options.size}: {shift}",))
-    report("quantize", rows, {"clips": options.clips, "ways": result, "size": options.size, "logit_shifts": moved})
+    report("quantize", rows, {"clips": options.clips, "ways": result})
 
 
 def vicuna_segment_bytes(header: StoreHeader) -> float:
@@ -94,34 +85,6 @@ def divergence(stage: ReasonStage, exact: Store, videos: list[str], question: st
                 logits.append(stage.model.read(cache, ids)[0, -1].float().log_softmax(-1))
             total += float((logits[0].exp() * (logits[0] - logits[1])).sum())
     return total / len(videos)
-
-
-def logit_shifts(size: str) -> dict[str, tuple[float, float]]:
-    """How far each kind of cache moves the logits: over their norm, and over how far another video moves them."""
-    model = build(size).bfloat16()
-    model.config = model.config.with_voco(tokens=2, frames=1)
-    side, ids = model.config.geometry.size, torch.arange(QUESTION, device=model.device)[None] % 100 + 3
-    noise = np.random.default_rng(0).integers(0, 256, (2, SEGMENTS, 1, side, side, 3), dtype=np.uint8)
-    with torch.inference_mode():
-
-        def caches(frames: np.ndarray) -> np.ndarray:
-            return to_stored(model.compress(model.pixel_values(frames)).data, "float16")
-
-        def logits(kv: np.ndarray) -> torch.Tensor:
-            return model.read(VoCoCache(torch.from_numpy(kv)), ids)[0].float()
-
-        one = caches(noise[0])
-        exact = logits(one)
-        away = (logits(caches(noise[1])) - exact).norm()
-        found = {}
-        for kind in ("int8", "int4"):
-            kept = np.empty_like(one)
-            quantize.decode(quantize.encode(one, kind), kept, kind)
-            found[kind] = logits(kept)
-        use_float8(model.language_model.layers)  # which then compresses and reads
-        found[FLOAT8] = logits(caches(noise[0]))
-    shifts = {name: (moved - exact).norm() for name, moved in found.items()}
-    return {name: (float(shift / exact.norm()), float(shift / away)) for name, shift in shifts.items()}
 
 
 def speed(kind: str | None) -> dict[str, float]:

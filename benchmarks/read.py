@@ -7,7 +7,7 @@ and cached entries, over the memory's rate; that of a first token is the same te
 from functools import partial
 
 import torch
-from common import memory_rate, random_model_of, report
+from common import figure, memory_rate, random_model_of, report
 
 from vococache.model.cache import PlacedCache, VoCoCache
 from vococache.model.costs import cache_bytes_per_token
@@ -42,6 +42,8 @@ def main() -> None:
             ))  # fmt: skip
             found.append({"segments": segments, "questions": questions, "first_s": first, "token_s": token,
                           "floor_s": floor})  # fmt: skip
+            figure("read", **found[-1])
+    rows.append((f"memory: {rate / 1e9:.4g} GB/s; text alone: {1000 * alone:.2f} ms",))
     result = {"size": size, "device": str(model.device), "memory_gb_s": rate / 1e9, "text_alone_s": alone}
     short = found[0]
     ratios = {

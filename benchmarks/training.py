@@ -1,136 +1,187 @@
-"""Peak memory and seconds of a training step of both stages, with and without gradient checkpointing.
+"""Peak memory, seconds and tokens a second of training steps, with and without gradient checkpointing.
 
-`python benchmarks/training.py [--quick]`. A deep decoder with random weights, the tower frozen; forward, backward and
-AdamW in float32, each case in a process of its own. Memory is what the process takes beyond its start: the peak
-resident set on a CPU, allocated memory on a GPU; beside it stands the estimate of `model/training_costs.py`. On a CPU
-memory is measured in a second run in which glibc returns what is freed at once (otherwise the peak holds hundreds of
-MiB that nobody uses; but returning takes time).
+`python benchmarks/training.py [--size full|small|7b] [--device cuda|cpu]`. Random weights, the tower frozen; forward,
+backward and AdamW. "compress": a batch of single segments with a text each; "temporal": one row of all segments with
+eight texts; "reader": the same behind ready caches, where a LoRA reader alone learns. "7b" is the shape of
+`vicuna-7b-compress` under bfloat16 autocast: all weights in a few layers, LoRA in all 32; else float32.
+
+Memory is what a case takes beyond its start, beside the estimate of `model/training_costs.py`: what is allocated on a
+GPU; on a CPU the peak resident set, each case in a process of its own. There memory is measured in a run in which glibc
+returns what is freed at once (otherwise the peak holds hundreds of MiB that nobody uses), and time in another.
 """
 
 import argparse
-import json
-import os
+import gc
 import resource
-import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from ctypes import CDLL
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import product
+from multiprocessing import get_context
 from typing import Any
 
-from common import report
+import torch
+from common import figure, report
 
-STAGES = ("compress", "temporal")
+from vococache.model.config import VoCoConfig
+from vococache.model.decoder import fast_attention
+from vococache.model.objective import Objective
+from vococache.model.scratch import byte_tokenizer, llava_7b, random_model, small_config
+from vococache.model.training_costs import STATE_BYTES, Step, activation_bytes, step_flops
+
+STAGES = ("compress", "temporal", "reader")
 STEPS = 3
-TEXT = 32  # tokens of each text
-SIZES = {"full": (16, 64), "quick": (8, 16)}  # decoder layers, segments
+LORA = {"kind": "lora", "r": 128, "lora_alpha": 256}
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """`layers` where all weights learn, `lora_layers` where a reader alone does; `text`: tokens of each text."""
+
+    layers: int
+    lora_layers: int
+    segments: int
+    text: int
+
+
+SIZES = {"full": Size(16, 16, 64, 32), "small": Size(2, 2, 4, 32), "7b": Size(4, 32, 16, 300)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--case", nargs=3, help=argparse.SUPPRESS)  # what a process of its own measures
+    parser.add_argument("--size", choices=SIZES, default="full")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
-    if options.case:
-        print(json.dumps(measure(*options.case)))
-        return
-    size = "quick" if options.quick else "full"
-    rows: list[tuple[object, ...]] = [("stage", "checkpointing", "peak", "estimate", "s a step", "loss")]
+    size, device = options.size, options.device
+    rows: list[tuple[object, ...]] = [("stage", "checkpointing", "peak", "estimate", "s a step", "tokens/s", "loss")]
     cases = []
-    for stage in STAGES:
-        for checkpointing in ("off", "on"):
-            case = run_case(size, stage, checkpointing, MALLOC_MMAP_THRESHOLD_="131072")
-            case["seconds"] = run_case(size, stage, checkpointing)["seconds"]
-            cases.append(case)
-            peak, estimate = (f"{case[name] / 2**20:.0f} MiB" for name in ("peak_bytes", "estimated_bytes"))
-            rows.append((stage, checkpointing, peak, estimate, f"{case['seconds']:.2f}", f"{case['loss']:.4f}"))
-    layers, segments = SIZES[size]
+    for stage, checkpointing in product(STAGES, ("off", "on")):
+        case = measure(size, device, stage, checkpointing) if device == "cuda" else run_case(size, stage, checkpointing)
+        cases.append(case)
+        figure("training", **case)
+        peak, estimate = (f"{case[name] / 2**20:.0f} MiB" for name in ("peak_bytes", "estimated_bytes"))
+        seconds, tokens = f"{case['seconds']:.2f}", f"{case['tokens_per_s']:.0f}"
+        rows.append((stage, checkpointing, peak, estimate, seconds, tokens, f"{case['loss']:.4f}"))
     peaks = {(case["stage"], case["checkpointing"]): case["peak_bytes"] for case in cases}
     ratios = {f"{stage} without over with checkpointing": peaks[stage, False] / peaks[stage, True] for stage in STAGES}
-    report("training", rows, {"layers": layers, "segments": segments, "cases": cases}, ratios)
+    report("training", rows, {"size": size, "device": device, **asdict(SIZES[size]), "cases": cases}, ratios)
 
 
-def run_case(*case: str, **environment: str) -> dict[str, Any]:
-    """`measure` in a process of its own."""
-    command = [sys.executable, __file__, "--case", *case]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | environment)
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+def run_case(size: str, *case: str) -> dict[str, Any]:
+    """`measure` on a CPU, in processes of its own: memory, then time."""
+
+    def run(prepare: Callable[[], object] | None = None) -> dict[str, Any]:
+        with ProcessPoolExecutor(1, mp_context=get_context("fork"), initializer=prepare) as process:
+            return process.submit(measure, size, "cpu", *case).result()
+
+    # M_MMAP_THRESHOLD: what is larger is returned to the system as soon as it is freed.
+    memory, timed = run(partial(CDLL(None).mallopt, -3, 1 << 17)), run()
+    return memory | {name: timed[name] for name in ("seconds", "tokens_per_s", "tflops_per_s")}
 
 
-def measure(size: str, stage: str, checkpointing: str) -> dict[str, object]:
-    """One case: a batch of single segments with a text each, or one row of all segments with eight texts."""
-    import torch
-
-    from vococache.model.scratch import byte_tokenizer, small_config
-    from vococache.model.training_costs import STATE_BYTES, Step, activation_bytes, parameters
-
-    on_cpu = not torch.cuda.is_available()
-    layers, segments = SIZES[size]
-    rows, texts = (segments, 1) if stage == "compress" else (1, 8)
-    tokenizer = byte_tokenizer()
-    # What the first step ever loads is no part of a step.
-    train_steps(small_config(tokenizer, layers=1), 1, 1, 1, checkpointing=False)
-    start = peak_memory(on_cpu)
-    config = small_config(tokenizer, width=256, layers=layers, heads=4)
-    loss, seconds = train_steps(config, segments, rows, texts, checkpointing=checkpointing == "on")
-    step = Step(segments=segments, rows=rows, text=texts * TEXT, labels=rows * texts * TEXT // 2)
-    activations = activation_bytes(config, step, checkpointing=checkpointing == "on", fused=not on_cpu)
-    counts = parameters(config)
-    states = STATE_BYTES * sum(counts.values()) - 12 * counts["vision_tower"]
+def measure(size: str, where: str, stage: str, checkpointing: str) -> dict[str, Any]:
+    """One case."""
+    device, shape = torch.device(where), SIZES[size]
+    layers = shape.lora_layers if stage == "reader" else shape.layers
+    rows, texts = (shape.segments, 1) if stage == "compress" else (1, 8)
+    step = Step(segments=shape.segments, rows=rows, text=texts * shape.text, labels=rows * texts * (shape.text // 2))
+    if size == "7b":
+        config = llava_7b(2)
+        config.text.num_hidden_layers = layers
+    else:
+        # What the first step ever loads is no part of a step.
+        first = Case(small_config(byte_tokenizer(), layers=1), replace(step, segments=1, rows=1), texts, stage, device)
+        first.train(checkpointing=False)
+        config = small_config(byte_tokenizer(), width=256, layers=layers, heads=4)
+    if device.type == "cuda":  # on a CPU each case has a process of its own
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    start = peak_memory(device)
+    case = Case(config, step, texts, stage, device)
+    loss, seconds = case.train(checkpointing=checkpointing == "on")
+    peak = peak_memory(device) - start
+    counted = activation_bytes(
+        config, step, checkpointing=checkpointing == "on", bytes_per_value=2 if case.half else 4,
+        fused=device.type == "cuda", stored=stage == "reader",
+    )  # fmt: skip
+    learned = sum(weight.numel() for weight in case.learned)
+    frozen = sum(weight.numel() for weight in case.model.parameters()) - learned
+    flops = step_flops(config, step, checkpointing=checkpointing == "on")
     return {
         "stage": stage,
         "checkpointing": checkpointing == "on",
-        "peak_bytes": peak_memory(on_cpu) - start,
-        "estimated_bytes": states + activations,
-        "estimated_activation_bytes": activations,
+        "peak_bytes": peak,
+        "estimated_bytes": STATE_BYTES * learned + 4 * frozen + counted,
+        "estimated_activation_bytes": counted,
         "seconds": seconds,
+        "tokens_per_s": case.tokens / seconds,
+        "tflops_per_s": None if stage == "reader" else flops / seconds / 1e12,
         "loss": loss,
     }
 
 
-def train_steps(config: Any, segments: int, rows: int, texts: int, *, checkpointing: bool) -> tuple[float, float]:
-    """The last loss of a few steps of a random model, and the seconds of the fastest but the first."""
-    import torch
+class Case:
+    """A random model and a batch for it; `tokens`: positions of both stages in a step."""
 
-    from vococache.model.objective import Objective
-    from vococache.model.scratch import random_model
-    from vococache.pipeline.training.trainer import fast_attention
+    def __init__(self, config: VoCoConfig, step: Step, texts: int, stage: str, device: torch.device) -> None:
+        torch.manual_seed(0)
+        with device:
+            self.model = random_model(config, seed=0)
+        self.device, self.half = device, device.type == "cuda"
+        rows, segments, text = step.rows, step.segments, step.text // texts
+        self.tokens = rows * step.text
+        side = config.geometry.size
+        ids = torch.randint(3, config.text.vocab_size, (rows, step.text))
+        batch = {
+            "input_ids": ids,
+            "attention_mask": torch.arange(1, texts + 1).repeat_interleave(text).expand(rows, -1),
+            "labels": ids.masked_fill(torch.arange(step.text) % text < text - text // 2, -100),
+        }
+        if stage == "reader":
+            self.model.add_reader(LORA)
+            assert self.model.reader is not None
+            for name, weight in self.model.reader.named_parameters():
+                weight.requires_grad_("lora" in name)
+            entries = (segments, config.layers, 2, config.kv_heads, config.num_voco_tokens, config.head_dim)
+            batch["cache"] = torch.randn(entries)
+        else:
+            self.model.requires_grad_(True)
+            self.model.vision_tower.requires_grad_(False)
+            batch["frames"] = torch.randint(0, 256, (segments, 1, side, side, 3), dtype=torch.uint8)
+            self.tokens += segments * config.stage1_length
+        self.learned = [weight for weight in self.model.parameters() if weight.requires_grad]
+        self.batch = {name: tensor.to(device) for name, tensor in batch.items()}
+        self.segments = [segments // rows] * rows
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(0)
-    model = random_model(config, seed=0).to(device)
-    model.requires_grad_(True)
-    model.vision_tower.requires_grad_(False)
-    model.gradient_checkpointing = checkpointing
-    objective = Objective(model).train()
-    optimizer = torch.optim.AdamW([weight for weight in objective.parameters() if weight.requires_grad], lr=1e-4)
-    ids = torch.randint(3, config.text.vocab_size, (rows, texts * TEXT))
-    batch = {
-        "input_ids": ids,
-        "attention_mask": torch.arange(1, texts + 1).repeat_interleave(TEXT).expand(rows, -1),
-        "labels": ids.masked_fill(torch.arange(texts * TEXT) % TEXT < TEXT // 2, -100),
-        "frames": torch.randint(0, 256, (segments, 1, 64, 64, 3), dtype=torch.uint8),
-    }
-    batch = {name: tensor.to(device) for name, tensor in batch.items()}
-    found, seconds = 0.0, []
-    with fast_attention(device):
+    def train(self, *, checkpointing: bool) -> tuple[float, float]:
+        """The last loss of a few steps, and the seconds of the fastest but the first."""
+        self.model.gradient_checkpointing = checkpointing
+        objective = Objective(self.model).train()
+        optimizer = torch.optim.AdamW(self.learned, lr=1e-4)
+        found, seconds = 0.0, []
         for _ in range(STEPS):
             began = time.perf_counter()
-            loss = objective(**batch, segments=[segments // rows] * rows)["loss"]
-            loss.backward()
+            with fast_attention(self.device), torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+                loss = objective(**self.batch, segments=self.segments)["loss"]
+            with fast_attention(self.device):
+                loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            found = loss.item()
+            found = loss.item()  # for which a GPU is waited for
             seconds.append(time.perf_counter() - began)
-    return found, min(seconds[1:])
+        return found, min(seconds[1:])
 
 
-def peak_memory(on_cpu: bool) -> int:
-    """Bytes at the peak so far: the resident set of this process, or what is allocated on the GPU."""
-    if on_cpu:
+def peak_memory(device: torch.device) -> int:
+    """Bytes at the peak: the resident set of this process, or what was allocated on the GPU."""
+    if device.type == "cpu":
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    import torch
-
     return torch.cuda.max_memory_allocated()
 
 

@@ -5,6 +5,7 @@ Letters: S segments, Y layers, G key-value heads, K tokens of a segment, D head 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,23 +82,30 @@ class PlacedCache:
         self.buffer = prefix
         self.prefix = prefix.shape[3]
         self.length = self.prefix
+        self.steps: dict[tuple[int, int], Any] = {}  # `model.step.Step` by its shape: recordings over this buffer
+
+    @property
+    def capacity(self) -> int:
+        return self.buffer.shape[3]
 
     def rewind(self, room: int) -> None:
         """Forget all text and make room for `room` entries of it."""
         self.length = self.prefix
-        missing = self.prefix + room - self.buffer.shape[3]
+        missing = self.prefix + room - self.capacity
         if missing > 0:
             shape = list(self.buffer.shape)
             shape[3] = missing
-            self.buffer = torch.cat((self.buffer, self.buffer.new_empty(shape)), dim=3)
+            # Zeros: a masked entry may not be NaN.
+            self.buffer = torch.cat((self.buffer, self.buffer.new_zeros(shape)), dim=3)
+            self.steps.clear()
 
-    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store a layer's text entries [1, G, N, D] behind `length`.
 
-        Returns all keys and values up to there, [1, G, length + N, D] each. The caller advances `length`
-        after the last layer.
-        """
-        end = self.length + key.shape[2]
-        self.buffer[layer, 0, :, self.length : end] = key[0]
-        self.buffer[layer, 1, :, self.length : end] = value[0]
-        return self.buffer[layer, 0, None, :, :end], self.buffer[layer, 1, None, :, :end]
+def put(buffer: Tensor, layer: int, key: Tensor, value: Tensor, *, slots: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Store a layer's text entries [1, G, N, D] at the places `slots` [N] of a placed cache's buffer.
+
+    Returns its first `width` keys and values, [1, G, width, D] each.
+    """
+    keys, values = buffer[layer]
+    keys.index_copy_(1, slots, key[0])
+    values.index_copy_(1, slots, value[0])
+    return keys[None, :, :width], values[None, :, :width]

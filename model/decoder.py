@@ -7,6 +7,7 @@ Letters: B rows, L positions, Q queries, H heads, G key-value heads, D head dime
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from vococache.model.rope import rotate
@@ -56,6 +58,12 @@ def attend(attention: Any, query_BHQD: Tensor, key_BGLD: Tensor, value_BGLD: Ten
     )
     projected: Tensor = attention.o_proj(out.transpose(1, 2).flatten(2))
     return projected
+
+
+def fast_attention(device: torch.device) -> AbstractContextManager[Any]:
+    """The attention kernel to train with: on a CPU, plain matrix products beat the fused kernel's backward pass."""
+    fused = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
+    return sdpa_kernel([SDPBackend.MATH] if device.type == "cpu" else [*fused, SDPBackend.MATH])
 
 
 def two_stage_layer(

@@ -1,19 +1,24 @@
 """Generation: several questions behind one placed cache, in one pass, greedy or sampled.
 
-Letters: B questions, P cached entries, N packed text tokens, A questions still going.
+Letters: B questions, P cached entries, N packed text tokens, A questions in a step.
 """
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from vococache.errors import InputError
-from vococache.model.cache import PlacedCache
+from vococache.model.cache import PlacedCache, put
 from vococache.model.packing import arrange, pack
+from vococache.model.step import next_step, round_up
 from vococache.model.voco import VoCoModel
+
+# Each look at what was chosen waits for the GPU; between two looks an answer that has ended goes on for nothing.
+TOKENS_BETWEEN_LOOKS = {"cuda": 8}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,34 +62,64 @@ def generate(
     model.check_length(placed.prefix + max(len(question) for question in questions) + max_new_tokens)
     started = time.perf_counter()
     ids, text = pack(questions, model.device)
-    packed, mask = arrange(text, torch.tensor([placed.prefix], device=model.device), placed.prefix)
-    placed.rewind(ids.shape[1] + max_new_tokens * len(questions))
-    hidden = model.text_layers(ids, packed, mask, placed.append)[0]
-    placed.length += ids.shape[1]
+    count, length = len(questions), placed.prefix + ids.shape[1]
+    positions, mask = arrange(text, torch.tensor([placed.prefix], device=model.device), placed.prefix)
+    placed.rewind(round_up(length + max_new_tokens * count, count, model) - placed.prefix)
+    slots = torch.arange(placed.prefix, length, device=model.device)
+    extend = partial(put, placed.buffer, slots=slots, width=length)
+    hidden = model.text_layers(ids, positions, mask, extend)[0]
+    placed.length = length
     ends = torch.tensor([len(question) for question in questions], device=model.device).cumsum(0) - 1
-    chooser = Chooser(sampling, len(questions))
-    active = torch.arange(len(questions), device=model.device)
+    chooser = Chooser(sampling, count)
+    answers = Answers(model.config.prompt.stop_ids if sampling.stop_ids is None else sampling.stop_ids, count)
+    active = list(range(count))
     chosen = chooser.choose(model.logits(hidden[ends]), active)
-    new_ids = [[token] for token in chosen.tolist()]
+    going = answers.take([chosen], active)
     prefilled = time.perf_counter()
 
-    stop = set(model.config.prompt.stop_ids if sampling.stop_ids is None else sampling.stop_ids)
-    owner, positions = text[0] - 1, packed[0, ends] + 1
-    for _ in range(max_new_tokens - 1):
-        going = torch.tensor([new_ids[question][-1] not in stop for question in active.tolist()], device=model.device)
-        active, chosen, positions = active[going], chosen[going], positions[going]
-        if len(active) == 0:
-            break
-        owner = torch.cat((owner, active))
-        mask = active[:, None] == owner[None, :]
-        mask = torch.cat((mask.new_ones(len(active), placed.prefix), mask), dim=1)
-        hidden = model.text_layers(chosen[None], positions[None], mask, placed.append)[0]
-        placed.length += len(active)
-        chosen = chooser.choose(model.logits(hidden), active)
-        for question, token in zip(active.tolist(), chosen.tolist(), strict=True):
-            new_ids[question].append(token)
-        positions = positions + 1
-    return Generation(ids=new_ids, prefill_seconds=prefilled - started, decode_seconds=time.perf_counter() - prefilled)
+    # A question's last token has seen all that the question sees.
+    step = next_step(model, placed, positions[0, ends] + 1, mask[0, 0, ends])
+    made, at_once = 1, TOKENS_BETWEEN_LOOKS.get(model.device.type, 1)
+    while going and made < max_new_tokens:
+        if 2 * len(going) <= len(active):  # a few that have ended cost less than another shape
+            rows = torch.tensor(going, device=model.device)
+            active, chosen = [active[row] for row in going], chosen[rows]
+            step = next_step(model, placed, step.positions[rows], step.seen[rows, : placed.length])
+        fresh: list[Tensor] = []
+        for _ in range(min(at_once, max_new_tokens - made)):
+            if placed.length + len(active) > step.width:
+                step = next_step(model, placed, step.positions, step.seen[:, : placed.length])
+            chosen = chooser.choose(step(chosen), active)
+            fresh.append(chosen)
+            placed.length += len(active)
+        made += len(fresh)
+        going = answers.take(fresh, active)
+    return Generation(
+        ids=answers.ids, prefill_seconds=prefilled - started, decode_seconds=time.perf_counter() - prefilled
+    )
+
+
+class Answers:
+    """The answers so far, each up to its stop token."""
+
+    def __init__(self, stop_ids: Sequence[int], questions: int) -> None:
+        self.stop = set(stop_ids)
+        self.ids: list[list[int]] = [[] for _ in range(questions)]
+
+    def take(self, fresh: Sequence[Tensor], active: Sequence[int]) -> list[int]:
+        """Add what some steps have chosen for the questions `active`, [A] each; which of these rows still go on?
+
+        Here a GPU is waited for.
+        """
+        for tokens in torch.stack(list(fresh)).tolist():
+            for question, token in zip(active, tokens, strict=True):
+                if not self.ended(question):
+                    self.ids[question].append(token)
+        return [row for row, question in enumerate(active) if not self.ended(question)]
+
+    def ended(self, question: int) -> bool:
+        """Has its stop token come?"""
+        return bool(self.ids[question]) and self.ids[question][-1] in self.stop
 
 
 class Chooser:
@@ -97,8 +132,8 @@ class Chooser:
         self.sampling = sampling
         self.streams = [torch.Generator().manual_seed(sampling.seed) for _ in range(questions)]
 
-    def choose(self, logits_AV: Tensor, active: Tensor) -> Tensor:
-        """Token ids [A] from logits [A, V] of the questions `active` [A]."""
+    def choose(self, logits_AV: Tensor, active: Sequence[int]) -> Tensor:
+        """Token ids [A] from logits [A, V] of the questions `active`."""
         if self.sampling.temperature == 0:
             return logits_AV.argmax(dim=-1)
         probabilities, order = (logits_AV.float() / self.sampling.temperature).softmax(-1).sort(-1, descending=True)
@@ -107,6 +142,6 @@ class Chooser:
         nucleus = probabilities.masked_fill(before >= self.sampling.top_p, 0).cpu()
         picks = [
             torch.multinomial(row, 1, generator=self.streams[question])
-            for row, question in zip(nucleus, active.tolist(), strict=True)
+            for row, question in zip(nucleus, active, strict=True)
         ]
         return order.gather(-1, torch.stack(picks).to(order.device))[:, 0]

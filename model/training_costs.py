@@ -86,19 +86,26 @@ def forward_flops(config: VoCoConfig, step: Step) -> Flops:
 
 
 def activation_bytes(
-    config: VoCoConfig, step: Step, *, checkpointing: bool, bytes_per_value: int = 4, fused: bool = True
+    config: VoCoConfig,
+    step: Step,
+    *,
+    checkpointing: bool,
+    bytes_per_value: int = 4,
+    fused: bool = True,
+    stored: bool = False,
 ) -> int:
     """Bytes that the backward pass needs, with a frozen vision tower.
 
     `checkpointing`: each layer keeps its input alone, and one layer at a time computes the rest again. `fused`: the
-    attention kernel keeps no probabilities.
+    attention kernel keeps no probabilities. `stored`: the caches come from a store, without stage 1.
     """
     width, keys_values = int(config.text.hidden_size), 2 * config.kv_heads * config.head_dim
     length, entries = config.stage1_length, step.entries(config) + step.text
-    first, second = step.segments * length, step.rows * step.text
+    first, second = (0 if stored else step.segments * length), step.rows * step.text
     stage1 = first * _layer_values(config, entries=length, fused=fused)
-    # Stage 2 joins each row's cached entries and its own.
-    stage2 = second * _layer_values(config, entries=entries, fused=fused) + step.rows * entries * keys_values
+    # Stage 2 keeps keys and values once, each row's cached entries and its own joined.
+    own = _layer_values(config, entries=entries, fused=fused) - keys_values
+    stage2 = second * own + step.rows * entries * keys_values
     # The last layer of stage 1, and the one before it, compute keys and values and hardly more.
     whole = max(0, config.layers - 2)
     if checkpointing:

@@ -1,6 +1,7 @@
 """`voco bench`: measurements that anyone can repeat."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -62,8 +63,12 @@ def efficiency_command(size: str, segments: tuple[int, ...], device: str | None)
     """
     from vococache.pipeline.efficiency import SEGMENTS, build, measure, table
 
-    model = build(size, device)
-    text, values = table(list(measure(model, segments or SEGMENTS)), model.device)
+    model, costs = build(size, device), []
+    for cost in measure(model, segments or SEGMENTS):
+        # At once, so that a run that is cut off has left what it found.
+        click.echo(json.dumps({"benchmark": "efficiency", "size": size, "cost": asdict(cost)}), err=True)
+        costs.append(cost)
+    text, values = table(costs, model.device)
     say_lines(text)
     click.echo(json.dumps({"benchmark": "efficiency", "size": size, **values}))
 

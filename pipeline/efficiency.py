@@ -98,7 +98,10 @@ def _measured(
         shape = (1, config.layers, 2, config.kv_heads, entries, config.head_dim)
         cache = VoCoCache(torch.zeros(shape, dtype=model.dtype, device=model.device))
         work = partial(first_token, model, cache, question)
-    return replace(cost, seconds=median_seconds(work, model.device, runs))
+    try:
+        return replace(cost, seconds=median_seconds(work, model.device, runs))
+    except torch.OutOfMemoryError:
+        return replace(cost, why="more memory than there is")
 
 
 def _from_pixels(model: VoCoModel, pixels: torch.Tensor, question: torch.Tensor) -> None:

@@ -1,16 +1,33 @@
-"""The cache store: Zarr, its writer, checked reader, maintenance."""
+"""The cache store: Zarr, its writer, checked reader, maintenance. Importing this package does not load Zarr."""
 
-from vococache.storage.format import ChunkReceipt, Intent, StoreHeader, VideoInfo, safe_key
-from vococache.storage.opening import is_store, open_store
-from vococache.storage.store import Store
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "ChunkReceipt",
-    "Intent",
-    "Store",
-    "StoreHeader",
-    "VideoInfo",
-    "is_store",
-    "open_store",
-    "safe_key",
-]
+if TYPE_CHECKING:
+    from vococache.storage.format import ChunkReceipt as ChunkReceipt
+    from vococache.storage.format import Intent as Intent
+    from vococache.storage.format import StoreHeader as StoreHeader
+    from vococache.storage.format import VideoInfo as VideoInfo
+    from vococache.storage.format import safe_key as safe_key
+    from vococache.storage.opening import is_store as is_store
+    from vococache.storage.opening import open_store as open_store
+    from vococache.storage.store import Store as Store
+
+_LAZY = {
+    "ChunkReceipt": "format",
+    "Intent": "format",
+    "Store": "store",
+    "StoreHeader": "format",
+    "VideoInfo": "format",
+    "is_store": "opening",
+    "open_store": "opening",
+    "safe_key": "format",
+}
+
+__all__ = list(_LAZY)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(f"vococache.storage.{_LAZY[name]}"), name)
+    raise AttributeError(f"module 'vococache.storage' has no attribute {name!r}")

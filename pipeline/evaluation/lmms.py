@@ -24,7 +24,7 @@ from vococache.model import load_model
 from vococache.model.cache import VoCoCache
 from vococache.model.generate import Sampling, generate
 from vococache.pipeline.training.examples import Example, Text, collate, encode_turns
-from vococache.workers.compress import micro_batch
+from vococache.workers.caches import micro_batch
 from vococache.workers.media import MediaReader
 from vococache.workers.reason import answer_text, question_ids
 from vococache.workers.sampling import Sampling as FrameSampling

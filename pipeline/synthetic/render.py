@@ -8,7 +8,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import av
 import numpy as np
 import numpy.typing as npt
 
@@ -104,6 +103,8 @@ def encode(pictures: Pixels, rate: int, quality: int, target: str | io.BytesIO) 
 
     The container is the one that a file's suffix names; MP4 in memory.
     """
+    import av  # only video files need it
+
     options = {"preset": "veryfast", "threads": "1", "crf": str(quality)}
     with av.open(target, "w", format=None if isinstance(target, str) else "mp4") as container:
         stream = container.add_stream("libx264", rate=rate, options=options)
@@ -117,6 +118,8 @@ def encode(pictures: Pixels, rate: int, quality: int, target: str | io.BytesIO) 
 
 def decoded(source: str | io.BytesIO) -> Iterator[Pixels]:
     """The pictures [side, side, 3] of an encoded clip, a file or in memory."""
+    import av
+
     with av.open(source, "r") as container:
         # On pictures as small as these, FFmpeg's threads wait for each other five times as long as they work.
         container.streams.video[0].codec_context.thread_count = 1

@@ -14,6 +14,7 @@ from transformers import set_seed
 from vococache.errors import InputError
 from vococache.model.baselines import with_compression
 from vococache.model.checkpoints import load_model, read_layout, save_pretrained
+from vococache.model.decoder import fast_attention
 from vococache.model.objective import Objective
 from vococache.model.scratch import random_model
 from vococache.model.voco import VoCoModel
@@ -22,7 +23,7 @@ from vococache.pipeline.training.examples import Example
 from vococache.pipeline.training.media import ConversationExamples, MediaReport
 from vococache.pipeline.training.settings import TrainSettings
 from vococache.pipeline.training.stored import StoredExamples
-from vococache.pipeline.training.trainer import fast_attention, make_trainer, training_arguments
+from vococache.pipeline.training.trainer import make_trainer, training_arguments
 from vococache.pipeline.training.world import WorldExamples
 from vococache.storage import open_store
 from vococache.workers.reason import ReasonStage

@@ -22,13 +22,14 @@ from transformers import Trainer, set_seed
 
 from vococache.model.checkpoints import save_pretrained
 from vococache.model.config import VoCoConfig
+from vococache.model.decoder import fast_attention
 from vococache.model.scratch import byte_tokenizer, random_model, small_config
 from vococache.model.voco import IGNORED_LABEL, VoCoModel
 from vococache.pipeline.synthetic.questions import all_questions
 from vococache.pipeline.synthetic.render import EDGES, PALETTE, frames, strange_palette
 from vococache.pipeline.synthetic.scene import BACKGROUNDS, COLOURS, RADII, SHAPES, Scene, make_scene
 from vococache.pipeline.training.run import last_checkpoint
-from vococache.pipeline.training.trainer import CsvLog, NoLastCheckpoint, fast_attention, training_arguments
+from vococache.pipeline.training.trainer import CsvLog, NoLastCheckpoint, training_arguments
 
 COVERED = 0.06  # share of a patch that an object must cover to be what the patch shows
 HEADS = ("shape", "colour", "size", "centre", "pattern", "bright", "row", "column")

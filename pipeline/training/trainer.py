@@ -3,7 +3,6 @@
 import csv
 import logging
 import warnings
-from contextlib import AbstractContextManager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import numpy as np
 import torch
 from accelerate import DistributedType, PartialState
 from torch.distributed.fsdp import MixedPrecisionPolicy
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from vococache.errors import InputError
@@ -108,12 +106,6 @@ def training_arguments(trainer: dict[str, Any], out: Path, seed: int) -> Trainin
         logger.warning("of %d GPUs one is used: `--workers`, or torchrun, starts a process for each", arguments.n_gpu)
         arguments._n_gpu = 1
     return arguments
-
-
-def fast_attention(device: torch.device) -> AbstractContextManager[Any]:
-    """The attention kernel to train with: on a CPU, plain matrix products beat the fused kernel's backward pass."""
-    fused = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
-    return sdpa_kernel([SDPBackend.MATH] if device.type == "cpu" else [*fused, SDPBackend.MATH])
 
 
 def make_trainer(

@@ -1,5 +1,7 @@
 """Generation: several questions in one pass behind one placed cache."""
 
+import gc
+import weakref
 from contextlib import contextmanager
 
 import pytest
@@ -7,7 +9,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vococache.errors import InputError
-from vococache.model.generate import Chooser, Sampling, generate
+from vococache.model.generate import TOKENS_BETWEEN_LOOKS, Chooser, Sampling, generate
+from vococache.model.step import SAME_SHAPE
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 NEVER = ()  # no stop token: every question goes on to the last new token
@@ -40,11 +43,20 @@ def scene(kit):
     return build
 
 
+@pytest.fixture(params=["as on a CPU", "as on a GPU"])
+def way(request, monkeypatch):
+    """The shapes of a GPU's steps, which look at entries that are still to come, and its rare looks at the tokens."""
+    if request.param == "as on a GPU":
+        monkeypatch.setitem(SAME_SHAPE, "cpu", 64)
+        monkeypatch.setitem(TOKENS_BETWEEN_LOOKS, "cpu", 8)
+
+
 def greedy(model, cache, questions, new, **sampling):
     return generate(model, model.place(cache), questions, new, Sampling(**{"stop_ids": NEVER} | sampling)).ids
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.usefixtures("way")
 def test_cached_decoding_equals_the_complete_stock_forward_for_each_token(kit, scene, family):
     model, cache, [question, *_] = scene(family)
     pixels, stock = kit.pixels(model.config, segments=4), kit.stock(model)
@@ -58,6 +70,7 @@ def test_cached_decoding_equals_the_complete_stock_forward_for_each_token(kit, s
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.usefixtures("way")
 def test_many_questions_in_one_pass_equal_asking_one_at_a_time(scene, family):
     model, cache, questions = scene(family)
     with recorded(model) as together:
@@ -84,6 +97,7 @@ def test_a_long_answer_equals_one_read_of_the_whole_text(scene):
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.7])
+@pytest.mark.usefixtures("way")
 def test_a_sampled_answer_does_not_depend_on_its_neighbours(scene, top_p):
     model, cache, questions = scene()
     sampling = {"temperature": 0.8, "top_p": top_p, "seed": 7}
@@ -95,6 +109,7 @@ def test_a_sampled_answer_does_not_depend_on_its_neighbours(scene, top_p):
     assert packed != greedy(model, cache, questions, 12)
 
 
+@pytest.mark.usefixtures("way")
 def test_a_neighbour_that_stops_early_changes_no_sampled_answer(scene):
     model, cache, questions = scene()
     sampling = {"temperature": 0.8, "seed": 7}
@@ -110,7 +125,7 @@ def test_a_neighbour_that_stops_early_changes_no_sampled_answer(scene):
 def test_top_p_keeps_the_smallest_nucleus(top_p, allowed):
     chooser = Chooser(Sampling(temperature=1.0, top_p=top_p), 1)
     logits = torch.tensor([[0.3, 0.05, 0.5, 0.15]]).log()
-    picks = [int(chooser.choose(logits, torch.tensor([0]))) for _ in range(400)]
+    picks = [int(chooser.choose(logits, [0])) for _ in range(400)]
     assert set(picks) == allowed
     total = sum([0.3, 0.05, 0.5, 0.15][token] for token in allowed)
     assert picks.count(2) / 400 == pytest.approx(0.5 / total, abs=0.1)
@@ -122,6 +137,7 @@ def test_temperature_sharpens(scene):
     assert cold == greedy(model, cache, questions, 8)
 
 
+@pytest.mark.usefixtures("way")
 def test_answers_end_at_a_stop_token_or_at_the_limit(scene):
     model, cache, questions = scene()
     free = greedy(model, cache, questions, 9)
@@ -143,6 +159,7 @@ def test_the_models_own_stop_ids_are_the_default(scene, config_with):
     assert model.generate_ids(cache, [question], 6)[0].tolist() == free[: free.index(free[2]) + 1]
 
 
+@pytest.mark.usefixtures("way")
 def test_a_placed_cache_serves_many_passes(scene):
     """Chat: passes of any size over one placed cache give what a fresh one gives."""
     model, cache, questions = scene()
@@ -152,6 +169,56 @@ def test_a_placed_cache_serves_many_passes(scene):
     for asked, new in ((questions, 9), (questions[:1], 2), (questions[1:], 30), (questions, 9)):
         assert generate(model, placed, asked, new, sampling).ids == greedy(model, cache, asked, new)
     assert placed.buffer[:, :, :, : placed.prefix].equal(before)
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.8, "seed": 7}])
+def test_shapes_that_stay_change_no_answer(scene, monkeypatch, sampling):
+    model, cache, questions = scene("qwen3")
+    free = greedy(model, cache, questions, 70, **sampling)
+    stop = (free[0][4], free[1][30])
+    with recorded(model) as expected:
+        stopped = greedy(model, cache, questions, 70, **sampling, stop_ids=stop)
+    monkeypatch.setitem(SAME_SHAPE, "cpu", 64)
+    monkeypatch.setitem(TOKENS_BETWEEN_LOOKS, "cpu", 8)
+    placed = model.place(cache)
+    with recorded(model) as steps:
+        ids = generate(model, placed, questions, 70, Sampling(**{"stop_ids": NEVER} | sampling)).ids
+    assert ids == free
+    assert len(placed.steps) == 2  # of 70 tokens of each question
+    for found, logits in zip(steps, expected, strict=False):
+        if len(logits) < len(found):
+            break  # one has ended
+        torch.testing.assert_close(found, logits, atol=1e-4, rtol=0)
+    before = dict(placed.steps)
+    assert generate(model, placed, questions, 70, Sampling(**{"stop_ids": stop} | sampling)).ids == stopped
+    assert before.items() <= placed.steps.items(), "what was recorded over a placed cache serves its next pass"
+
+
+def test_nothing_outlives_a_placed_cache(scene, monkeypatch):
+    """It may be most of a GPU's memory: none of it waits for a search for circles."""
+    model, cache, questions = scene()
+    monkeypatch.setitem(SAME_SHAPE, "cpu", 64)
+    placed = model.place(cache)
+    gc.disable()
+    try:
+        generate(model, placed, questions, 9, Sampling(stop_ids=NEVER))
+        assert placed.steps
+        buffer = weakref.ref(placed.buffer)
+        del placed
+        assert buffer() is None
+    finally:
+        gc.enable()
+
+
+def test_what_stood_in_a_buffer_changes_no_answer(scene, monkeypatch):
+    """Entries still to come are masked, whatever an earlier pass left there."""
+    model, cache, questions = scene()
+    monkeypatch.setitem(SAME_SHAPE, "cpu", 64)
+    placed = model.place(cache)
+    fresh = generate(model, placed, questions, 9, Sampling(stop_ids=NEVER)).ids
+    with torch.inference_mode():
+        placed.buffer[:, :, :, placed.prefix :] = 1e4
+    assert generate(model, placed, questions, 9, Sampling(stop_ids=NEVER)).ids == fresh
 
 
 class LargestTensor(TorchDispatchMode):

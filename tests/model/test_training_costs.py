@@ -92,6 +92,29 @@ def test_activations(kit):
     assert kept_bytes(model, loss) == pytest.approx(estimate, rel=0.05)
 
 
+def test_activations_behind_stored_caches(kit):
+    """Stage 2's part, and nothing of stage 1's."""
+    model, _ = loss_of(kit, checkpointing=False)
+    config = model.config
+    model.requires_grad_(False)
+    model.add_reader({"kind": "full"})
+    model.reader.requires_grad_(True)
+    cache = torch.randn(
+        STEP.segments, config.layers, 2, config.kv_heads, config.num_voco_tokens, config.head_dim,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    ids = torch.arange(STEP.rows * STEP.text).view(STEP.rows, -1) % 40
+    labels = ids.clone()
+    labels[:, : -STEP.labels // STEP.rows] = -100
+
+    def loss():
+        segments = [STEP.segments // STEP.rows] * STEP.rows
+        return Objective(model)(ids, torch.ones_like(ids), labels, segments, cache=cache)["loss"]
+
+    estimate = activation_bytes(config, STEP, checkpointing=False, fused=False, stored=True)
+    assert kept_bytes(model, loss) == pytest.approx(estimate, rel=0.05)
+
+
 def test_activations_with_checkpointing(kit):
     """Each layer's input, and what one layer needs while it is computed again."""
     model, loss = loss_of(kit, checkpointing=True)

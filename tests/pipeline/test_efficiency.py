@@ -7,7 +7,7 @@ import torch
 from click.testing import CliRunner
 
 from vococache.model.baselines import full_cache
-from vococache.pipeline import efficiency
+from vococache.pipeline import efficiency, machine
 from vococache.pipeline.cli import cli
 from vococache.pipeline.efficiency import ALL, NONE, VOCO, build, measure
 
@@ -48,3 +48,10 @@ def test_the_command() -> None:
     rows = [row.split(" | ") for row in table if row.startswith("| 2 |")]
     assert [row[1] for row in rows] == [NONE, ALL, VOCO, VOCO, VOCO]
     assert all(row[5].endswith(" ms") for row in rows)
+
+
+def test_a_machine_that_lacks_a_package_has_a_name_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "PACKAGES", ("torch", "no-such-package"))
+    found = machine.machine()
+    assert found["no-such-package"] is None
+    assert str(found["torch"]).startswith(torch.__version__.split("+")[0])

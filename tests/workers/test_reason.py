@@ -10,7 +10,7 @@ from vococache.errors import ContextLimitError, InputError, VideoNotFoundError
 from vococache.model.cache import VoCoCache
 from vococache.model.voco import VoCoModel
 from vococache.storage import Intent, Store
-from vococache.workers.compress import to_stored
+from vococache.workers.caches import to_stored
 from vococache.workers.reason import ReasonStage, question_ids
 
 

@@ -1,0 +1,36 @@
+"""A chunk's frames as the caches that a store keeps: what is computed, without the store."""
+
+import numpy as np
+import torch
+
+from vococache.errors import InputError
+from vococache.model.config import VoCoConfig
+from vococache.model.voco import VoCoModel
+
+# Positions in one forward pass: enough to fill a GPU, small enough for a CPU's memory.
+BATCH_POSITIONS = 8192
+
+
+def micro_batch(config: VoCoConfig) -> int:
+    """Segments in one forward pass: a power of two that depends on the model alone, never on the machine."""
+    fitting = max(1, BATCH_POSITIONS // config.stage1_length)
+    return int(min(64, 1 << (fitting.bit_length() - 1)))
+
+
+def compress_frames(model: VoCoModel, frames: np.ndarray, micro_batch: int, dtype: str) -> np.ndarray:
+    """Caches of uint8 frames [S, F, H, W, 3], so many segments at a time, as a store of `dtype` keeps them.
+
+    A GPU is waited for once, when all of its work is under way. Raises `InputError` as `to_stored`.
+    """
+    with torch.inference_mode():
+        batches = torch.split(torch.as_tensor(frames).to(model.device), micro_batch)
+        caches = [model.compress(model.pixel_values(batch)).data for batch in batches]
+        return to_stored(torch.cat(caches), dtype)
+
+
+def to_stored(data: torch.Tensor, dtype: str) -> np.ndarray:
+    """A cache's tensor as the store's dtype on the CPU. Raises `InputError` on values that it cannot hold."""
+    kept = data.to(torch.float16 if dtype == "float16" else torch.float32)
+    if not bool(torch.isfinite(kept).all()):
+        raise InputError(f"the cache holds values that are not finite in {dtype}: compute in float32 and try again")
+    return np.asarray(kept.cpu().numpy())
