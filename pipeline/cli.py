@@ -170,6 +170,10 @@ def _opened(path: Path) -> TextIO:
 
 def _print_report(report: "IngestReport") -> None:
     """The summary at the end of an ingest."""
+    from vococache.pipeline.sources import LeftOut
+
+    for line in LeftOut(report.left_out).describe():
+        say(line, err=True)
     for title, reasons in (("failed", report.failed), ("refused", report.refused)):
         for video, reason in sorted(reasons.items()):
             say(f"{title}: {video}: {reason}", err=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vococache.errors import VideoError
-from vococache.pipeline.sources import find_sources
+from vococache.pipeline.sources import LeftOut, find_sources
 from vococache.workers.sampling import Sampling
 from vococache.workers.source import is_url
 
@@ -33,6 +33,7 @@ class Estimate:
     bytes: int = 0
     seconds: float = 0.0
     unknown: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -40,7 +41,8 @@ class Estimate:
 
     def describe(self) -> str:
         """A line for a person, and one for each video of unknown length."""
-        lines = [f"unknown: {video}: {reason}" for video, reason in sorted(self.unknown.items())]
+        lines = LeftOut(self.left_out).describe()
+        lines += [f"unknown: {video}: {reason}" for video, reason in sorted(self.unknown.items())]
         lines.append(
             f"{self.videos} videos, about {self.segments} segments, {self.bytes:,} bytes of caches, about"
             f" {self.seconds:.0f} s on this machine"
@@ -75,7 +77,8 @@ def estimate(
     from vococache.workers.decoder import Decoder, available_decoders
 
     sampling = Sampling(fps=fps, num_frames=num_frames)
-    sources = find_sources([videos] if isinstance(videos, str) else videos)
+    left_out = LeftOut()
+    sources = find_sources([videos] if isinstance(videos, str) else videos, left_out)
     loaded = Compressor(model=model, dtype=dtype, tokens=tokens, frames=segment_frames).load(device)
     header = replace(store_header(loaded), quantization=quantize)
     work = {source.video: source.location for source in sources}
@@ -86,7 +89,7 @@ def estimate(
             sampling=sampling, overwrite=overwrite, check_content=check_content, retry_failed=retry_failed, reuse=reuse
         )
         work = {task.video: task.source for task in planner.plan(sources, opened).work}
-    result = Estimate()
+    result = Estimate(left_out=dict(left_out))
     measurable: list[str] = []
     with Decoder() as decoder:
         for video, location in work.items():

@@ -12,7 +12,7 @@ from vococache.errors import CorruptionError, WorkersLostError
 from vococache.pipeline.collect import Collector
 from vococache.pipeline.events import Event, Watchdog, logger, stalled
 from vococache.pipeline.plan import Plan, Planner, Verdict
-from vococache.pipeline.sources import find_sources
+from vococache.pipeline.sources import LeftOut, find_sources
 from vococache.storage import Store, open_store
 from vococache.workers.rows import Row, VideoTask
 from vococache.workers.sampling import Sampling
@@ -26,7 +26,8 @@ MAX_PASSES = 3
 class IngestReport:
     """What an ingest did. Lists hold video ids; `failed` and `refused` map an id to its reason.
 
-    `reused`: videos whose caches were copied from one of the same content.
+    `reused`: videos whose caches were copied from one of the same content. `left_out`: how many things of each kind the
+    named folders and manifests hold that are no videos.
     """
 
     store: str
@@ -35,6 +36,7 @@ class IngestReport:
     up_to_date: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
     segments: int = 0
     bytes: int = 0
     startup_seconds: float = 0.0
@@ -103,13 +105,14 @@ def ingest(
     `ModelError` or `StoreError` before any work starts when the job itself cannot run.
     """
     sampling = Sampling(fps=fps, num_frames=num_frames)
-    sources = find_sources([os.fspath(videos)] if isinstance(videos, str | os.PathLike) else videos)
+    left_out = LeftOut()
+    sources = find_sources([os.fspath(videos)] if isinstance(videos, str | os.PathLike) else videos, left_out)
     from vococache.workers import actors
     from vococache.workers.compress import Compressor, CompressStage, frame_geometry
     from vococache.workers.decode import DecodeStage
     from vococache.workers.decoder import Limits
 
-    report = IngestReport(store=os.fspath(store))
+    report = IngestReport(store=os.fspath(store), left_out=dict(left_out))
     # The actors have working directories of their own.
     store, model = absolute(report.store), absolute(model) if Path(model).is_dir() else model
     compressor = Compressor(model=model, dtype=dtype, tokens=tokens, frames=segment_frames)

@@ -1,40 +1,30 @@
 """What the user named becomes a list of videos with ids: files, folders, globs, URLs, manifests."""
 
-import csv
 import glob
-import json
+import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path, PurePosixPath
 
 from vococache.errors import InputError
+from vococache.pipeline.manifest import is_manifest, read_manifest
 from vococache.storage import safe_key
 from vococache.storage.objects import describe, redact
 from vococache.workers.source import file_system, is_url
 
-VIDEO_SUFFIXES = frozenset(
-    [
-        ".3gp",
-        ".avi",
-        ".flv",
-        ".m2ts",
-        ".m4v",
-        ".mkv",
-        ".mov",
-        ".mp4",
-        ".mpeg",
-        ".mpg",
-        ".mts",
-        ".ogv",
-        ".ts",
-        ".vob",
-        ".webm",
-        ".wmv",
-    ]
-)
-MANIFEST_SUFFIXES = frozenset((".csv", ".jsonl"))
+# What a folder is searched for. A file that is named itself is taken whatever its suffix.
+VIDEO_SUFFIXES = frozenset((
+    ".3g2", ".3gp", ".amv", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gif", ".h264", ".h265", ".hevc", ".ivf",
+    ".m1v", ".m2p", ".m2t", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mkv", ".mod", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg",
+    ".mpv", ".mts", ".mxf", ".nut", ".obu", ".ogm", ".ogv", ".qt", ".rm", ".rmvb", ".tod", ".ts", ".vob", ".vro",
+    ".webm", ".wmv", ".wtv", ".y4m",
+))  # fmt: skip
+# Folders in which systems keep what they threw away, or made smaller.
+SYSTEM_FOLDERS = frozenset((
+    "$recycle.bin", "#recycle", "#snapshot", "@eadir", "@recycle", "__macosx", "lost+found", "recycler",
+    "system volume information",
+))  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,25 +35,39 @@ class Source:
     location: str
 
 
-def find_sources(inputs: Sequence[str]) -> list[Source]:
-    """The videos that `inputs` name, sorted by id, each once.
+class LeftOut(Counter[str]):
+    """What folders and manifests hold that is no video to us: how many, by kind."""
+
+    def describe(self) -> list[str]:
+        """A line for a person, if there is anything to tell."""
+        kinds = ", ".join(
+            f"{count} {kind}" for kind, count in sorted(self.items(), key=lambda item: (-item[1], item[0]))
+        )
+        return [f"left out: {kinds}"] if kinds else []
+
+
+def find_sources(inputs: Sequence[str], left_out: LeftOut | None = None) -> list[Source]:
+    """The videos that `inputs` name, sorted by id, each once; `left_out` counts what was met besides.
 
     A video's id is its file stem; where two collide, the path relative to what they have in common. Manifests
     may name ids themselves. Raises `InputError` for an input that does not exist or holds no video.
     """
     if not inputs:
         raise InputError("no videos: expected files, folders, globs, URLs or manifests")
+    left_out = LeftOut() if left_out is None else left_out
     named: dict[str, str] = {}
     found: list[str] = []
     for text in inputs:
-        if is_manifest(text):
-            for location, video in read_manifest(text):
-                if video is None:
-                    found.append(location)
-                elif named.setdefault(safe_key(video), location) != location:
-                    raise InputError(f"manifest {text}: id {video!r} stands for two videos; expected distinct ids")
-        else:
-            found.extend(expand(text))
+        if not is_manifest(text):
+            found.extend(expand(text, left_out))
+            continue
+        manifest = read_manifest(text)
+        left_out.update(f"manifest field {name!r}" for name in manifest.extra)
+        for location, video in manifest.videos:
+            if video is None:
+                found.append(location)
+            elif named.setdefault(safe_key(video), location) != location:
+                raise InputError(f"manifest {text}: id {video!r} stands for two videos; expected distinct ids")
     given = set(named.values())
     unnamed = [location for location in dict.fromkeys(found) if location not in given]
     for video, location in give_ids(unnamed).items():
@@ -71,18 +75,22 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
     return [Source(video, location) for video, location in sorted(named.items())]
 
 
-def expand(text: str) -> Iterator[str]:
+def expand(text: str, left_out: LeftOut) -> Iterator[str]:
     """The videos that one input names, as absolute paths or URLs. Raises `InputError` when there are none."""
     if is_url(text):
-        yield from expand_url(text)
+        yield from expand_url(text, left_out)
         return
-    path = Path(text).expanduser()
-    if path.is_dir():
-        inside = sorted(entry for entry in path.rglob("*") if is_video(entry.name) and not entry.is_dir())
+    try:
+        path = Path(text).expanduser()
+        exists = bool(text) and os.path.lexists(path)
+    except (RuntimeError, ValueError) as error:  # ~nobody, a zero byte
+        raise InputError(f"{text!r}: {error}: expected a video file, a folder, a glob, a URL or a manifest") from None
+    if exists and path.is_dir():
+        inside = sorted(search(path, left_out))
         if not inside:
             raise InputError(f"folder {text} holds no video file ({', '.join(sorted(VIDEO_SUFFIXES))})")
-        yield from (str(entry.absolute()) for entry in inside)
-    elif path.exists() or path.is_symlink():
+        yield from inside
+    elif exists:
         yield str(path.absolute())
     elif glob.has_magic(text):
         matches = sorted(match for match in glob.glob(text, recursive=True) if Path(match).is_file())  # noqa: PTH207 (absolute too)
@@ -90,10 +98,41 @@ def expand(text: str) -> Iterator[str]:
             raise InputError(f"glob {text} matches no file")
         yield from (str(Path(match).absolute()) for match in matches)
     else:
-        raise InputError(f"{text} does not exist: expected a video file, a folder, a glob, a URL or a manifest")
+        raise InputError(
+            f"{text or repr(text)} does not exist: expected a video file, a folder, a glob, a URL or a manifest"
+        )
 
 
-def expand_url(text: str) -> Iterator[str]:
+def search(top: Path, left_out: LeftOut) -> Iterator[str]:
+    """The videos in a folder and in all beneath it, as absolute paths; links are followed, each folder is seen once.
+
+    Folders that lie there themselves come before those that links lead to, so that a video keeps its own path.
+    """
+    seen: set[tuple[int, int]] = set()
+    folders, linked = [top], list[Path]()
+    while folders or linked:
+        folder = folders.pop() if folders else linked.pop(0)
+        try:
+            status = folder.stat()
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError:
+            left_out["folders that cannot be read"] += 1
+            continue
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for entry in entries:
+            if is_system(entry.name):
+                left_out["hidden or system entries"] += 1
+            elif entry.is_dir():
+                (linked if entry.is_symlink() else folders).append(Path(entry.path))
+            elif is_video(entry.name):
+                yield str(Path(entry.path).absolute())
+            else:
+                left_out[kind_of(entry.name)] += 1
+
+
+def expand_url(text: str, left_out: LeftOut) -> Iterator[str]:
     """The videos under an fsspec URL: one object, a glob, or everything below a folder."""
     try:
         filesystem, path = file_system(text)
@@ -102,7 +141,7 @@ def expand_url(text: str) -> Iterator[str]:
         elif glob.has_magic(path) and "?" not in path:
             paths = filesystem.glob(path)
         else:
-            paths = [entry for entry in filesystem.find(path) if is_video(entry)]
+            paths = list(_videos_below(path, filesystem.find(path), left_out))
     except Exception as error:  # what fsspec's file systems raise has no common ancestor
         raise InputError(f"{redact(text)} cannot be listed: {describe(error)}") from None
     if not paths:
@@ -110,20 +149,32 @@ def expand_url(text: str) -> Iterator[str]:
     yield from (filesystem.unstrip_protocol(entry) for entry in sorted(paths))
 
 
-def is_manifest(text: str) -> bool:
-    """Does a path or URL name a manifest?"""
-    return suffix(text) in MANIFEST_SUFFIXES
+def _videos_below(top: str, entries: Iterable[str], left_out: LeftOut) -> Iterator[str]:
+    for entry in entries:
+        names = entry.removeprefix(top).strip("/").split("/")
+        if any(map(is_system, names)):
+            left_out["hidden or system entries"] += 1
+        elif is_video(entry):
+            yield entry
+        else:
+            left_out[kind_of(entry)] += 1
 
 
-def suffix(text: str) -> str:
-    """The suffix of a path, or of a URL without its query, in lower case."""
-    return PurePosixPath(text.partition("?")[0] if is_url(text) else text).suffix.lower()
+def is_system(name: str) -> bool:
+    """A file or folder that is hidden (such as macOS's `._x.mp4`), or that a system keeps for itself?"""
+    return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
 
 
 def is_video(name: str) -> bool:
-    """Does the name look like a video file's? Hidden files (such as macOS's `._x.mp4`) do not."""
+    """Does the name look like a video file's? Hidden ones do not."""
     path = PurePosixPath(name)
     return path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".")
+
+
+def kind_of(name: str) -> str:
+    """What a file that is left out is counted as."""
+    suffix = PurePosixPath(name).suffix.lower()
+    return f"{suffix} files" if suffix else "files without suffix"
 
 
 def give_ids(locations: Iterable[str]) -> dict[str, str]:
@@ -154,64 +205,3 @@ def common_folder(locations: Collection[str]) -> str:
     shortest, longest = min(locations), max(locations)
     same = next((i for i, (a, b) in enumerate(zip(shortest, longest, strict=False)) if a != b), len(shortest))
     return shortest[: shortest.rfind("/", 0, same) + 1]
-
-
-def read_manifest(manifest: str) -> Iterator[tuple[str, str | None]]:
-    """(location, id or None) of each row of a CSV (header `path` or `video`, `id`) or JSONL manifest, a path or URL.
-
-    Relative paths are relative to the manifest.
-    """
-    name = redact(manifest)
-    try:
-        rows = list(manifest_rows(manifest))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"manifest {name} cannot be read: {describe(error)}") from None
-    if not rows:
-        raise InputError(f"manifest {name} names no video")
-    for number, row in rows:
-        location = row.get("path") or row.get("video")
-        if not isinstance(location, str) or not location:
-            raise InputError(f"manifest {name}, line {number}: expected a field 'path', found {sorted(map(str, row))}")
-        video = row.get("id")
-        yield beside(manifest, location), None if video is None or video == "" else str(video)
-
-
-def read_text(manifest: str) -> str:
-    """The text of a manifest. Raises `InputError` where a URL cannot be read, `OSError` where a path cannot."""
-    if not is_url(manifest):
-        return Path(manifest).expanduser().read_text(encoding="utf-8-sig")
-    try:
-        filesystem, path = file_system(manifest)
-        return str(filesystem.cat_file(path).decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        raise
-    except Exception as error:  # what fsspec's file systems raise has no common ancestor
-        raise InputError(f"manifest {redact(manifest)} cannot be read: {describe(error)}") from None
-
-
-def beside(manifest: str, location: str) -> str:
-    """A video's path or URL as a manifest has it, which may be relative to the manifest."""
-    if is_url(location):
-        return location
-    if is_url(manifest) and not location.startswith(("/", "~")):
-        return f"{manifest.partition('?')[0].rpartition('/')[0]}/{location}"
-    return str((Path(manifest).expanduser().parent / Path(location).expanduser()).absolute())
-
-
-def manifest_rows(manifest: str) -> Iterator[tuple[int, dict[str, object]]]:
-    """Numbered rows of a manifest as dictionaries. Raises `InputError` on a line that is none; as `read_text`."""
-    name, text = redact(manifest), read_text(manifest)
-    if suffix(manifest) == ".csv":
-        for number, record in enumerate(csv.DictReader(StringIO(text, newline="")), 2):
-            yield number, dict(record)
-        return
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"manifest {name}, line {number}: not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise InputError(f"manifest {name}, line {number}: expected an object, found {type(row).__name__}")
-        yield number, row

@@ -7,7 +7,7 @@ import fsspec
 import pytest
 
 from vococache.errors import InputError
-from vococache.pipeline.sources import find_sources
+from vococache.pipeline.sources import LeftOut, find_sources
 
 
 def touch(path: Path) -> Path:
@@ -95,12 +95,94 @@ def test_manifests_give_ids_and_paths_relative_to_themselves(tmp_path: Path) -> 
         ("m.csv", "file\na.mp4\n", "expected a field 'path'"),
         ("m.csv", "path,id\na.mp4,x\nb.mp4,x\n", "stands for two videos"),
         ("m.csv", "path\n", "names no video"),
+        ("m.csv", "", "names no video"),
+        ("m.csv", 'path,id\na.mp4,x\n"b.mp4,y\nc.mp4,z\n', r"line 3: unexpected end"),
+        ("m.csv", "path,id\na, b.mp4,x\n", "line 2: expected 2 fields, found 3; quote"),
+        ("m.csv", "path,path\na.mp4,b.mp4\n", "distinct names"),
+        ("m.csv", f"path\n{'x' * 200_000}\n", "line 2: field larger than"),
+        ("m.csv", "path\n\0.mp4\n", "line 2: (expected text|line contains NUL)"),
+        ("m.csv", "path\n~nobody-here/x.mp4\n", "nobody-here"),
+        ("m.tsv", "path\tid\na.mp4\tx\ty\n", "line 2: expected 2 fields"),
+        ("m.jsonl", '{"path": 5}\n', "line 1: expected text in 'path', found 5"),
+        ("m.jsonl", '{"path": ["a.mp4"]}\n', "line 1: expected text in 'path'"),
+        ("m.jsonl", '{"path": "a.mp4", "id": {"x": 1}}\n', "line 1: expected text in 'id'"),
+        ("m.jsonl", '{"path": "a.mp4", "id": true}\n', "line 1: expected text in 'id'"),
+        ("m.jsonl", '"a.mp4"\n' + "[" * 100_000 + "\n", "line 2: nested too deep"),
+        ("m.json", "[" * 100_000, "nested too deep"),
+        ("m.json", '{"path": "a.mp4"}', "expected a list of paths or objects, found dict"),
+        ("m.json", '["a.mp4", 7]', "line 2: expected an object or a path, found int"),
+        ("m.json", "[", "not JSON"),
+        ("m.txt", "\n# none\n", "names no video"),
     ],
 )
 def test_a_bad_manifest_says_where(tmp_path: Path, name: str, text: str, message: str) -> None:
     (tmp_path / name).write_text(text)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as error:
         found(tmp_path / name)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("m.csv", " path , id , caption\n a.mp4 , one ,x\n\nb.mp4,\n"),
+        ("m.csv", '\ufeffpath,id,caption\n"a.mp4",one,"x, y"\n"b.mp4"\n'),
+        ("m.tsv", "path\tid\tcaption\na.mp4\tone\tx\nb.mp4\t\n"),
+        ("m.json", '[{"path": "a.mp4", "id": "one", "caption": "x"}, "b.mp4"]'),
+        ("m.jsonl", '{"video": "a.mp4", "id": "one", "caption": "x"}\n\n"b.mp4"\n'),
+    ],
+)
+def test_what_is_a_manifest_and_what_is_left_of_it(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    left_out = LeftOut()
+    sources = find_sources([str(tmp_path / name)], left_out)
+    assert {source.video: Path(source.location).name for source in sources} == {"one": "a.mp4", "b": "b.mp4"}
+    assert left_out.describe() == ["left out: 1 manifest field 'caption'"]
+
+
+def test_a_list_of_paths(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text(f"# mine\na.mp4\n\n  {tmp_path}/deep/b c.mkv  \ns3://bucket/d.mp4\n")
+    assert found(tmp_path / "list.txt") == {
+        "a": f"{tmp_path}/a.mp4",
+        "b c": f"{tmp_path}/deep/b c.mkv",
+        "d": "s3://bucket/d.mp4",
+    }
+
+
+def test_a_folder_as_people_have_them(tmp_path: Path) -> None:
+    """Links to folders, also in circles, suffixes of cameras and data sets, what systems leave behind."""
+    for name in (
+        "a.mp4", "tgif.GIF", "tape.mxf", "tape.dv", "cam/00001.MTS", "cam/mov001.mod", "old.divx", "old.asf",
+        "phone.3g2", "notes.txt", "cover.jpg", "more.jpg", "README", "._a.mp4", ".hidden/b.mp4", "@eaDir/a.mp4/SYNO.mp4",
+        "$RECYCLE.BIN/gone.mp4", ".Trash-1000/gone.mp4", "__MACOSX/._a.mp4",
+    ):  # fmt: skip
+        (tmp_path / "top" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "top" / name).touch()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/far.webm").touch()
+    top = tmp_path / "top"
+    (top / "a link").symlink_to(tmp_path / "elsewhere")
+    (top / "again").symlink_to(top / "cam")
+    (top / "cam/up").symlink_to(top)
+    (tmp_path / "elsewhere/up").symlink_to(tmp_path)
+    (top / "dangling.mp4").symlink_to(tmp_path / "nothing")
+    left_out = LeftOut()
+    locations = {source.location.removeprefix(f"{top}/") for source in find_sources([str(top)], left_out)}
+    assert locations == {
+        "a.mp4", "tgif.GIF", "tape.mxf", "tape.dv", "cam/00001.MTS", "cam/mov001.mod", "old.divx", "old.asf",
+        "phone.3g2", "a link/far.webm", "dangling.mp4",
+    }  # fmt: skip
+    assert left_out.describe() == [
+        "left out: 6 hidden or system entries, 2 .jpg files, 1 .txt files, 1 files without suffix"
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "~nobody-here/x.mp4", "a\0b.mp4"])
+def test_names_of_nothing(text: str) -> None:
+    with pytest.raises(InputError, match="expected a video file") as error:
+        find_sources([text])
+    assert "\0" not in str(error.value)
 
 
 def test_a_manifest_at_a_url(tmp_path: Path) -> None:
