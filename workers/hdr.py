@@ -20,7 +20,6 @@ STEPS = 4096  # of the table by which light becomes values of 0 to 255
 TO_BT709 = np.array(
     [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], np.float32
 )  # BT.2087, of linear BT.2020
-LUMINANCE = np.array([0.2627, 0.6780, 0.0593], np.float32)  # of linear BT.2020
 
 Light = npt.NDArray[np.float32]
 
@@ -34,26 +33,27 @@ def tone_mapped(frame: av.VideoFrame) -> Frame:
     """An HDR frame as [height, width, 3] in BT.709."""
     coded: Any = frame.to_ndarray(format="rgb48le", interpolation="BILINEAR")
     light = _to_light(int(frame.color_trc))[coded]
-    if frame.color_trc == HLG:  # the scene's light, of which a screen makes its own
-        light *= (HLG_PEAK_NITS / WHITE_NITS) * np.maximum(light @ LUMINANCE, 1e-6)[..., None] ** np.float32(0.2)
     if frame.color_primaries == BT2020:
         light = light @ TO_BT709.T
     brightest = light.max(axis=-1, keepdims=True)
     over = np.maximum(brightest - KNEE, 0) / (1 - KNEE)
     light *= np.where(over > 0, (KNEE + (1 - KNEE) * over / (1 + over)) / np.maximum(brightest, KNEE), 1)
-    return _to_values()[(np.clip(light, 0, 1) * (STEPS - 1) + 0.5).astype(np.uint16)]
+    picture: Frame = _to_values()[(np.clip(light, 0, 1) * (STEPS - 1) + 0.5).astype(np.uint16)]
+    return picture
 
 
 @lru_cache
 def _to_light(transfer: int) -> Light:
-    """Linear light for each of 65,536 coded values: of PQ as a share of white, of HLG of the scene's brightest."""
+    """Linear light, 1 for white, for each of 65,536 coded values."""
     value = np.linspace(0, 1, 1 << 16)
     if transfer == PQ:
         power = value ** (32 / 2523)
         nits = 10_000 * (np.maximum(power - 107 / 128, 0) / (2413 / 128 - 2392 / 128 * power)) ** (8192 / 1305)
         return np.asarray(nits / WHITE_NITS, np.float32)
     a, b, c = 0.17883277, 0.28466892, 0.55991073
-    return np.where(value <= 0.5, value**2 / 3, (np.exp((value - c) / a) + b) / 12).astype(np.float32)
+    scene = np.where(value <= 0.5, value**2 / 3, (np.exp((value - c) / a) + b) / 12)
+    # A screen's own light of the scene's: channel by channel, as FFmpeg's zscale has it.
+    return np.asarray(scene**1.2 * HLG_PEAK_NITS / WHITE_NITS, np.float32)
 
 
 @lru_cache
