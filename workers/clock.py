@@ -47,9 +47,12 @@ class Clock:
         """Seconds from the start."""
         return float((pts - (self.start or 0)) * self.base)
 
-    def end(self, shown_for: int) -> float:
-        """The duration; where it is unknown for how long the last frame is shown, the median distance of frames."""
-        end = self.last + (shown_for if shown_for > 0 else self._usual_gap())
+    def end(self, last: int, shown_for: int) -> float:
+        """The duration, of a video whose last packet is of time `last`, whether it gave a picture or not.
+
+        Where it is unknown for how long it is shown: for the median distance of frames.
+        """
+        end = max(self.last, last) + (shown_for if shown_for > 0 else self._usual_gap())
         self._check(end)
         return self.time(end)
 
@@ -85,7 +88,8 @@ class Timeline:
     `modulus`: ticks after which the container's clock begins again, 0 if never. `claimed_end`: the last moment of which
     the container knows; None where it claims none that is worth anything, so that packets' durations decide alone.
     `keeps_dts`: has the container decoding times? They rise, whatever the order in which frames are shown. `may_jump`:
-    is it one whose clock begins anew within a file?
+    is it one whose clock begins anew within a file? `keeps_durations`: otherwise a packet's is a guess, worth less than
+    the distance from the packet before.
     """
 
     base: Fraction
@@ -94,6 +98,7 @@ class Timeline:
     claimed_end: int | None
     keeps_dts: bool
     may_jump: bool
+    keeps_durations: bool
     joins: int = 0
     stutters: bool = False  # was a decoding time not later than the one before?
     end: int = 0  # of what has been placed
@@ -127,6 +132,8 @@ class Timeline:
         if not self.keeps_dts:
             (heappushpop if len(self._latest) > MAX_REORDERED else heappush)(self._latest, raw)
         time = raw + shift + self._offset
+        if not self.keeps_durations and not joined and raw > self._last:
+            duration = raw - self._last
         self.end = max(self.end, time + duration)
         self._top = raw + shift if joined else max(self._top, raw + shift)
         self._last = raw if self.keeps_dts else self._top

@@ -50,13 +50,14 @@ class Damage:
     def mended(self, samples: Iterable[Sample]) -> Iterator[Sample]:
         """`samples` without what cannot be shown as it was recorded.
 
-        FFmpeg flags a packet where a stream's count of pieces shows a gap: it, or the next one, may lack something, or
-        a recording ended there with all that it has. So these two are decoded once more, strictly; after them, all is
-        lost up to the next keyframe. The last packet of a stream may be cut off without a flag.
+        FFmpeg flags a packet where a stream's count of pieces shows a gap: it, or the next one, may lack something, and
+        what follows up to the next keyframe is lost with it. But where that keyframe follows at once, a recording may
+        have ended with all that it has. So these two are decoded once more, strictly, which does not notice all damage.
+        The last packet of a stream may be cut off without a flag.
         """
         suspects = 0
         end = 0
-        for sample, is_last in _with_last(samples):
+        for sample, following in _with_next(samples):
             end = max(end, sample.end)
             if self._lost and not sample.is_key:
                 continue
@@ -68,8 +69,9 @@ class Damage:
             self._group.append(sample.packet)
             if sample.packet.is_corrupt:
                 self.packets += 1
-                suspects = 2
-            if (suspects or is_last) and not self._is_whole(bool(suspects)):
+                suspects = suspects or 2
+            in_doubt = suspects == 1 and following is not None and not following.is_key
+            if in_doubt or ((suspects or following is None) and not self._is_whole(bool(suspects))):
                 self.packets += suspects == 0
                 suspects, self._lost = 0, True
                 continue
@@ -96,15 +98,15 @@ def check_damage(seconds: float, duration: float, most: float) -> None:
         )
 
 
-def _with_last(samples: Iterable[Sample]) -> Iterator[tuple[Sample, bool]]:
-    """Each sample, and whether it is the last."""
+def _with_next(samples: Iterable[Sample]) -> Iterator[tuple[Sample, Sample | None]]:
+    """Each sample, and the one behind it."""
     held: Sample | None = None
     for sample in samples:
         if held is not None:
-            yield held, False
+            yield held, sample
         held = sample
     if held is not None:
-        yield held, True
+        yield held, None
 
 
 def bare_decoder(like: Any, **options: str) -> Any:

@@ -14,11 +14,12 @@ from vococache.model.config import VoCoConfig
 from vococache.model.images import Frame, FrameGeometry
 from vococache.workers.decode import joined
 from vococache.workers.decoder import Decoder, DecoderName, available_decoders
+from vococache.workers.picture import over_ground
 from vococache.workers.sampling import Sampling
 
 # Those that Pillow reads by itself: for others it starts programs.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-MAX_SIDE = 16384  # pixels: an image is padded to a square, which then takes 768 MiB
+MAX_SIDE = 16384  # pixels
 
 
 class MediaReader:
@@ -104,4 +105,7 @@ def shaped(image: Image.Image, geometry: FrameGeometry) -> Frame:
     """A picture, upright, as `read_image`. Raises `VideoError` where it is too large."""
     if max(image.size) > MAX_SIDE:
         raise VideoError(f"expected at most {MAX_SIDE} pixels a side, found {image.size}")
-    return geometry.apply(np.asarray(ImageOps.exif_transpose(image).convert("RGB")))
+    upright = ImageOps.exif_transpose(image)
+    if upright.has_transparency_data:
+        return geometry.apply(over_ground(np.asarray(upright.convert("RGBA"))))
+    return geometry.apply(np.asarray(upright.convert("RGB")))

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,7 +19,7 @@ import av
 from av.stream import Disposition
 
 from vococache.errors import VideoError
-from vococache.workers.clock import MAX_REORDERED, Clock, Timeline
+from vococache.workers.clock import Clock, Timeline
 from vococache.workers.damage import Damage, Sample, check_damage
 
 # A piece is what decord is given at once (see docs/design/0003-decoding.md): whole groups of pictures.
@@ -65,7 +65,7 @@ class Video:
             raise VideoError(f"frames of {size} pixels are larger than the limit of {max_pixels} pixels")
         self.context.options = {"max_pixels": str(max_pixels)}
         self.context.copy_opaque = True  # a frame carries its packet's time
-        self._last: tuple[int, int] = (0, 0)  # time of the packet shown last, and for how long it is shown
+        self._last: tuple[int, int] = (-(1 << 62), 0)  # time of the packet shown last, and for how long it is shown
         self._is_fragmented = "mp4" in self._container.format.name and has_fragments(path)
         # A loss in what is made for broadcast is a loss; a file that has an index is whole, or it is broken.
         self._may_jump = bool(self._container.format.flags & TS_DISCONT)
@@ -117,7 +117,7 @@ class Video:
         """Seconds from the first frame to the end of the last; known when the packets have been read."""
         if self.clock.start is None:
             raise VideoError("no frames")
-        return self.clock.end(self._last[1])
+        return self.clock.end(*self._last)
 
     def findings(self, max_damage: float) -> dict[str, Any]:
         """What is to be told of a video that has been read: its damage and discontinuities, where it has any.
@@ -217,8 +217,8 @@ class Video:
             time, begins = timeline.place(pts, dts, packet.duration or 0, is_key)
             if floor is None or begins:
                 floor = time
-            if time >= self._last[0]:
-                self._last = (time, packet.duration or 0)
+            if time >= self._last[0] and not packet.is_discard:
+                self._last = (time, packet.duration or 0 if self._keeps_durations() else 0)
             yield Sample(packet, time, timeline.end, is_key, begins, floor)
 
     def _make_timeline(self, head: list[Any]) -> Timeline:
@@ -233,21 +233,33 @@ class Video:
         timed = [p for p in head if p.pts is not None]
         if not keeps_dts and timed and head[0].pts is None:
             # Before zero there is no time in Matroska. These are in the order of decoding.
-            first = min(p.pts for p in timed[:MAX_REORDERED])
-            untimed = head[: head.index(timed[0])]
+            first = min(p.pts for p in timed)
+            untimed = [p for p in head if p.pts is None]
             for place, packet in enumerate(untimed):
                 packet.pts = first - (len(untimed) - place) * (packet.duration or usual)
-        is_reordered = self.context.reorder_depth > 0
-        self.is_unordered = (
-            self._is_avi()
-            or len(timed) < len(head)
-            or (keeps_dts and is_reordered and all(p.pts == p.dts for p in head))
-        )
-        return Timeline(base, usual, MODULUS.get(name, 0), claimed, keeps_dts, self._may_jump)
+        self.is_unordered = self._is_avi() or self._has_unordered(head, len(timed), keeps_dts)
+        return Timeline(base, usual, MODULUS.get(name, 0), claimed, keeps_dts, self._may_jump, self._keeps_durations())
+
+    def _has_unordered(self, head: list[Any], timed: int, keeps_dts: bool) -> bool:
+        """Do packets say when frames are shown, but not which one, as far as the first of them tell?"""
+        if timed == 0 or (timed < len(head) and not keeps_dts):
+            return True
+        if any(p.pts is None and p.dts is not None for p in head):
+            return True
+        if self.context.reorder_depth == 0:
+            return False
+        # The order of decoding was taken for the order in which frames are shown.
+        if keeps_dts:
+            return all(p.pts == p.dts for p in head)
+        return all(before.pts < after.pts for before, after in pairwise(head))
 
     def _is_avi(self) -> bool:
         """AVI counts packets in decoding order and keeps no presentation times."""
         return bool(self._container.format.name == "avi")
+
+    def _keeps_durations(self) -> bool:
+        """Does the container say for how long each frame is shown? Otherwise FFmpeg guesses."""
+        return "mp4" in self._container.format.name or "matroska" in self._container.format.name
 
     def _counts_from_0(self) -> bool:
         """Is a file's duration its last moment, even if its video starts later?"""
@@ -372,4 +384,6 @@ def _reason(error: Exception) -> str:
         return "it ends before its first packet"
     if isinstance(error, av.error.BlockingIOError):
         return "no packet was found in it"
+    if isinstance(error, av.FFmpegError):
+        return f"it cannot be read: {error.strerror}"
     return str(error).splitlines()[0] if str(error) else type(error).__name__
