@@ -32,6 +32,9 @@ class Clock:
     shown: int = 0
     gaps: Counter[int] = field(default_factory=Counter)
 
+    def __post_init__(self) -> None:
+        self._second = max(1, int(1 / self.base))  # in ticks
+
     def tick(self, pts: int) -> float:
         """Note that the frame of `pts` is shown, in presentation order; its time. Raises `VideoError` as `_check`."""
         if self.start is None:
@@ -58,13 +61,13 @@ class Clock:
 
     def _check(self, pts: int) -> None:
         """Raises `VideoError` where the clock has run on out of proportion to the frames."""
-        still = (pts - self.last) * self.base
-        if still > MAX_STILL_SECONDS:
+        if pts - self.last > MAX_STILL_SECONDS * self._second:
+            still = float((pts - self.last) * self.base)
             raise VideoError(
-                f"its clock is wrong: a picture is shown for {float(still):.0f} s, expected at most {MAX_STILL_SECONDS}"
+                f"its clock is wrong: a picture is shown for {still:.0f} s, expected at most {MAX_STILL_SECONDS}"
             )
         longest = MAX_STILL_SECONDS + MAX_MEAN_SECONDS * (self.shown or 1)
-        if self.time(pts) > longest:
+        if pts - (self.start or 0) > longest * self._second:
             raise VideoError(
                 f"its clock is wrong: {self.shown} pictures last {self.time(pts):.0f} s, expected at most {longest}"
             )
@@ -108,6 +111,9 @@ class Timeline:
     _offset: int = 0
     _latest: list[int] = field(default_factory=list)  # without decoding times: a heap of the latest so many times
 
+    def __post_init__(self) -> None:
+        self._longest, self._jitter = round(MAX_STEP_SECONDS / self.base), round(JITTER_SECONDS / self.base)
+
     def place(self, pts: int | None, dts: int | None, duration: int, is_key: bool) -> tuple[int, bool]:
         """The time of the next packet, and whether it begins another recording. One without a time is shown last."""
         duration = duration if duration > 0 else self.usual
@@ -118,7 +124,7 @@ class Timeline:
             self.end = self._last if raw is None or pts is None else pts
         raw = self._last + (self._length if raw is None else self._nearest(raw - self._last))
         shift = 0 if pts is None or dts is None or not self.keeps_dts else self._nearest(pts - dts)
-        if self.may_jump and abs(shift) > MAX_STEP_SECONDS / self.base:  # one of the two is another recording's
+        if self.may_jump and abs(shift) > self._longest:  # one of the two is another recording's
             shift = self.end - self._offset - raw
         # Frames that are decoded before a keyframe are shown before it.
         joined = (is_key and raw + shift <= self._top) or self._is_back(raw) or self._is_far(raw)
@@ -148,12 +154,11 @@ class Timeline:
     def _is_back(self, raw: int) -> bool:
         assert self._last is not None
         if self.keeps_dts:
-            return raw < self._last - JITTER_SECONDS / self.base
+            return raw < self._last - self._jitter
         return len(self._latest) > MAX_REORDERED and raw < self._latest[0]
 
     def _is_far(self, raw: int) -> bool:
         assert self._last is not None
-        longest = MAX_STEP_SECONDS / self.base
-        if raw - self._last - self._length <= longest:
+        if raw - self._last - self._length <= self._longest:
             return False
-        return self.claimed_end is None or raw > self.claimed_end + longest
+        return self.claimed_end is None or raw > self.claimed_end + self._longest

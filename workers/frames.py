@@ -46,7 +46,7 @@ def pyav_frames(video: Video, targets: Targets) -> Iterator[Chosen]:
         if held is not None and (count := targets.take(time)):
             yield held[0], count, held[1]
         now = video.context.sample_aspect_ratio
-        held = (time, partial(_shown, frame, view_of(video.stream, frame, now if now != at_first else None)))
+        held = (time, partial(_shown, frame, video.stream, now if now != at_first else None))
     if held is not None and (count := targets.take(video.duration())):
         yield held[0], count, held[1]
 
@@ -94,8 +94,9 @@ def shaped(chosen: Iterator[Chosen], geometry: FrameGeometry) -> Iterator[tuple[
 def _ordered(video: Video) -> Iterator[tuple[int, Any]]:
     """The frames that are shown, each with its time in ticks: that of the packet from which it came."""
     latest: int | None = None
+    jitter = round(JITTER_SECONDS / video.stream.time_base)
     for time, frame in _placed(video):
-        if latest is not None and time < latest - JITTER_SECONDS / video.stream.time_base:
+        if latest is not None and time < latest - jitter:
             raise VideoError("its frames are not in the order of their times")
         latest = time if latest is None else max(latest, time)
         yield latest, frame
@@ -251,9 +252,9 @@ def _look_at_first(video: Video, packet: Any) -> View:
     return view_of(video.stream, frame, None)
 
 
-def _shown(frame: av.VideoFrame, view: View) -> Frame:
-    """[height, width, 3], as a player shows it."""
-    return view.apply(rgb(frame))
+def _shown(frame: av.VideoFrame, stream: Any, aspect: Fraction | None) -> Frame:
+    """[height, width, 3], as a player shows it; `aspect` as `view_of`."""
+    return view_of(stream, frame, aspect).apply(rgb(frame))
 
 
 def _threads(video: Video) -> int:

@@ -68,6 +68,9 @@ class Video:
         self._last: tuple[int, int] = (-(1 << 62), 0)  # time of the packet shown last, and for how long it is shown
         self._is_fragmented = "mp4" in self._container.format.name and has_fragments(path)
         # A loss in what is made for broadcast is a loss; a file that has an index is whole, or it is broken.
+        self._is_avi = self._container.format.name == "avi"  # counts packets and keeps no presentation times
+        # Does the container say for how long each frame is shown? Otherwise FFmpeg guesses.
+        self._keeps_durations = any(name in self._container.format.name for name in ("mp4", "matroska"))
         self._may_jump = bool(self._container.format.flags & TS_DISCONT)
         self.is_broadcast = self._may_jump or self._is_fragmented
         self.damage = Damage(self.context)
@@ -210,7 +213,7 @@ class Video:
         for packet in packets:
             is_key = bool(packet.is_keyframe)
             pts, dts = packet.pts, packet.dts
-            if self._is_avi():  # places of packets; what FFmpeg guesses of their times is out of order
+            if self._is_avi:  # places of packets; what FFmpeg guesses of their times is out of order
                 pts, packet.duration = None, 0
             elif self.is_unordered and timeline.keeps_dts and dts is not None:
                 pts = None
@@ -218,7 +221,7 @@ class Video:
             if floor is None or begins:
                 floor = time
             if time >= self._last[0] and not packet.is_discard:
-                self._last = (time, packet.duration or 0 if self._keeps_durations() else 0)
+                self._last = (time, packet.duration or 0 if self._keeps_durations else 0)
             yield Sample(packet, time, timeline.end, is_key, begins, floor)
 
     def _make_timeline(self, head: list[Any]) -> Timeline:
@@ -237,8 +240,8 @@ class Video:
             untimed = [p for p in head if p.pts is None]
             for place, packet in enumerate(untimed):
                 packet.pts = first - (len(untimed) - place) * (packet.duration or usual)
-        self.is_unordered = self._is_avi() or self._has_unordered(head, len(timed), keeps_dts)
-        return Timeline(base, usual, MODULUS.get(name, 0), claimed, keeps_dts, self._may_jump, self._keeps_durations())
+        self.is_unordered = self._is_avi or self._has_unordered(head, len(timed), keeps_dts)
+        return Timeline(base, usual, MODULUS.get(name, 0), claimed, keeps_dts, self._may_jump, self._keeps_durations)
 
     def _has_unordered(self, head: list[Any], timed: int, keeps_dts: bool) -> bool:
         """Do packets say when frames are shown, but not which one, as far as the first of them tell?"""
@@ -252,14 +255,6 @@ class Video:
         if keeps_dts:
             return all(p.pts == p.dts for p in head)
         return all(before.pts < after.pts for before, after in pairwise(head))
-
-    def _is_avi(self) -> bool:
-        """AVI counts packets in decoding order and keeps no presentation times."""
-        return bool(self._container.format.name == "avi")
-
-    def _keeps_durations(self) -> bool:
-        """Does the container say for how long each frame is shown? Otherwise FFmpeg guesses."""
-        return "mp4" in self._container.format.name or "matroska" in self._container.format.name
 
     def _counts_from_0(self) -> bool:
         """Is a file's duration its last moment, even if its video starts later?"""
