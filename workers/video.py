@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 import av
+from av.bitstream import BitStreamFilterContext
 from av.stream import Disposition
 
 from vococache.errors import VideoError
@@ -29,6 +30,7 @@ HEAD_PACKETS = 32  # looked at before the first time is given
 PEEKED_PACKETS = 400  # looked at to tell a film from a still picture, where there are several streams
 RETRIES = 10_000  # of a read that gave nothing: each passes over some 64 KiB without a packet
 
+HEADED = ("h264", "hevc", "mpeg1video", "mpeg2video")  # have their parameters in the stream, in some containers
 TS_DISCONT = 0x0200  # FFmpeg's mark of containers whose clock may jump: made for broadcast
 # Ticks after which a container's clock begins again. FLV has 32 bits, of which some writers use 31.
 MODULUS = {"mpegts": 1 << 33, "mpeg": 1 << 33, "flv": 1 << 31, "live_flv": 1 << 31}
@@ -77,6 +79,7 @@ class Video:
         self._timeline: Timeline | None = None
         # Are the times right, but not which frame has which? Then they go to the frames in their order.
         self.is_unordered = False
+        self._head: bytes | None = None  # parameters of the codec, of the first keyframe that has them
         self.clock = Clock(self.stream.time_base, self.stream.average_rate)
         self._check_whole()
 
@@ -147,6 +150,8 @@ class Video:
             if self._timeline is not None and self._timeline.stutters:
                 raise VideoError("left to pyav: its clock does not rise from packet to packet")
             packet = sample.packet
+            if sample.is_key and self._has_other_head(packet):
+                raise VideoError("left to pyav: its size, shape or coding changes within the stream")
             size += packet.size
             if size > PIECE_BYTES:
                 raise VideoError(f"more than {PIECE_BYTES >> 20} MiB between keyframes")
@@ -172,6 +177,18 @@ class Video:
             piece = tail[:1]
         if piece:
             yield Piece(piece, None, floor)
+
+    def _has_other_head(self, packet: Any) -> bool:
+        """Does a keyframe come with other parameters of the codec than those that the stream began with?"""
+        if packet.has_sidedata("new_extradata"):
+            return bool(bytes(packet.get_sidedata("new_extradata")) != self.context.extradata)
+        if self.context.name not in HEADED or (self.context.extradata or b"")[:1] == b"\1":
+            return False  # not in its packets
+        extractor = BitStreamFilterContext("extract_extradata", self.stream)
+        found = [p for p in extractor.filter(av.Packet(bytes(packet))) if p.has_sidedata("new_extradata")]
+        head = bytes(found[0].get_sidedata("new_extradata")) if found else None
+        self._head = self._head or head
+        return head not in (None, self._head)
 
     def _open(self) -> Any:
         # Only local files: a playlist must not make us read others, let alone the network. The clock is unwound by us,

@@ -31,12 +31,18 @@ def pictures(decoder: Decoder, path: Path, name: DecoderName, fps: float = 1) ->
 
 
 def clip_of(
-    path: Path, frame: Picture, *, codec: str = "libx264", pix_fmt: str = "yuv420p", **settings: object
+    path: Path,
+    frame: Picture,
+    *,
+    codec: str = "libx264",
+    pix_fmt: str = "yuv420p",
+    rate: int = 10,
+    **settings: object,
 ) -> Path:
     """A clip of ten times the same picture; `settings` of the codec's context."""
     with av.open(str(path), "w") as container:
         options = {"x265-params": "log-level=none"} if codec == "libx265" else {}
-        stream = container.add_stream(codec, rate=10, options=options)
+        stream = container.add_stream(codec, rate=rate, options=options)
         stream.height, stream.width = frame.shape[:2]
         stream.pix_fmt = pix_fmt
         for key, value in settings.items():
@@ -65,6 +71,30 @@ def test_pixels_that_are_not_square(decoder: Decoder, tmp_path: Path, suffix: st
         assert (~ground.all(axis=1)).sum() == pytest.approx(192 * shown[1] / side, abs=2)
         assert (~ground.all(axis=0)).sum() == pytest.approx(192 * shown[0] / side, abs=2)
     assert all(np.array_equal(found, seen[0]) for found in seen)
+
+
+@pytest.mark.parametrize(("codec", "suffix"), [("libx264", "ts"), ("mpeg2video", "ts"), ("libx264", "flv")])
+def test_pixels_that_change_their_shape(decoder: Decoder, tmp_path: Path, codec: str, suffix: str) -> None:
+    """As from a film in 4 : 3 to one in 16 : 9 of a broadcast, or from one recording to the next."""
+    parts = []
+    for place, aspect in enumerate((Fraction(16, 15), Fraction(64, 45))):
+        part = tmp_path / f"{place}.{suffix}"
+        clip_of(part, picture(place, 144, 96), codec=codec, rate=25, sample_aspect_ratio=aspect)
+        parts.append(part.read_bytes()[13 * place if suffix == "flv" else 0 :])
+    path = tmp_path / f"clip.{suffix}"
+    path.write_bytes(b"".join(parts))
+    for name in available_decoders():
+        try:
+            found = pictures(decoder, path, name, fps=25)
+        except VideoError as error:
+            assert "left to pyav" in str(error)  # noqa: PT017
+            continue
+        assert name == "pyav"
+        assert len(found) == 20
+        assert read_frame_number(found[2], (round(144 * 16 / 15), 96)) == 0
+        assert read_frame_number(found[17], (round(144 * 64 / 45), 96)) == 1
+        heights = [(np.abs(p.astype(int) - (122, 116, 104)).max(axis=2) >= 40).any(axis=1).sum() for p in found]
+        assert heights[2] > heights[17] + 20
 
 
 def with_matrix(path: Path, a: int, b: int, c: int, d: int) -> Path:
