@@ -120,14 +120,13 @@ class Timeline:
         raw = dts if self.keeps_dts and dts is not None else pts
         if self._last is None:
             self._last = raw or 0
-            self._top = self._last - 1
-            self.end = self._last if raw is None or pts is None else pts
+            self._top = self.end = self._last if raw is None or pts is None else pts
         raw = self._last + (self._length if raw is None else self._nearest(raw - self._last))
         shift = 0 if pts is None or dts is None or not self.keeps_dts else self._nearest(pts - dts)
         if self.may_jump and abs(shift) > self._longest:  # one of the two is another recording's
             shift = self.end - self._offset - raw
         # Frames that are decoded before a keyframe are shown before it.
-        joined = (is_key and raw + shift <= self._top) or self._is_back(raw) or self._is_far(raw)
+        joined = (is_key and raw + shift < self._top) or self._is_back(raw) or self._is_far(raw)
         if joined:
             self.joins += 1
             self._latest.clear()

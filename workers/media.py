@@ -75,7 +75,7 @@ class MediaReader:
         """The frames of `sampling`; `max_frames` spread evenly where these are more, by the headers or in fact."""
         if self.max_frames is None:
             return self._taken(path, decoder, self.sampling, None)
-        claimed = self.sampling.expected_frames(self._decoder.probe(str(path)).duration)
+        claimed = self.sampling.expected_frames(self._decoder.measure(str(path)))
         if claimed is None or claimed <= self.max_frames:
             frames = self._taken(path, decoder, self.sampling, self.max_frames + 1)
             if len(frames) <= self.max_frames:

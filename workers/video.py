@@ -144,7 +144,12 @@ class Video:
         piece: list[tuple[int, Any]] = []
         tail: list[tuple[int, Any]] = []  # the next keyframe, and frames after it that are shown before it
         size, floor = 0, 0
+        was_shown = was_left_out = False
         for sample in self.samples():
+            was_left_out = was_left_out or (was_shown and sample.packet.is_discard)
+            was_shown = was_shown or not sample.packet.is_discard
+            if was_left_out and not sample.packet.is_discard:
+                raise VideoError("left to pyav: some of its frames are not to be shown")
             if self.damage.packets:
                 raise VideoError("left to pyav: it has broken packets")
             if self._timeline is not None and self._timeline.stutters:
@@ -249,7 +254,8 @@ class Video:
         claimed = None
         if claims:
             claimed = round(Fraction(self._container.duration, av.time_base) / base) + (self.stream.start_time or 0)
-        keeps_dts = "matroska" not in name
+        # Of containers without decoding times FFmpeg guesses some.
+        keeps_dts = "matroska" not in name and not any(p.dts is None and p.pts is not None for p in head)
         timed = [p for p in head if p.pts is not None]
         if not keeps_dts and timed and head[0].pts is None:
             # Before zero there is no time in Matroska. These are in the order of decoding.
