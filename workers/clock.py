@@ -138,7 +138,7 @@ class Timeline:
             (heappushpop if len(self._latest) > MAX_REORDERED else heappush)(self._latest, raw)
         time = raw + shift + self._offset
         if not self.keeps_durations and not joined and raw > self._last:
-            duration = raw - self._last
+            duration = min(raw - self._last, 2 * self._length or duration)  # after a still it is no measure
         self.end = max(self.end, time + duration)
         self._top = raw + shift if joined else max(self._top, raw + shift)
         self._last = raw if self.keeps_dts else self._top

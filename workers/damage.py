@@ -56,9 +56,9 @@ class Damage:
         The last packet of a stream may be cut off without a flag.
         """
         suspects = 0
-        end = 0
+        end: int | None = None
         for sample, following in _with_next(samples):
-            end = max(end, sample.end)
+            end = sample.end if end is None else max(end, sample.end)
             if self._lost and not sample.is_key:
                 continue
             if self._lost:
@@ -66,7 +66,8 @@ class Damage:
                 self.ticks += max(0, sample.time - self._end) if self._end is not None else 0
             if sample.is_key:
                 self._group = []
-            self._group.append(sample.packet)
+            if len(self._group) <= MAX_GROUP:
+                self._group.append(sample.packet)
             if sample.packet.is_corrupt:
                 self.packets += 1
                 suspects = suspects or 2
@@ -80,7 +81,7 @@ class Damage:
                 suspects -= 1
                 self._lost = not suspects
             yield sample
-        if self._end is not None:
+        if self._end is not None and end is not None:
             self.ticks += max(0, end - self._end)
 
     def _is_whole(self, is_suspect: bool) -> bool:

@@ -68,12 +68,13 @@ class Video:
         self.context.options = {"max_pixels": str(max_pixels)}
         self.context.copy_opaque = True  # a frame carries its packet's time
         self._last: tuple[int, int] = (-(1 << 62), 0)  # time of the packet shown last, and for how long it is shown
-        self._is_fragmented = "mp4" in self._container.format.name and has_fragments(path)
-        # A loss in what is made for broadcast is a loss; a file that has an index is whole, or it is broken.
-        self._is_avi = self._container.format.name == "avi"  # counts packets and keeps no presentation times
+        name = self._container.format.name
+        self._is_avi = name == "avi"  # counts packets and keeps no presentation times
         # Does the container say for how long each frame is shown? Otherwise FFmpeg guesses.
-        self._keeps_durations = any(name in self._container.format.name for name in ("mp4", "matroska"))
+        self._keeps_durations = "mp4" in name or "matroska" in name
+        self._is_fragmented = "mp4" in name and has_fragments(path)
         self._may_jump = bool(self._container.format.flags & TS_DISCONT)
+        # A loss in what is made for broadcast is a loss; a file that has an index is whole, or it is broken.
         self.is_broadcast = self._may_jump or self._is_fragmented
         self.damage = Damage(self.context)
         self._timeline: Timeline | None = None
@@ -250,10 +251,11 @@ class Video:
         """The rule for this container, after a look at its first packets."""
         name, base = self._container.format.name, self.stream.time_base
         usual = max(1, round(1 / (self.stream.average_rate or Fraction(25)) / base))
-        claims = not self.is_broadcast and "mp4" not in name and self._container.duration
         claimed = None
-        if claims:
-            claimed = round(Fraction(self._container.duration, av.time_base) / base) + (self.stream.start_time or 0)
+        if self._container.duration and not self.is_broadcast and "mp4" not in name:
+            claimed = round(Fraction(self._container.duration, av.time_base) / base)
+            start = self.stream.start_time or 0
+            claimed += start if claimed < start else 0  # most writers count from 0, wherever the stream starts
         # Of containers without decoding times FFmpeg guesses some.
         keeps_dts = "matroska" not in name and not any(p.dts is None and p.pts is not None for p in head)
         timed = [p for p in head if p.pts is not None]
