@@ -108,6 +108,7 @@ class Timeline:
     _last: int | None = None  # the container's time of the last packet, decoding or else presentation
     _top: int = 0  # the latest presentation time of this part
     _length: int = 0
+    _was_key: bool = True
     _offset: int = 0
     _latest: list[int] = field(default_factory=list)  # without decoding times: a heap of the latest so many times
 
@@ -125,8 +126,11 @@ class Timeline:
         shift = 0 if pts is None or dts is None or not self.keeps_dts else self._nearest(pts - dts)
         if self.may_jump and abs(shift) > self._longest:  # one of the two is another recording's
             shift = self.end - self._offset - raw
-        # Frames that are decoded before a keyframe are shown before it.
-        joined = (is_key and raw + shift < self._top) or self._is_back(raw) or self._is_far(raw)
+        # Frames that are decoded before a keyframe are shown before it. Where all are keyframes, two may share a time.
+        stands = self.keeps_dts and raw <= self._last and not self._was_key
+        joined = is_key and (raw + shift < self._top or (stands and raw + shift == self._top))
+        joined = joined or self._is_back(raw) or self._is_far(raw)
+        self._was_key = is_key
         if joined:
             self.joins += 1
             self._latest.clear()
