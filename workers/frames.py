@@ -137,27 +137,33 @@ def _placed(video: Video) -> Iterator[tuple[int, Any]]:
 def _decoded(video: Video) -> Iterator[tuple[int | None, Any]]:
     """The times of packets as they are sent, and frames as they are shown; neither where a part of the stream ends."""
     context = video.context
-    context.thread_type = "AUTO"
+    context.thread_type = "SLICE" if video.is_strict else "AUTO"  # frames at once would tell of an error too late
     context.thread_count = _threads(video)
+    broken: int | None = (
+        None  # time of a packet that could not be decoded, of which there may be a picture for all that
+    )
     for sample in video.samples():
         if sample.begins:
-            yield from _drained(video)
+            yield from _drained(video, broken)
             context.flush_buffers()
         sample.packet.opaque = sample.time, sample.floor
         yield sample.time, None
         try:
             for frame in context.decode(sample.packet):
-                yield None, frame
+                if frame.opaque[0] != broken:
+                    yield None, frame
         except av.FFmpegError as error:
             _lose(video, error)
-    yield from _drained(video)
+            broken = sample.time
+    yield from _drained(video, broken)
 
 
-def _drained(video: Video) -> Iterator[tuple[None, Any]]:
-    """The frames that the decoder still holds."""
+def _drained(video: Video, broken: int | None) -> Iterator[tuple[None, Any]]:
+    """The frames that the decoder still holds, but for the one of a broken packet."""
     try:
         for frame in video.context.decode(None):
-            yield None, frame
+            if frame.opaque[0] != broken:
+                yield None, frame
     except av.FFmpegError as error:
         _lose(video, error)
     yield None, None

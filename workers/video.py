@@ -76,6 +76,10 @@ class Video:
         self._may_jump = bool(self._container.format.flags & TS_DISCONT)
         # A loss in what is made for broadcast is a loss; a file that has an index is whole, or it is broken.
         self.is_broadcast = self._may_jump or self._is_fragmented
+        # These tell of damage by nothing but the decoder's errors, which it would conceal.
+        self.is_strict = name == "mpeg" or self._is_fragmented
+        if self.is_strict:
+            self.context.options |= {"err_detect": "explode"}
         self.damage = Damage(self.context)
         self._timeline: Timeline | None = None
         # Are the times right, but not which frame has which? Then they go to the frames in their order.
@@ -146,6 +150,8 @@ class Video:
         tail: list[tuple[int, Any]] = []  # the next keyframe, and frames after it that are shown before it
         size, floor = 0, 0
         was_shown = was_left_out = False
+        if self._container.format.name == "mpeg":
+            raise VideoError("left to pyav: a program stream, whose damage is seen in decoding alone")
         for sample in self.samples():
             was_left_out = was_left_out or (was_shown and sample.packet.is_discard)
             was_shown = was_shown or not sample.packet.is_discard

@@ -82,6 +82,35 @@ def test_a_broken_packet_costs_a_moment(decoder: Decoder, tmp_path: Path, codec:
         assert wrong / fps <= findings["damage"]["seconds"] + 2.5 / fps
 
 
+@pytest.mark.parametrize("kind", ["overwritten", "lost"])
+def test_a_hole_in_a_program_stream(decoder: Decoder, tmp_path: Path, kind: str) -> None:
+    """It counts nothing: its damage is what cannot be decoded."""
+    path = make_clip(tmp_path / "clip.mpg", frames=100, size=(192, 128), **CODECS["mpeg2"])
+    data = path.read_bytes()
+    for share in (0.3, 0.5, 0.75):
+        at = int(len(data) * share) // 2048 * 2048  # of a pack
+        middle = data[at : at + 600] + bytes(64) + data[at + 664 : at + 2048] if kind == "overwritten" else b""
+        path.write_bytes(data[:at] + middle + data[at + 2048 :])
+        numbers, times, findings = look(decoder, path, 25)
+        assert numbers == sorted(numbers)
+        assert sum(number not in (place, place - 1) for place, number in enumerate(numbers)) <= 24
+        assert all(number <= place + 1 for place, number in enumerate(numbers))
+        assert all(abs(time - number / 25) < 0.13 for number, time in zip(numbers, times, strict=True))
+        assert findings["damage"]["packets"] >= 1
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.75])
+def test_a_hole_in_a_fragment(decoder: Decoder, tmp_path: Path, share: float) -> None:
+    path = make_clip(tmp_path / "clip.mp4", frames=60, size=(192, 128), muxing=FRAGMENTS)
+    data = path.read_bytes()
+    at = data.index(b"mdat", int(len(data) * share)) + 600
+    path.write_bytes(data[:at] + bytes(300) + data[at + 300 :])
+    numbers, times, findings = look(decoder, path)
+    assert all(number == round(10 * time) for number, time in zip(numbers, times, strict=True))
+    assert sum(number != place for place, number in enumerate(numbers)) <= 14
+    assert findings["damage"]["packets"] >= 1
+
+
 def test_recordings_joined_lose_nothing(decoder: Decoder, tmp_path: Path) -> None:
     """Two whole streams, one behind the other: FFmpeg misses the pieces between them, but no picture."""
     parts = [
