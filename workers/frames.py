@@ -41,12 +41,17 @@ def pyav_frames(video: Video, targets: Targets) -> Iterator[Chosen]:
     """Decode the whole stream with PyAV, in presentation order."""
     held: tuple[float, Callable[[], Frame]] | None = None
     at_first = video.context.sample_aspect_ratio
+    view, seen = View(), None
     for pts, frame in _ordered(video):
         time = video.clock.tick(pts)
         if held is not None and (count := targets.take(time)):
             yield held[0], count, held[1]
-        now = video.context.sample_aspect_ratio
-        held = (time, partial(_shown, frame, video.stream, now if now != at_first else None))
+        now = frame.rotation, video.context.sample_aspect_ratio
+        if (
+            now != seen
+        ):  # not of every frame: to look at its side data ties a frame to itself, until garbage is collected
+            seen, view = now, view_of(video.stream, frame, now[1] if now[1] != at_first else None)
+        held = (time, partial(_shown, frame, view))
     if held is not None and (count := targets.take(video.duration())):
         yield held[0], count, held[1]
 
@@ -258,9 +263,9 @@ def _look_at_first(video: Video, packet: Any) -> View:
     return view_of(video.stream, frame, None)
 
 
-def _shown(frame: av.VideoFrame, stream: Any, aspect: Fraction | None) -> Frame:
-    """[height, width, 3], as a player shows it; `aspect` as `view_of`."""
-    return view_of(stream, frame, aspect).apply(rgb(frame))
+def _shown(frame: av.VideoFrame, view: View) -> Frame:
+    """[height, width, 3], as a player shows it."""
+    return view.apply(rgb(frame))
 
 
 def _threads(video: Video) -> int:
