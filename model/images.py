@@ -12,6 +12,8 @@ import numpy.typing as npt
 from PIL import Image
 
 Frame = npt.NDArray[np.uint8]  # [height, width, 3], RGB
+ROWS = 256  # padded and resized at once
+MAX_LONG = 128  # times its height, of a picture that is resized as a whole before its centre is cut out
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,20 +39,45 @@ class FrameGeometry:
         return cls(**(data | {"background": tuple(data["background"])}))
 
     def apply(self, frame: Frame) -> Frame:
-        """`frame` [height, width, 3] as [size, size, 3], bit for bit as the official preprocessing."""
+        """`frame` [height, width, 3] as [size, size, 3], bit for bit as the official preprocessing.
+
+        But a picture of 30,000 x 2 pixels takes no gigabytes: nothing is built that is much larger than `frame`.
+        """
         height, width = frame.shape[:2]
-        if self.pad and height != width:
-            side = max(height, width)
-            square = np.empty((side, side, 3), np.uint8)
-            square[:] = self.background
-            top, left = (side - height) // 2, (side - width) // 2
-            square[top : top + height, left : left + width] = frame
-            frame, height, width = square, side, side
         if height == width == self.size:
             return np.ascontiguousarray(frame)
-        # Shorter edge to `size`, then the centre, as transformers' CLIP image processor does.
-        short = min(height, width)
-        new_height, new_width = int(self.size * height / short), int(self.size * width / short)
-        image = Image.fromarray(frame).resize((new_width, new_height), Image.Resampling(self.resample))
-        top, left = (new_height - self.size) // 2, (new_width - self.size) // 2
-        return np.asarray(image)[top : top + self.size, left : left + self.size].copy()
+        image = Image.fromarray(np.ascontiguousarray(frame))
+        return np.asarray(self._padded(image) if self.pad else self._cut(image)).copy()
+
+    def _padded(self, image: Image.Image) -> Image.Image:
+        """In the middle of a square of the background, then resized: rows first, a few at a time, then columns.
+
+        So does Pillow with the whole square.
+        """
+        width, height = image.size
+        side = max(width, height)
+        narrow = Image.new("RGB", (self.size, side), self.background)
+        top, left = (side - height) // 2, (side - width) // 2
+        for start in range(0, height, ROWS):
+            rows = image.crop((0, start, width, min(height, start + ROWS)))
+            if width < side:
+                ground = Image.new("RGB", (side, rows.height), self.background)
+                ground.paste(rows, (left, 0))
+                rows = ground
+            narrow.paste(rows.resize((self.size, rows.height), self._filter), (0, top + start))
+        return narrow.resize((self.size, self.size), self._filter)
+
+    def _cut(self, image: Image.Image) -> Image.Image:
+        """Shorter edge to `size`, then the centre, as transformers' CLIP image processor does."""
+        short = min(image.size)
+        width, height = (int(self.size * edge / short) for edge in image.size)
+        left, top = (width - self.size) // 2, (height - self.size) // 2
+        box = (left, top, left + self.size, top + self.size)
+        if max(width, height) <= MAX_LONG * self.size:
+            return image.resize((width, height), self._filter).crop(box)
+        x, y = image.width / width, image.height / height
+        return image.resize((self.size, self.size), self._filter, box=(box[0] * x, box[1] * y, box[2] * x, box[3] * y))
+
+    @property
+    def _filter(self) -> Image.Resampling:
+        return Image.Resampling(self.resample)

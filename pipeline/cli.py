@@ -14,7 +14,7 @@ import click
 
 from vococache import __version__
 from vococache.errors import InputError, VoCoError
-from vococache.pipeline import cli_bench, cli_eval, cli_store, cli_synthetic, cli_train, signals
+from vococache.pipeline import cli_bench, cli_eval, cli_frames, cli_store, cli_synthetic, cli_train, signals
 from vococache.pipeline.cli_eval import dtype_option
 from vococache.pipeline.cli_store import json_option
 from vococache.pipeline.events import OUTCOMES, Event
@@ -106,6 +106,7 @@ def cli() -> None:
 @click.option("--reuse", is_flag=True, help="Copy caches of the same content under another id.")
 @click.option("--decode-timeout", type=float, default=60.0, show_default=True, help="Seconds without a frame.")
 @click.option("--max-pixels", type=int, help="Refuse videos of larger frames.  [default: 8192 x 8192]")
+@click.option("--max-damage", type=float, help="Refuse broadcasts of which a larger share is lost.  [default: 0.5]")
 @click.option("--stall-after", type=float, default=300.0, show_default=True, help="Tell what is stuck after seconds.")
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write each video's outcome to a file.")
 @click.option("-v", "--verbose", is_flag=True, help="Log each event to stderr, as a line of JSON.")
@@ -177,6 +178,8 @@ def _print_report(report: "IngestReport") -> None:
     for title, reasons in (("failed", report.failed), ("refused", report.refused)):
         for video, reason in sorted(reasons.items()):
             say(f"{title}: {video}: {reason}", err=True)
+    for video, findings in sorted(report.damaged.items()):
+        say(f"stored: {video}: {cli_store.describe_findings(findings)}", err=True)
     parts = [f"{len(report.done)} videos ingested"]
     if report.done:
         rate = report.segments / report.run_seconds
@@ -295,6 +298,6 @@ def demo(seed: int, clips: int, out: Path, as_json: bool) -> int:
     return 0
 
 
-for module in (cli_bench, cli_eval, cli_store, cli_synthetic, cli_train):
+for module in (cli_bench, cli_eval, cli_frames, cli_store, cli_synthetic, cli_train):
     for command in module.COMMANDS:
         cli.add_command(command)

@@ -25,6 +25,13 @@ def _table(rows: Sequence[Sequence[str]]) -> None:
         say("  ".join([*cells, row[-1]]).rstrip())
 
 
+def describe_findings(findings: dict[str, Any]) -> str:
+    """What was found wrong with a video's source, for people."""
+    damage, jumps = findings.get("damage"), findings.get("discontinuities")
+    lost = [f"damaged: {damage['packets']} broken packets, {damage['seconds']:.1f} s lost"] if damage else []
+    return "; ".join(lost + ([f"its clock jumps {jumps} times"] if jumps else []))
+
+
 @click.command("ls")
 @click.argument("store")
 @json_option
@@ -41,7 +48,7 @@ def ls_command(store: str, as_json: bool) -> int:
     infos = open_store(store).list()
     if as_json:
         fields = ("id", "status", "reason", "decoder", "segments", "duration", "source", "bytes")
-        click.echo(json.dumps([{name: getattr(info, name) for name in fields} for info in infos]))
+        click.echo(json.dumps([{name: getattr(info, name) for name in fields} | info.findings for info in infos]))
         return 0
     _table(
         [
@@ -51,7 +58,7 @@ def ls_command(store: str, as_json: bool) -> int:
                 f"{info.segments} segments",
                 "" if info.duration is None else f"{info.duration:.1f} s",
                 f"{info.bytes:,} bytes",
-                info.reason or "",
+                info.reason or describe_findings(info.findings),
             )
             for info in infos
         ]

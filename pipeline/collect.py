@@ -56,7 +56,8 @@ class Collector:
         if len(receipts) == len(keys):
             times = np.concatenate([video.timestamps[key] for key in keys])
             try:
-                return self._settle(name, self._store.complete(name, row.intent, receipts, times, end.duration))
+                info = self._store.complete(name, row.intent, receipts, times, end.duration, end.findings)
+                return self._settle(name, info)
             except (CorruptionError, StoreMismatchError):
                 pass  # another run or attempt overwrote a chunk, or began the video anew
         self._forget(name)

@@ -67,7 +67,7 @@ def estimate(
     retry_failed: bool = False,
     reuse: bool = False,
 ) -> Estimate:
-    """Size up `ingest` with the same arguments, from the videos' own headers and a short measurement.
+    """Size up `ingest` with the same arguments, from the lengths of the videos and a short measurement.
 
     What `store` holds already is not counted. Raises as `ingest` does for a job that could not run.
     """
@@ -97,13 +97,11 @@ def estimate(
                 result.unknown[video] = "remote: not fetched for an estimate"
                 continue
             try:
-                frames = sampling.expected_frames(decoder.probe(location).duration)
+                frames = sampling.expected_frames(decoder.measure(location))
             except VideoError as error:
                 result.unknown[video] = str(error)
                 continue
-            if frames is None:
-                result.unknown[video] = "its file does not say how long it is"
-                continue
+            assert frames is not None
             result.videos += 1
             result.segments += math.ceil(frames / header.frames_per_segment)
             measurable.append(location)

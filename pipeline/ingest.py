@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vococache.errors import CorruptionError, WorkersLostError
+from vococache.errors import CorruptionError, InputError, WorkersLostError
 from vococache.pipeline.collect import Collector
 from vococache.pipeline.events import Event, Watchdog, logger, stalled
 from vococache.pipeline.plan import Plan, Planner, Verdict
@@ -28,6 +28,7 @@ class IngestReport:
 
     `reused`: videos whose caches were copied from one of the same content. `left_out`: how many things of each kind the
     named folders and manifests hold that are no videos.
+    `damaged` maps those of `done` whose source had lost something, or whose clock jumped, to what was found.
     """
 
     store: str
@@ -39,6 +40,7 @@ class IngestReport:
     left_out: dict[str, int] = field(default_factory=dict)
     segments: int = 0
     bytes: int = 0
+    damaged: dict[str, dict[str, Any]] = field(default_factory=dict)
     startup_seconds: float = 0.0
     run_seconds: float = 0.0
 
@@ -81,6 +83,7 @@ def ingest(
     redo: bool = False,
     decode_timeout: float = 60.0,
     max_pixels: int | None = None,
+    max_damage: float | None = None,
     stall_after: float = 300.0,
     on_progress: Callable[[Progress], None] | None = None,
     on_event: Callable[[Event], None] | None = None,
@@ -96,7 +99,7 @@ def ingest(
     `retry_failed`: try again what failed before and did not change. `reuse`: where the store holds the same content
     under another id, copy its caches. `redo`: make videos again that the store holds complete, as where
     their chunks are damaged. `decode_timeout`: seconds without a frame that cost a video; `max_pixels` (default
-    8192 x 8192): so does a larger frame.
+    8192 x 8192): so does a larger frame; `max_damage` (default 0.5): of a broadcast, so does a larger lost share.
     `on_event`: told each chunk, each video's outcome, and after every `stall_after` seconds in which nothing came,
     what each stage is at; the logger "vococache.ingest" gets the same as lines of JSON.
 
@@ -107,6 +110,9 @@ def ingest(
     sampling = Sampling(fps=fps, num_frames=num_frames)
     left_out = LeftOut()
     sources = find_sources([os.fspath(videos)] if isinstance(videos, str | os.PathLike) else videos, left_out)
+    if max_damage is not None and not 0 <= max_damage <= 1:
+        raise InputError(f"expected max_damage from 0 to 1, found {max_damage:g}")
+    limits: dict[str, Any] = {"max_pixels": max_pixels, "max_damage": max_damage}
     from vococache.workers import actors
     from vococache.workers.compress import Compressor, CompressStage, frame_geometry
     from vococache.workers.decode import DecodeStage
@@ -144,7 +150,7 @@ def ingest(
                 geometry=frame_geometry(header),
                 frames_per_segment=header.frames_per_segment,
                 timeout_s=decode_timeout,
-                limits=Limits() if max_pixels is None else Limits(max_pixels=max_pixels),
+                limits=Limits(**{key: value for key, value in limits.items() if value is not None}),
             )
             compress = CompressStage(store_url=store, compressor=compressor, device=device)
             pools = actors.choose_pools(device, local=address is None)
@@ -242,8 +248,10 @@ class _Job:
         self.report.done.append(info.id)
         self.report.segments += info.segments
         self.report.bytes += info.bytes
+        if info.findings:
+            self.report.damaged[info.id] = info.findings
         names = ("source", "decoder", "segments", "duration", "bytes")
-        facts = {name: getattr(info, name) for name in names} | {"seconds": seconds}
+        facts = {name: getattr(info, name) for name in names} | info.findings | {"seconds": seconds}
         self._tell(Event(event="complete", video=info.id, stage="store", facts=facts))
 
     def _progress(self, collector: Collector, failed_before: int) -> None:

@@ -80,6 +80,11 @@ def _sizes_flaw(fields: Fields, header: StoreHeader, length: int) -> str | None:
     duration: Any = fields.get("duration")
     if type(duration) not in (float, int) or not (math.isfinite(duration) and duration >= 0):
         return f"duration is {_short(duration)}, expected seconds"
+    damage: Any = fields.get("damage", {"packets": 0, "seconds": 0})
+    if type(damage) is not dict or not {type(damage.get(name)) for name in ("packets", "seconds")} <= {int, float}:
+        return f"damage is {_short(damage)}"
+    if type(fields.get("discontinuities", 0)) is not int:
+        return f"discontinuities is {_short(fields['discontinuities'])}"
     segments, size = fields["segments"], fields["intent"]["chunk_segments"]
     chunks = -(-segments // size)
     if segments < 1 or 8 * chunks > length:

@@ -115,7 +115,12 @@ def record(fields: Fields) -> dict[str, Stamp]:
 
 
 def complete_fields(
-    segment_bytes: int, intent: Intent, duration: float, receipts: Sequence[ChunkReceipt], objects: dict[str, Stamp]
+    segment_bytes: int,
+    intent: Intent,
+    duration: float,
+    receipts: Sequence[ChunkReceipt],
+    objects: dict[str, Stamp],
+    findings: Fields,
 ) -> tuple[Fields, Fields]:
     """Summary and record of a complete video; `receipts` in order of their index, `objects` without the chunks."""
     segments = sum(receipt.segments for receipt in receipts)
@@ -129,6 +134,7 @@ def complete_fields(
         "padding_bytes": (len(receipts) * intent.chunk_segments - segments) * segment_bytes,
         "metadata_bytes": sum(stamp.length for key, stamp in objects.items() if key.endswith(DOCUMENT)),
         "intent": intent.to_dict(),
+        **findings,
     }
     record = {
         "chunks": {"length": receipts[0].length, "crc32c": "".join(f"{receipt.crc32c:08x}" for receipt in receipts)},
@@ -156,6 +162,8 @@ def video_info(video: str, fields: Fields, length: int) -> VideoInfo:
         mtime_ns=origin.get("mtime_ns", 0),
         content_hash=origin.get("content_hash"),
         sampling=origin.get("sampling"),
+        damage=get("damage"),
+        discontinuities=get("discontinuities", 0),
     )
 
 

@@ -136,6 +136,14 @@ class VideoInfo(Record):
     mtime_ns: int
     content_hash: str | None
     sampling: dict[str, Any] | None
+    damage: dict[str, Any] | None = None  # {packets, seconds} that the source had lost; None where it lost nothing
+    discontinuities: int = 0  # places where the source's clock jumped, and its parts were joined
+
+    @property
+    def findings(self) -> dict[str, Any]:
+        """What is to be told of its source: `damage` and `discontinuities`, where there are any."""
+        found = {"damage": self.damage, "discontinuities": self.discontinuities}
+        return {name: value for name, value in found.items() if value}
 
     @property
     def payload_bytes(self) -> int:

@@ -87,8 +87,11 @@ class Store(StoreReader):
         receipts: Sequence[ChunkReceipt],
         timestamps: npt.NDArray[np.float64],
         duration: float,
+        findings: Fields | None = None,
     ) -> VideoInfo:
         """Make a video visible, atomically. timestamps [segments, frames_per_segment], duration: seconds.
+
+        `findings`: what is to be told of its source, `damage` and `discontinuities`, where there are any.
 
         `receipts`: of all chunks, in any order. Raises `CorruptionError` if a stored chunk is not its receipt,
         `StoreMismatchError` if the video's intent is no longer `intent_token`.
@@ -124,7 +127,7 @@ class Store(StoreReader):
         }
         stamps = {key: stamp(data) for key, data in others.items()}
         segment_bytes = self.header.stored_segment_bytes
-        record = documents.complete_fields(segment_bytes, intent, float(duration), receipts, stamps)
+        record = documents.complete_fields(segment_bytes, intent, float(duration), receipts, stamps, findings or {})
         document = documents.seal_video(self.identity, video, *record)
         for key, data in {**others, DOCUMENT: document}.items():
             if self.objects.put(self._key(video, key), data, guard=is_wanted) is None:
@@ -179,7 +182,8 @@ class Store(StoreReader):
 
         for _ in self.objects.map(copy, missing):
             pass  # `complete` checks what was written
-        return self.complete(new, intent.token, list(receipts.values()), times, fields["duration"])
+        findings = documents.video_info(video, fields, 0).findings
+        return self.complete(new, intent.token, list(receipts.values()), times, fields["duration"], findings)
 
     def discard(self, video: str, fields: Fields | None = None) -> int:
         """Drop all objects of a video but its document, which from then on says `fields` (by default: none of it).

@@ -80,15 +80,21 @@ def make_clip(
     more_sizes: Sequence[tuple[int, int]] = (),
     audio: bool = False,
     draw: Callable[[int, int, int], Picture] = picture,
+    first: int = 0,
+    muxing: dict[str, str] | None = None,
+    title: str | None = None,
 ) -> Path:
     """Encode `frames` numbered pictures to `path`; its suffix chooses the container. Returns `path`.
 
     `times`: the frames' presentation times in seconds (otherwise `fps` a second), all later by `start`.
-    `more_sizes`: further video streams behind the first; their numbers start at 1000, 2000, ...
+    `more_sizes`: further video streams behind the first; their numbers start at 1000, 2000, ... `first`: the number of
+    the first frame. `muxing`: options of the container.
     """
     if times is None:
         times = [i / fps for i in range(frames)]
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=muxing or {}) as container:
+        if title is not None:
+            container.metadata["title"] = title
         streams = [
             _add_stream(container, codec, fps, shape, pix_fmt, gop, options or {}) for shape in (size, *more_sizes)
         ]
@@ -99,7 +105,7 @@ def make_clip(
         )
         for number, time in enumerate(times):
             for index, stream in enumerate(streams):
-                drawn = draw(number + 1000 * index, stream.width, stream.height)
+                drawn = draw(first + number + 1000 * index, stream.width, stream.height)
                 frame = av.VideoFrame.from_ndarray(drawn, format="rgb24").reformat(format=pix_fmt)
                 frame.pts, frame.time_base = (
                     _ticks(start + time, stream.codec_context.time_base),
@@ -127,6 +133,23 @@ def repeat_clip(source: Path, path: Path, times: int, seconds: float) -> Path:
                 packet.pts, packet.dts = pts + turn * length, dts + turn * length
                 packet.time_base, packet.stream = stream.time_base, target
                 container.mux(packet)
+    return path
+
+
+def remux(source: Path, path: Path, change: Callable[[int, av.Packet], bytes | None]) -> Path:
+    """The packets of `source` in `path`, with the bytes that `change` makes of each by its place; None: as it was."""
+    with av.open(str(source)) as reader, av.open(str(path), "w") as container:
+        stream = reader.streams.video[0]
+        target = container.add_stream_from_template(stream)
+        for place, packet in enumerate(packet for packet in reader.demux(stream) if packet.size):
+            data = change(place, packet)
+            if data is not None:
+                new = av.Packet(data)
+                new.pts, new.dts, new.duration = packet.pts, packet.dts, packet.duration
+                new.time_base, new.is_keyframe = stream.time_base, packet.is_keyframe
+                packet = new
+            packet.stream = target
+            container.mux(packet)
     return path
 
 
@@ -183,8 +206,8 @@ def _add_stream(
     stream.width, stream.height = size
     stream.pix_fmt = pix_fmt
     stream.gop_size = gop
-    # AVI and MPEG-4 part 2 count in frames, the others in fine ticks that hold any time.
-    stream.codec_context.time_base = 1 / rate if codec == "mpeg4" else Fraction(1, TICKS)
+    # AVI, MPEG-2 and MPEG-4 part 2 count in frames, the others in fine ticks that hold any time.
+    stream.codec_context.time_base = 1 / rate if codec in {"mpeg4", "mpeg2video"} else Fraction(1, TICKS)
     return stream
 
 

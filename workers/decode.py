@@ -129,6 +129,7 @@ class DecodeStage:
                     size=local.stat.size,
                     mtime_ns=local.stat.mtime_ns,
                     content_hash=local.content_hash,
+                    findings=frames.findings,
                 )
             receipt = stored.get(index)
             yield Row(

@@ -51,6 +51,8 @@ def serve(request: dict[str, Any], out: BinaryIO, limits: dict[str, int]) -> Non
     try:
         if request["do"] == "probe":
             send(out, {"probe": probe(request["path"], limits["max_pixels"])})
+        elif request["do"] == "measure":
+            send(out, {"measured": measured(request["path"], limits["max_pixels"], beater(out))})
         else:
             decode(request, out, limits["max_pixels"])
     except VideoError as error:
@@ -78,6 +80,13 @@ def probe(path: str, max_pixels: int) -> dict[str, Any]:
         }
 
 
+def measured(path: str, max_pixels: int, beat: Callable[[], None]) -> float:
+    """A file's duration: what it says of itself where it lists its frames, or else what its packets say."""
+    with Video(path, max_pixels=max_pixels) as video:
+        claimed = video.claimed_duration if video.has_index else None
+    return claimed or measure(path, max_pixels=max_pixels, beat=beat)
+
+
 def decode(request: dict[str, Any], out: BinaryIO, max_pixels: int) -> None:
     """Send the chosen frames of a file, then its real duration."""
     path, sampling = request["path"], Sampling.from_dict(request["sampling"])
@@ -91,7 +100,7 @@ def decode(request: dict[str, Any], out: BinaryIO, max_pixels: int) -> None:
         decoded = {"decord": decord_frames, "pyav": pyav_frames}[request["decoder"]](video, Targets(sampling, duration))
         for moment, count, picture in shaped(decoded, FrameGeometry.from_dict(request["geometry"])):
             send(out, {"time": moment, "count": count, "shape": picture.shape}, picture.data.cast("B"))
-        send(out, {"duration": video.duration()})
+        send(out, {"findings": video.findings(request["max_damage"]), "duration": video.duration()})
 
 
 def send(out: BinaryIO, header: dict[str, Any], payload: memoryview | bytes = b"") -> None:

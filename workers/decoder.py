@@ -20,6 +20,7 @@ import numpy as np
 import vococache
 from vococache.errors import VideoError
 from vococache.model.images import Frame, FrameGeometry
+from vococache.workers.damage import MAX_DAMAGE
 from vococache.workers.sampling import Sampling
 
 DecoderName = Literal["decord", "pyav"]
@@ -32,13 +33,17 @@ START_SECONDS = 120.0  # for Python and the libraries to load, on a machine that
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What the child may take. `cpu_s` is CPU seconds for one video, `memory` bytes of address space."""
+    """What the child may take. `cpu_s` is CPU seconds for one video, `memory` bytes of address space.
+
+    `max_damage`: the share of a broadcast that may be lost before it counts as broken.
+    """
 
     max_pixels: int = 8192 * 8192
     memory: int = 16 << 30
     cpu_s: int = 6 * 3600
     open_files: int = 64
     log_bytes: int = 16 << 20
+    max_damage: float = MAX_DAMAGE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,7 +90,7 @@ class Decoder:
         Without `decoder`: by the first that is there.
         """
         decoder = decoder or available_decoders()[0]
-        request = {"do": "decode", "path": path, "decoder": decoder}
+        request = {"do": "decode", "path": path, "decoder": decoder, "max_damage": self.limits.max_damage}
         self._request(request | {"sampling": sampling.to_dict(), "geometry": geometry.to_dict()})
         return Frames(self, decoder, self.receive(decoder)["expected_frames"])
 
@@ -95,6 +100,16 @@ class Decoder:
         reply = self.receive("pyav")
         self._busy = False
         return Probe(**reply["probe"])
+
+    def measure(self, path: str) -> float:
+        """The duration of a local file in seconds, as decoding it would find. Raises `VideoError`.
+
+        Where the file has no index of all its frames, their packets are read.
+        """
+        self._request({"do": "measure", "path": path})
+        reply = self.receive("pyav")
+        self._busy = False
+        return float(reply["measured"])
 
     def close(self) -> None:
         """End the child. The decoder may be used again afterwards, except for its log."""
@@ -219,13 +234,14 @@ class Frames(Iterator[tuple[float, Frame]]):
     """The chosen frames of one video: (time in seconds, pixels uint8 [size, size, 3]).
 
     `expected_frames`: how many there will be, by the container's claim; None if unknown. `duration`: the real one in
-    seconds, known after the last frame.
+    seconds, and `findings`, its damage and discontinuities, are known after the last frame.
     """
 
     def __init__(self, source: Decoder, decoder: DecoderName, expected_frames: int | None) -> None:
         self.decoder = decoder
         self.expected_frames = expected_frames
         self.duration: float | None = None
+        self.findings: dict[str, Any] = {}
         self._source = source
         self._again: list[tuple[float, Frame]] = []
 
@@ -236,7 +252,7 @@ class Frames(Iterator[tuple[float, Frame]]):
             raise StopIteration
         reply = self._source.receive(self.decoder)
         if "duration" in reply:
-            self.duration = reply["duration"]
+            self.duration, self.findings = reply["duration"], reply["findings"]
             raise StopIteration
         self._again = [(reply["time"], reply["pixels"])] * (reply["count"] - 1)
         return reply["time"], reply["pixels"]

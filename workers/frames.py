@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from fractions import Fraction
 from functools import partial
+from heapq import heappop, heappush
 from typing import Any
 
 import av
@@ -18,6 +19,10 @@ import numpy as np
 
 from vococache.errors import VideoError
 from vococache.model.images import Frame, FrameGeometry
+from vococache.workers.clock import JITTER_SECONDS, MAX_REORDERED
+from vococache.workers.damage import bare_decoder
+from vococache.workers.hdr import is_hdr
+from vococache.workers.picture import View, rgb, view_of
 from vococache.workers.sampling import Targets
 from vococache.workers.video import Piece, Video
 
@@ -34,46 +39,48 @@ EXACT_FORMATS = {"yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj4
 
 def pyav_frames(video: Video, targets: Targets) -> Iterator[Chosen]:
     """Decode the whole stream with PyAV, in presentation order."""
-    held: tuple[float, av.VideoFrame] | None = None
-    for frame in _decoded(video):
-        pts = video.time_of(frame)
-        if pts is None:
-            raise VideoError("frames without presentation times")
-        if not video.shown(pts):
-            continue
+    held: tuple[float, Callable[[], Frame]] | None = None
+    at_first = video.context.sample_aspect_ratio
+    view, seen = View(), None
+    for pts, frame in _ordered(video):
         time = video.clock.tick(pts)
-        if held is not None and time < held[0]:
-            raise VideoError("its frames are not in the order of their times")
         if held is not None and (count := targets.take(time)):
-            yield held[0], count, partial(_rgb, held[1])
-        held = (time, frame)
+            yield held[0], count, held[1]
+        now = frame.rotation, video.context.sample_aspect_ratio
+        if (
+            now != seen
+        ):  # not of every frame: to look at its side data ties a frame to itself, until garbage is collected
+            seen, view = now, view_of(video.stream, frame, now[1] if now[1] != at_first else None)
+        held = (time, partial(_shown, frame, view))
     if held is not None and (count := targets.take(video.duration())):
-        yield held[0], count, partial(_rgb, held[1])
+        yield held[0], count, held[1]
 
 
 def decord_frames(video: Video, targets: Targets) -> Iterator[Chosen]:
     """Decode the stream with decord, piece by piece: it reads ahead without bound, and seeks inexactly."""
     decord = _load_decord()
-    turn: int | None = None
+    view: View | None = None
     for piece in video.pieces():
-        if turn is None:
-            turn = _look_at_first(video, piece.packets[0][1])
+        if view is None:
+            view = _look_at_first(video, piece.packets[0][1])
         chosen = _choose(video, piece, targets)
         ranks = [rank for rank, _, _ in chosen]
         reader = _reader(decord, video, piece)
         try:
-            pictures = reader.get_batch(ranks).asnumpy() if ranks else []
-            # The last frame too, chosen or not: if any before it could not be decoded, this fails.
+            # The last two frames too, chosen or not: if any before them could not be decoded, this fails.
             last = len(piece.packets) - 1
-            if last not in ranks[-1:]:
-                reader[last]
+            wanted = sorted({*ranks, max(0, last - 1), last})
+            pictures = reader.get_batch(wanted).asnumpy()
         except decord.DECORDError as error:
             raise VideoError(_decord_reason(error)) from None
         except StopIteration:
             raise VideoError("fewer frames than packets") from None
         del reader
-        for index, (_, time, count) in enumerate(chosen):
-            yield time, count, partial(_upright, pictures[index], turn)
+        # Where packets gave no picture, decord repeats its last one at the end; so does a scene that stands still.
+        if len(wanted) > 1 and np.array_equal(pictures[-2], pictures[-1]):
+            _check_pictures(video, piece)
+        for rank, time, count in chosen:
+            yield time, count, partial(view.apply, pictures[wanted.index(rank)])
 
 
 def shaped(chosen: Iterator[Chosen], geometry: FrameGeometry) -> Iterator[tuple[float, int, Frame]]:
@@ -89,15 +96,100 @@ def shaped(chosen: Iterator[Chosen], geometry: FrameGeometry) -> Iterator[tuple[
             yield time, count, future.result()
 
 
-def _decoded(video: Video) -> Iterator[av.VideoFrame]:
-    video.context.thread_type = "AUTO"
-    video.context.thread_count = _threads(video)
+def _ordered(video: Video) -> Iterator[tuple[int, Any]]:
+    """The frames that are shown, each with its time in ticks: that of the packet from which it came."""
+    latest: int | None = None
+    jitter = round(JITTER_SECONDS / video.stream.time_base)
+    for time, frame in _placed(video):
+        if latest is not None and time < latest - jitter:
+            raise VideoError("its frames are not in the order of their times")
+        latest = time if latest is None else max(latest, time)
+        yield latest, frame
+
+
+def _placed(video: Video) -> Iterator[tuple[int, Any]]:
+    """Frames with their packets' times, apart from those that need what lies before the start.
+
+    Where it is not said which frame has which time, the earliest goes to the first. A packet that gives no picture
+    takes its time with it; that it gives none is known when later ones have given theirs.
+    """
+    waiting: deque[Any] = deque()
+    times: list[int] = []  # a heap: of packets sent
+    seen: set[int] = set()  # those of them that gave a picture
+    for sent, frame in _decoded(video):
+        if not video.is_unordered:
+            if frame is not None and frame.opaque[0] >= frame.opaque[1]:
+                yield frame.opaque[0], frame
+            continue
+        if sent is not None:
+            heappush(times, sent)
+        if frame is not None:
+            waiting.append(frame)
+            seen.add(frame.opaque[0])
+        ends = sent is None and frame is None
+        patience = MAX_REORDERED if video.context.reorder_depth and not ends else 0
+        while waiting:
+            if times[0] not in seen and len(waiting) <= patience:
+                break
+            time = heappop(times)
+            if time in seen:
+                seen.discard(time)
+                yield time, waiting.popleft()
+        if ends:
+            times.clear()
+
+
+def _decoded(video: Video) -> Iterator[tuple[int | None, Any]]:
+    """The times of packets as they are sent, and frames as they are shown; neither where a part of the stream ends."""
+    context = video.context
+    context.thread_type = "SLICE" if video.is_strict else "AUTO"  # frames at once would tell of an error too late
+    context.thread_count = _threads(video)
+    broken: int | None = (
+        None  # time of a packet that could not be decoded, of which there may be a picture for all that
+    )
+    for sample in video.samples():
+        if sample.begins:
+            yield from _drained(video, broken)
+            context.flush_buffers()
+        sample.packet.opaque = sample.time, sample.floor
+        yield sample.time, None
+        try:
+            for frame in context.decode(sample.packet):
+                if frame.opaque[0] != broken:
+                    yield None, frame
+        except av.FFmpegError as error:
+            _lose(video, error)
+            broken = sample.time
+    yield from _drained(video, broken)
+
+
+def _drained(video: Video, broken: int | None) -> Iterator[tuple[None, Any]]:
+    """The frames that the decoder still holds, but for the one of a broken packet."""
     try:
-        for packet in video.packets():
-            yield from video.context.decode(packet)
-        yield from video.context.decode(None)
+        for frame in video.context.decode(None):
+            if frame.opaque[0] != broken:
+                yield None, frame
+    except av.FFmpegError as error:
+        _lose(video, error)
+    yield None, None
+
+
+def _lose(video: Video, error: av.FFmpegError) -> None:
+    """A packet that cannot be decoded is a loss of a broadcast, and the end of any other file."""
+    if not video.is_broadcast:
+        raise VideoError(f"decoding failed: {error.strerror or error}") from None
+    video.damage.lose()
+
+
+def _check_pictures(video: Video, piece: Piece) -> None:
+    """Raises `VideoError` where a piece's packets are not as many pictures, which PyAV is asked to count."""
+    context = bare_decoder(video.context)
+    try:
+        count = sum(len(context.decode(packet)) for packet in [*(packet for _, packet in piece.packets), None])
     except av.FFmpegError as error:
         raise VideoError(f"decoding failed: {error.strerror or error}") from None
+    if count != len(piece.packets):
+        raise VideoError(f"left to pyav: {count} pictures in {len(piece.packets)} packets")
 
 
 def _choose(video: Video, piece: Piece, targets: Targets) -> list[tuple[int, float, int]]:
@@ -106,7 +198,7 @@ def _choose(video: Video, piece: Piece, targets: Targets) -> list[tuple[int, flo
     shown = [
         (rank, pts)
         for rank, (_, (pts, packet)) in enumerate(ranked)
-        if video.shown(pts) and (piece.until is None or pts < piece.until) and not packet.is_discard
+        if pts >= piece.floor and (piece.until is None or pts < piece.until) and not packet.is_discard
     ]
     times = [video.clock.tick(pts) for _, pts in shown]
     after = video.duration() if piece.until is None else video.clock.time(piece.until)
@@ -154,8 +246,8 @@ def _repack(video: Video, piece: Piece) -> io.BytesIO:
     raise VideoError(f"cannot be repacked for decord: {video.context.name}")
 
 
-def _look_at_first(video: Video, packet: Any) -> int:
-    """Decode the first keyframe with PyAV: its display rotation, and whether decord would give the same pixels."""
+def _look_at_first(video: Video, packet: Any) -> View:
+    """Decode the first keyframe with PyAV: how it is shown, and whether decord would give the same pixels."""
     try:
         frames = [*video.context.decode(packet), *video.context.decode(None)]
     except av.FFmpegError as error:
@@ -166,18 +258,14 @@ def _look_at_first(video: Video, packet: Any) -> int:
     odd = frame.width % 2 or frame.height % 2
     if frame.format.name not in EXACT_FORMATS or (odd and "444" not in frame.format.name):
         raise VideoError(f"left to pyav: {frame.format.name} of {frame.width} x {frame.height}")
-    return int(frame.rotation)
+    if is_hdr(frame):
+        raise VideoError("left to pyav: HDR")
+    return view_of(video.stream, frame, None)
 
 
-def _rgb(frame: av.VideoFrame) -> Frame:
-    """[height, width, 3], upright, in the frame's own colour space: as decord converts it."""
-    picture: Any = frame.to_ndarray(format="rgb24", interpolation="BILINEAR")
-    return _upright(picture, frame.rotation)
-
-
-def _upright(picture: Frame, rotation: int) -> Frame:
-    """Apply the display rotation, in degrees counter-clockwise."""
-    return np.rot90(picture, round(rotation / 90) % 4)
+def _shown(frame: av.VideoFrame, view: View) -> Frame:
+    """[height, width, 3], as a player shows it."""
+    return view.apply(rgb(frame))
 
 
 def _threads(video: Video) -> int:

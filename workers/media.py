@@ -14,11 +14,12 @@ from vococache.model.config import VoCoConfig
 from vococache.model.images import Frame, FrameGeometry
 from vococache.workers.decode import joined
 from vococache.workers.decoder import Decoder, DecoderName, available_decoders
+from vococache.workers.picture import over_ground
 from vococache.workers.sampling import Sampling
 
 # Those that Pillow reads by itself: for others it starts programs.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-MAX_SIDE = 16384  # pixels: an image is padded to a square, which then takes 768 MiB
+MAX_SIDE = 16384  # pixels
 
 
 class MediaReader:
@@ -74,7 +75,7 @@ class MediaReader:
         """The frames of `sampling`; `max_frames` spread evenly where these are more, by the headers or in fact."""
         if self.max_frames is None:
             return self._taken(path, decoder, self.sampling, None)
-        claimed = self.sampling.expected_frames(self._decoder.probe(str(path)).duration)
+        claimed = self.sampling.expected_frames(self._decoder.measure(str(path)))
         if claimed is None or claimed <= self.max_frames:
             frames = self._taken(path, decoder, self.sampling, self.max_frames + 1)
             if len(frames) <= self.max_frames:
@@ -104,4 +105,7 @@ def shaped(image: Image.Image, geometry: FrameGeometry) -> Frame:
     """A picture, upright, as `read_image`. Raises `VideoError` where it is too large."""
     if max(image.size) > MAX_SIDE:
         raise VideoError(f"expected at most {MAX_SIDE} pixels a side, found {image.size}")
-    return geometry.apply(np.asarray(ImageOps.exif_transpose(image).convert("RGB")))
+    upright = ImageOps.exif_transpose(image)
+    if upright.has_transparency_data:
+        return geometry.apply(over_ground(np.asarray(upright.convert("RGBA"))))
+    return geometry.apply(np.asarray(upright.convert("RGB")))

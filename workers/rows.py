@@ -1,6 +1,7 @@
 """What travels between the stages of ingest: a task in, rows of chunks out."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,7 @@ class End:
     size: int = 0
     mtime_ns: int = 0
     content_hash: str | None = None
+    findings: dict[str, Any] = field(default_factory=dict)  # `damage` and `discontinuities`, where there are any
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,73 +6,51 @@ are shown. Runs in the decoder child; free of torch.
 
 import os
 import stat
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import av
+from av.bitstream import BitStreamFilterContext
 from av.stream import Disposition
 
 from vococache.errors import VideoError
+from vococache.workers.clock import Clock, Timeline
+from vococache.workers.damage import Damage, Sample, check_damage
 
 # A piece is what decord is given at once (see docs/design/0003-decoding.md): whole groups of pictures.
 PIECE_PACKETS = 240
 PIECE_BYTES = 256 << 20
+HEAD_PACKETS = 32  # looked at before the first time is given
+PEEKED_PACKETS = 400  # looked at to tell a film from a still picture, where there are several streams
+RETRIES = 10_000  # of a read that gave nothing: each passes over some 64 KiB without a packet
 
-
-@dataclass
-class Clock:
-    """Presentation times in seconds from the first frame shown, of a stream that counts in `base` seconds."""
-
-    base: Fraction
-    rate: Fraction | None
-    start: int | None = None
-    last: int = 0
-    gaps: Counter[int] = field(default_factory=Counter)
-
-    def tick(self, pts: int) -> float:
-        """Note that the frame of `pts` is shown, in presentation order; its time."""
-        if self.start is None:
-            self.start = pts
-        elif pts > self.last:
-            self.gaps[pts - self.last] += 1
-        self.last = pts
-        return self.time(pts)
-
-    def time(self, pts: int) -> float:
-        """Seconds from the start."""
-        return float((pts - (self.start or 0)) * self.base)
-
-    def end(self, shown_for: int) -> float:
-        """The duration; where it is unknown for how long the last frame is shown, the median distance of frames."""
-        return self.time(self.last + (shown_for if shown_for > 0 else self._usual_gap()))
-
-    def _usual_gap(self) -> int:
-        seen = 0
-        for gap, count in sorted(self.gaps.items()):
-            seen += count
-            if 2 * seen >= self.gaps.total():
-                return gap
-        return max(1, round(1 / (self.rate or Fraction(25)) / self.base))
+HEADED = ("h264", "hevc", "mpeg1video", "mpeg2video")  # have their parameters in the stream, in some containers
+TS_DISCONT = 0x0200  # FFmpeg's mark of containers whose clock may jump: made for broadcast
+# Ticks after which a container's clock begins again. FLV has 32 bits, of which some writers use 31.
+MODULUS = {"mpegts": 1 << 33, "mpeg": 1 << 33, "flv": 1 << 31, "live_flv": 1 << 31}
 
 
 @dataclass
 class Piece:
     """Consecutive groups of pictures, decodable on their own.
 
-    `packets` in decoding order with their times; frames from `until` on are shown by the next piece.
+    `packets` in decoding order with their times; frames from `until` on are shown by the next piece, frames before
+    `floor` not at all.
     """
 
     packets: list[tuple[int, Any]]
     until: int | None
+    floor: int
 
 
 class Video:
-    """The best video stream of a file, opened with PyAV. Raises `VideoError` with a short reason.
+    """The video stream of a file that a player would show, opened with PyAV. Raises `VideoError` with a short reason.
 
     `beat` is called for every packet read: a sign of life on long stretches without a chosen frame.
     """
@@ -81,23 +59,33 @@ class Video:
         check_file(path)
         self._path = path
         self._beat = beat
-        try:
-            # Only local files: a playlist must not make us read others, let alone the network.
-            self._container: Any = av.open(f"file:{path}", options={"protocol_whitelist": "file"})
-        except (av.FFmpegError, OSError) as error:
-            raise VideoError(_reason(error)) from None
-        self.stream = self._best_stream()
+        self._container = self._open()
+        self.stream = self._shown_stream()
         self.context = self.stream.codec_context
         if _pixels(self.context) > max_pixels:
             size = f"{self.context.width} x {self.context.height}"
             raise VideoError(f"frames of {size} pixels are larger than the limit of {max_pixels} pixels")
         self.context.options = {"max_pixels": str(max_pixels)}
-        self._first_key: int | None = None
-        self._last: tuple[int, int] = (0, 0)  # pts and duration of the packet shown last
-        # AVI counts packets in decoding order and keeps no presentation times; what FFmpeg guesses is out of order
-        # where there are B-frames. Packets' places are right: the next frame that is shown takes the next one.
-        self._untimed: deque[int] | None = deque() if self._container.format.name == "avi" else None
-        self.clock = self.new_clock()
+        self.context.copy_opaque = True  # a frame carries its packet's time
+        self._last: tuple[int, int] = (-(1 << 62), 0)  # time of the packet shown last, and for how long it is shown
+        name = self._container.format.name
+        self._is_avi = name == "avi"  # counts packets and keeps no presentation times
+        # Does the container say for how long each frame is shown? Otherwise FFmpeg guesses.
+        self._keeps_durations = "mp4" in name or "matroska" in name
+        self._is_fragmented = "mp4" in name and has_fragments(path)
+        self._may_jump = bool(self._container.format.flags & TS_DISCONT)
+        # A loss in what is made for broadcast is a loss; a file that has an index is whole, or it is broken.
+        self.is_broadcast = self._may_jump or self._is_fragmented
+        # These tell of damage by nothing but the decoder's errors, which it would conceal.
+        self.is_strict = name == "mpeg" or self._is_fragmented
+        if self.is_strict:
+            self.context.options |= {"err_detect": "explode"}
+        self.damage = Damage(self.context)
+        self._timeline: Timeline | None = None
+        # Are the times right, but not which frame has which? Then they go to the frames in their order.
+        self.is_unordered = False
+        self._head: bytes | None = None  # parameters of the codec, of the first keyframe that has them
+        self.clock = Clock(self.stream.time_base, self.stream.average_rate)
         self._check_whole()
 
     def __enter__(self) -> "Video":
@@ -107,10 +95,6 @@ class Video:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._container.close()
-
-    def new_clock(self) -> Clock:
-        """A clock that has not started."""
-        return Clock(self.stream.time_base, self.stream.average_rate)
 
     @property
     def claimed_duration(self) -> float | None:
@@ -122,88 +106,227 @@ class Video:
         late = float((self.stream.start_time or 0) * self.stream.time_base) if self._counts_from_0() else 0.0
         return max(0.0, float(self._container.duration / av.time_base) - late)
 
-    def packets(self) -> Iterator[Any]:
-        """Packets from the first keyframe on, in decoding order. A broken one raises `VideoError`."""
-        try:
-            for packet in self._container.demux(self.stream):
-                self._beat()
-                if packet.size == 0 or (self._first_key is None and not packet.is_keyframe):
-                    continue
-                if packet.is_corrupt:
-                    raise VideoError(f"a broken packet at byte {packet.pos}")
-                if self._untimed is not None:
-                    packet.pts, packet.duration = packet.dts, 0
-                    self._untimed.append(packet.dts)
-                if self._first_key is None:
-                    self._first_key = packet.pts if packet.pts is not None else packet.dts
-                if packet.pts is not None and packet.pts >= self._last[0]:
-                    self._last = (packet.pts, packet.duration or 0)
-                yield packet
-        except av.FFmpegError as error:
-            raise VideoError(_reason(error)) from None
+    @property
+    def has_index(self) -> bool:
+        """Does the file list all its frames with their times, so that its claims can be believed?"""
+        return "mp4" in self._container.format.name and not self._is_fragmented
 
-    def time_of(self, frame: Any) -> int | None:
-        """The presentation time of the next decoded frame, in the stream's time base; None where there is none."""
-        if self._untimed:
-            return self._untimed.popleft()
-        time: int | None = frame.pts if frame.pts is not None else frame.dts
-        return time
+    @property
+    def discontinuities(self) -> int:
+        """How often the clock jumped so far, and parts were joined."""
+        return self._timeline.joins if self._timeline is not None else 0
 
-    def shown(self, pts: int) -> bool:
-        """Not one of the frames that would need what lies before the first keyframe?"""
-        return self._first_key is None or pts >= self._first_key
+    def samples(self) -> Iterator[Sample]:
+        """Packets from the first keyframe on, in decoding order, with their times.
+
+        A broken one raises `VideoError`; of what is made for broadcast it is left out, with what needs it.
+        """
+        samples = self._timed(self._demuxed())
+        return self.damage.mended(samples) if self.is_broadcast else samples
 
     def duration(self) -> float:
         """Seconds from the first frame to the end of the last; known when the packets have been read."""
         if self.clock.start is None:
             raise VideoError("no frames")
-        return self.clock.end(self._last[1])
+        return self.clock.end(*self._last)
+
+    def findings(self, max_damage: float) -> dict[str, Any]:
+        """What is to be told of a video that has been read: its damage and discontinuities, where it has any.
+
+        Raises `VideoError` where more than the share `max_damage` of it is lost.
+        """
+        found: dict[str, Any] = {}
+        if self.damage.packets:
+            seconds = float(self.damage.ticks * self.stream.time_base)
+            check_damage(seconds, self.duration(), max_damage)
+            found["damage"] = {"packets": self.damage.packets, "seconds": round(seconds, 3)}
+        if self.discontinuities:
+            found["discontinuities"] = self.discontinuities
+        return found
 
     def pieces(self) -> Iterator[Piece]:
         """The stream in pieces for decord. Raises `VideoError` where it cannot be cut."""
         piece: list[tuple[int, Any]] = []
         tail: list[tuple[int, Any]] = []  # the next keyframe, and frames after it that are shown before it
-        size = 0
-        for packet in self.packets():
-            if packet.pts is None:
-                raise VideoError("packets without presentation times")
+        size, floor = 0, 0
+        was_shown = was_left_out = False
+        if self._container.format.name == "mpeg":
+            raise VideoError("left to pyav: a program stream, whose damage is seen in decoding alone")
+        for sample in self.samples():
+            was_left_out = was_left_out or (was_shown and sample.packet.is_discard)
+            was_shown = was_shown or not sample.packet.is_discard
+            if was_left_out and not sample.packet.is_discard:
+                raise VideoError("left to pyav: some of its frames are not to be shown")
+            if self.damage.packets:
+                raise VideoError("left to pyav: it has broken packets")
+            if self._timeline is not None and self._timeline.stutters:
+                raise VideoError("left to pyav: its clock does not rise from packet to packet")
+            packet = sample.packet
+            if sample.is_key and self._has_other_head(packet):
+                raise VideoError("left to pyav: its size, shape or coding changes within the stream")
             size += packet.size
             if size > PIECE_BYTES:
                 raise VideoError(f"more than {PIECE_BYTES >> 20} MiB between keyframes")
-            if tail and packet.pts < tail[0][0]:
-                tail.append((packet.pts, packet))
+            if sample.begins and piece:
+                if tail:
+                    yield Piece(piece + tail if len(tail) > 1 else piece, tail[0][0], floor)
+                    piece, tail = tail[:1], []
+                yield Piece(piece, sample.time, floor)
+                piece, size = [], packet.size
+            floor = sample.floor
+            if tail and sample.time < tail[0][0]:
+                tail.append((sample.time, packet))
                 continue
             if tail:
-                yield Piece(piece + tail if len(tail) > 1 else piece, tail[0][0])
+                yield Piece(piece + tail if len(tail) > 1 else piece, tail[0][0], floor)
                 piece, tail, size = tail[:1], [], tail[0][1].size + packet.size
-            if packet.is_keyframe and len(piece) >= PIECE_PACKETS:
-                tail = [(packet.pts, packet)]
+            if sample.is_key and len(piece) >= PIECE_PACKETS:
+                tail = [(sample.time, packet)]
             else:
-                piece.append((packet.pts, packet))
+                piece.append((sample.time, packet))
         if tail:
-            yield Piece(piece + tail if len(tail) > 1 else piece, tail[0][0])
+            yield Piece(piece + tail if len(tail) > 1 else piece, tail[0][0], floor)
             piece = tail[:1]
         if piece:
-            yield Piece(piece, None)
+            yield Piece(piece, None, floor)
+
+    def _has_other_head(self, packet: Any) -> bool:
+        """Does a keyframe come with other parameters of the codec than those that the stream began with?"""
+        if packet.has_sidedata("new_extradata"):
+            return bool(bytes(packet.get_sidedata("new_extradata")) != self.context.extradata)
+        if self.context.name not in HEADED or (self.context.extradata or b"")[:1] == b"\1":
+            return False  # not in its packets
+        extractor = BitStreamFilterContext("extract_extradata", self.stream)
+        found = [p for p in extractor.filter(av.Packet(bytes(packet))) if p.has_sidedata("new_extradata")]
+        head = bytes(found[0].get_sidedata("new_extradata")) if found else None
+        self._head = self._head or head
+        return head not in (None, self._head)
+
+    def _open(self) -> Any:
+        # Only local files: a playlist must not make us read others, let alone the network. The clock is unwound by us,
+        # who know a recording that begins again from a clock that does.
+        options = {"protocol_whitelist": "file", "correct_ts_overflow": "0"}
+        try:
+            return av.open(f"file:{self._path}", options=options, metadata_errors="replace")
+        except (av.FFmpegError, OSError) as error:
+            raise VideoError(_reason(error)) from None
+
+    def _demuxed(self) -> Iterator[Any]:
+        """The stream's packets from the first keyframe on. A broken one raises `VideoError`, but of a broadcast."""
+        started = False
+        for _ in range(RETRIES):
+            try:
+                for packet in self._container.demux(self.stream):
+                    self._beat()
+                    if packet.size == 0:
+                        continue
+                    if packet.is_corrupt and not self.is_broadcast:
+                        raise VideoError(f"a broken packet at byte {packet.pos}")
+                    started = started or packet.is_keyframe
+                    if started:
+                        yield packet
+                return
+            except av.error.BlockingIOError:  # a stretch without a packet
+                self._beat()
+            except av.FFmpegError as error:
+                raise VideoError(_reason(error)) from None
+
+    def _timed(self, packets: Iterator[Any]) -> Iterator[Sample]:
+        """Packets as samples: each with its time on one clock that rises."""
+        head = list(islice(packets, HEAD_PACKETS))
+        if not head:
+            return
+        timeline = self._timeline = self._make_timeline(head)
+        packets = chain(head, packets)
+        floor: int | None = None
+        for packet in packets:
+            is_key = bool(packet.is_keyframe)
+            pts, dts = packet.pts, packet.dts
+            if self._is_avi:  # places of packets; what FFmpeg guesses of their times is out of order
+                pts, packet.duration = None, 0
+            elif self.is_unordered and timeline.keeps_dts and dts is not None:
+                pts = None
+            time, begins = timeline.place(pts, dts, packet.duration or 0, is_key)
+            if floor is None or begins:
+                floor = time
+            if time >= self._last[0] and not packet.is_discard:
+                self._last = (time, packet.duration or 0 if self._keeps_durations else 0)
+            yield Sample(packet, time, timeline.end, is_key, begins, floor)
+
+    def _make_timeline(self, head: list[Any]) -> Timeline:
+        """The rule for this container, after a look at its first packets."""
+        name, base = self._container.format.name, self.stream.time_base
+        usual = max(1, round(1 / (self.stream.average_rate or Fraction(25)) / base))
+        claimed = None
+        if self._container.duration and not self.is_broadcast and "mp4" not in name:
+            claimed = round(Fraction(self._container.duration, av.time_base) / base)
+            start = self.stream.start_time or 0
+            claimed += start if claimed < start else 0  # most writers count from 0, wherever the stream starts
+        # Of containers without decoding times FFmpeg guesses some.
+        keeps_dts = "matroska" not in name and not any(p.dts is None and p.pts is not None for p in head)
+        timed = [p for p in head if p.pts is not None]
+        if not keeps_dts and timed and head[0].pts is None:
+            # Before zero there is no time in Matroska. These are in the order of decoding.
+            first = min(p.pts for p in timed)
+            untimed = [p for p in head if p.pts is None]
+            for place, packet in enumerate(untimed):
+                packet.pts = first - (len(untimed) - place) * (packet.duration or usual)
+        self.is_unordered = self._is_avi or self._has_unordered(head, len(timed), keeps_dts)
+        return Timeline(base, usual, MODULUS.get(name, 0), claimed, keeps_dts, self._may_jump, self._keeps_durations)
+
+    def _has_unordered(self, head: list[Any], timed: int, keeps_dts: bool) -> bool:
+        """Do packets say when frames are shown, but not which one, as far as the first of them tell?"""
+        if timed == 0 or (timed < len(head) and not keeps_dts):
+            return True
+        if any(p.pts is None and p.dts is not None for p in head):
+            return True
+        if self.context.reorder_depth == 0:
+            return False
+        # The order of decoding was taken for the order in which frames are shown.
+        if keeps_dts:
+            return all(p.pts == p.dts for p in head)
+        return all(before.pts < after.pts for before, after in pairwise(head))
 
     def _counts_from_0(self) -> bool:
         """Is a file's duration its last moment, even if its video starts later?"""
         return "matroska" in self._container.format.name
 
-    def _best_stream(self) -> Any:
-        """The video stream of most pixels, then of most bits; never cover art.
+    def _shown_stream(self) -> Any:
+        """What a player shows: a film before a still picture, the default before others, then the most pixels and bits.
 
-        decord asks FFmpeg, whose answer changed between versions; this is what both mean by the best.
+        Never cover art or thumbnails.
         """
-        streams = [s for s in self._container.streams.video if not s.disposition & Disposition.attached_pic]
+        hidden = Disposition.attached_pic | Disposition.timed_thumbnails
+        streams = [s for s in self._container.streams.video if not s.disposition & hidden]
         if not streams:
             raise VideoError("no video stream")
         streams = [s for s in streams if s.codec_context is not None]
         if not streams:
             raise VideoError("no decoder for the codec of its video stream")
-        return max(
-            streams, key=lambda s: (s.codec_context.width * s.codec_context.height, s.codec_context.bit_rate or 0)
-        )
+        if len(streams) == 1:
+            return streams[0]
+        packets = self._peek(streams)
+
+        def rank(stream: Any) -> tuple[bool, bool, int, int]:
+            context = stream.codec_context
+            is_film = packets[stream.index] > 1 and not stream.disposition & Disposition.still_image
+            is_default = bool(stream.disposition & Disposition.default)
+            return is_film, is_default, _pixels(context), context.bit_rate or 0
+
+        best = max(streams, key=rank).index
+        self._container.close()  # its start has been read
+        self._container = self._open()
+        return self._container.streams[best]
+
+    def _peek(self, streams: list[Any]) -> Counter[int]:
+        """How many packets each stream has near the start."""
+        packets: Counter[int] = Counter()
+        try:
+            for packet in islice(self._container.demux(streams), PEEKED_PACKETS):
+                packets[packet.stream.index] += packet.size > 0
+        except av.FFmpegError:
+            pass  # told when it is read in earnest
+        return packets
 
     def _check_whole(self) -> None:
         """Refuse a file whose end is missing: its frames would simply stop."""
@@ -211,7 +334,7 @@ class Video:
         with Path(self._path).open("rb") as file:
             claimed = claimed_size(file.read(64))
         entries = self.stream.index_entries
-        if entries is not None and len(entries):
+        if entries is not None and len(entries) and not self._is_fragmented:
             claimed = max(claimed, entries[-1].pos + entries[-1].size)
         if claimed > size:
             raise VideoError(f"the file is cut off: it has {size} of {claimed} bytes")
@@ -220,15 +343,9 @@ class Video:
 def measure(path: str, *, max_pixels: int, beat: Callable[[], None] = lambda: None) -> float:
     """The real duration in seconds, from every packet's time: what the container claims may be wrong."""
     with Video(path, max_pixels=max_pixels, beat=beat) as video:
-        times = [
-            pts
-            for packet in video.packets()
-            if (pts := packet.pts if packet.pts is not None else packet.dts) is not None
-            and not packet.is_discard
-            and video.shown(pts)
-        ]
-        for pts in sorted(times):
-            video.clock.tick(pts)
+        times = [s.time for s in video.samples() if s.time >= s.floor and not s.packet.is_discard]
+        for time in sorted(times):
+            video.clock.tick(time)
         return video.duration()
 
 
@@ -244,6 +361,23 @@ def check_file(path: str) -> None:
         raise VideoError("an empty file")
     if not os.access(path, os.R_OK):
         raise VideoError("no permission to read it")
+
+
+def has_fragments(path: str) -> bool:
+    """Is an MP4 file made of fragments, as for a stream? Looks at the heads of its outermost boxes."""
+    with Path(path).open("rb") as file:
+        at, end = 0, Path(path).stat().st_size
+        while at < end:
+            file.seek(at)
+            head = file.read(16)
+            size, kind = int.from_bytes(head[:4], "big"), head[4:8]
+            if kind == b"moof":
+                return True
+            size = int.from_bytes(head[8:16], "big") if size == 1 else size
+            if size < 8:
+                break
+            at += size
+    return False
 
 
 def claimed_size(head: bytes) -> int:
@@ -272,4 +406,10 @@ def _reason(error: Exception) -> str:
         return "no permission to read it"
     if isinstance(error, av.InvalidDataError):
         return "not a media file, or a damaged one"
+    if isinstance(error, av.error.EOFError):
+        return "it ends before its first packet"
+    if isinstance(error, av.error.BlockingIOError):
+        return "no packet was found in it"
+    if isinstance(error, av.FFmpegError):
+        return f"it cannot be read: {error.strerror}"
     return str(error).splitlines()[0] if str(error) else type(error).__name__

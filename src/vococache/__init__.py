@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from vococache.model import load_model as load_model
     from vococache.pipeline.ask import ask as ask
     from vococache.pipeline.ingest import ingest as ingest
+    from vococache.pipeline.look import frames as frames
     from vococache.storage import open_store as open_store
 
 # OpenMP's threads spin while they wait, by default, and on shared cores that takes a dozen times the work's own CPU time.
@@ -22,12 +23,13 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "ask": "vococache.pipeline.ask",
+    "frames": "vococache.pipeline.look",
     "ingest": "vococache.pipeline.ingest",
     "load_model": "vococache.model",
     "open_store": "vococache.storage",
 }
 
-__all__ = ["__version__", "ask", "ingest", "load_model", "open_store"]  # noqa: F822 (resolved lazily)
+__all__ = ["__version__", "ask", "frames", "ingest", "load_model", "open_store"]  # noqa: F822 (resolved lazily)
 
 
 def __getattr__(name: str) -> Any:

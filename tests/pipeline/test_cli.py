@@ -162,6 +162,36 @@ def test_a_dry_run_tells_and_does_nothing(voco: Voco, clips: Path, tmp_path: Pat
     assert not (tmp_path / "none").exists()
 
 
+def test_damage_is_told_wherever_a_video_is(voco: Voco, tmp_path: Path, local_ray: None) -> None:
+    """Two streams end to end, whose clock steps back, and between which pieces are missed."""
+    parts = [make_clip(tmp_path / f"{place}.ts", frames=20, start=100 - 90 * place) for place in (0, 1)]
+    path, store = tmp_path / "torn.ts", tmp_path / "store"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    found = voco("ingest", path, "--store", store, "--dry-run", "--json").json
+    assert found["segments"] == 4  # type: ignore[index]
+    report = tmp_path / "report.jsonl"
+    result = voco("ingest", path, "--store", store, "--report", report)
+    assert result.code == 0, result.err
+    assert "torn: damaged: 1 broken packets, 0.0 s lost; its clock jumps 1 times" in result.err
+    (row,) = voco("ls", store, "--json").json  # type: ignore[misc]
+    assert row["damage"] == {"packets": 1, "seconds": 0.0}
+    assert row["discontinuities"] == 1
+    assert "damaged: 1 broken packets" in voco("ls", store).out
+    assert voco("info", store, "torn", "--json").json["damage"] == row["damage"]
+    assert json.loads(report.read_text())["damage"] == row["damage"]
+
+
+def test_too_much_damage_is_a_failure(voco: Voco, tmp_path: Path, local_ray: None) -> None:
+    data = make_clip(tmp_path / "torn.ts", frames=40, size=(192, 128)).read_bytes()
+    (tmp_path / "torn.ts").write_bytes(data[: 188 * 60] + data[188 * 61 :])
+    assert voco("ingest", tmp_path / "torn.ts", "--store", tmp_path / "store", "--max-damage", 0.01).code == 1
+    (row,) = voco("ls", tmp_path / "store", "--json").json  # type: ignore[misc]
+    assert "expected a share of at most 0.01 (--max-damage)" in row["reason"]
+    again = voco("ingest", tmp_path / "torn.ts", "--store", tmp_path / "store", "--retry-failed")
+    assert again.code == 0, again.err
+    assert voco("ingest", tmp_path / "torn.ts", "--store", tmp_path / "store", "--max-damage", 2).code == 2
+
+
 def test_a_dry_run_counts_what_the_run_would_do(voco: Voco, store: Path, clips: Path) -> None:
     def counted(*flags: str) -> int:
         found = voco("ingest", clips, "--store", store, "--fps", 2, "--dry-run", "--json", *flags).json

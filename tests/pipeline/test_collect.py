@@ -145,3 +145,19 @@ def test_a_chunk_that_fails_names_its_video(store: Store) -> None:
     info = Collector(store).add(replace(rows[0], receipt=None, timestamps=None, error="not finite"))
     assert info == store.info("a")
     assert (info.status, info.source, info.size, info.mtime_ns) == ("failed", "/v.mp4", 1, 1)
+
+
+def test_what_was_found_of_the_source_stands_in_its_row(store: Store) -> None:
+    """Damage and discontinuities; and nothing at all where there is nothing to tell."""
+    rows = written(store, "whole", 0, intent_of(), 1, 1) + written(store, "torn", 0, intent_of(), 1, 1)
+    findings = {"damage": {"packets": 2, "seconds": 0.5}, "discontinuities": 1}
+    rows[-1] = replace(rows[-1], end=replace(rows[-1].end, findings=findings))  # type: ignore[type-var]
+    collector = Collector(store)
+    for row in rows:
+        collector.add(row)
+    assert {info.id: info.findings for info in store.list()} == {"whole": {}, "torn": findings}
+    assert store.info("torn").damage == findings["damage"]
+    documents = {name: (Path(store.url) / f"videos/{name}/zarr.json").read_text() for name in ("whole", "torn")}
+    assert "damage" in documents["torn"]
+    assert "damage" not in documents["whole"]
+    assert "discontinuities" not in documents["whole"]

@@ -154,7 +154,8 @@ def test_a_folder_as_people_have_them(tmp_path: Path) -> None:
     """Links to folders, also in circles, suffixes of cameras and data sets, what systems leave behind."""
     for name in (
         "a.mp4", "tgif.GIF", "tape.mxf", "tape.dv", "cam/00001.MTS", "cam/mov001.mod", "old.divx", "old.asf",
-        "phone.3g2", "notes.txt", "cover.jpg", "more.jpg", "README", "._a.mp4", ".hidden/b.mp4", "@eaDir/a.mp4/SYNO.mp4",
+        "phone.3g2", "notes.txt", "cover.jpg", "more.jpg", "README", "._a.mp4", ".hidden/b.mp4",
+        "@eaDir/a.mp4/SYNO.mp4",
         "$RECYCLE.BIN/gone.mp4", ".Trash-1000/gone.mp4", "__MACOSX/._a.mp4",
     ):  # fmt: skip
         (tmp_path / "top" / name).parent.mkdir(parents=True, exist_ok=True)

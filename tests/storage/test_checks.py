@@ -52,6 +52,7 @@ SUMMARY = [
     ("intent|source", ...), ("intent|size", "x"), ("intent|mtime_ns", {}), ("intent|content_hash", None),
     ("intent|decoder", 3), ("intent|sampling", "fps"), ("intent|sampling", {"fps": {"a": {"b": 1}}}),
     ("intent|chunk_segments", 0), ("intent|chunk_segments", HUGE), ("intent|chunk_segments", "3"), ("reason", 7),
+    ("damage", "much"), ("damage", {"packets": 1}), ("damage", {"packets": 1, "seconds": "x"}), ("discontinuities", "2"),
     ("video", 7), ("store", None), ("store", ["x"]),
 ]  # fmt: skip
 RECORD = [
