@@ -37,8 +37,8 @@ def is_stage1(name: str, config: VoCoConfig) -> bool:
 def tensor_digest(name: str, tensor: Tensor, config: VoCoConfig) -> bytes:
     """sha256 of a weight's values; of the embedding, only the rows that stage 1 looks up."""
     if name == EMBEDDING:
-        bos = [] if config.prompt.bos_id is None else [config.prompt.bos_id]
-        tensor = tensor[[*bos, *config.prompt.newline_ids, config.voco_token_id]]
+        voco = [] if config.untrained else [config.voco_token_id]
+        tensor = tensor[[*config.stage1_ids, *voco]]
     return _values_digest(name, tensor)
 
 
@@ -87,6 +87,15 @@ def compressor_fingerprint(model: VoCoModel, *, config: VoCoConfig | None = None
         "image_std": config.image_std,
         "dtype": dtype or compute_dtype(model),
     }
+    # Named only where they differ from what all models were at first: older stores keep their fingerprints.
+    if config.family != "llava" or config.connector:
+        settings |= {"family": config.family, "connector": config.connector}
+    if config.untrained:
+        prompt = config.prompt
+        settings |= {
+            "compression": config.compression, "prefix_ids": prompt.prefix_ids, "between_ids": prompt.between_ids,
+            "bos_id": None, "newline_ids": (), "voco_token_id": None,
+        }  # fmt: skip
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 

@@ -55,6 +55,7 @@ def estimate(
     fps: float | None = None,
     num_frames: int | None = None,
     model: str = "synthetic",
+    compression: str | None = None,
     tokens: int | None = None,
     segment_frames: int | None = None,
     dtype: str | None = None,
@@ -73,10 +74,12 @@ def estimate(
     from vococache.workers.compress import Compressor, store_header
     from vococache.workers.decoder import Decoder, available_decoders
 
-    sampling = Sampling(fps=fps, num_frames=num_frames)
+    Sampling(fps=fps, num_frames=num_frames)  # refuses what chooses nothing before a model is loaded
     sources = find_sources([videos] if isinstance(videos, str) else videos)
-    loaded = Compressor(model=model, dtype=dtype, tokens=tokens, frames=segment_frames).load(device)
+    compressor = Compressor(model=model, compression=compression, dtype=dtype, tokens=tokens, frames=segment_frames)
+    loaded = compressor.load(device)
     header = replace(store_header(loaded), quantization=quantize)
+    sampling = Sampling.chosen(fps, num_frames, header.sampling)
     work = {source.video: source.location for source in sources}
     if is_store(store):
         opened = open_store(store, "r", header=header)

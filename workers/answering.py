@@ -4,7 +4,6 @@ import time
 from dataclasses import dataclass, field
 
 from vococache.errors import InputError, StoreError, VoCoError
-from vococache.model import load_model
 from vococache.model.fingerprint import model_digest
 from vococache.storage import open_store
 from vococache.workers.reason import Context, ReasonStage, question_ids
@@ -48,8 +47,7 @@ class AnswerStage:
     def setup(self) -> ReasonStage:
         """Load the model and open the store. Raises `ModelError`, `StoreError`, `InputError`."""
         if self._reason is None:
-            model = load_model(self.model, dtype=self.dtype, device=self.device)
-            reason = ReasonStage(model, open_store(self.store_url))
+            reason = ReasonStage.of(open_store(self.store_url), self.model, dtype=self.dtype, device=self.device)
             reason.check_tokens(self.tokens)
             self._reason = reason
         return self._reason

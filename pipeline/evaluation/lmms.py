@@ -37,7 +37,7 @@ class VoCo(lmms):
     """A VoCo model behind lmms-eval's simple interface: what is shown is compressed, the text read behind its cache.
 
     `pretrained`: a checkpoint folder, or an embedded model's name. `tokens`: read only the first so many of each
-    segment. `fps` or `num_frames`: how a video's frames are chosen, by default one a second; at most `max_frames`.
+    segment. `fps` or `num_frames`: how frames are chosen, by default as the model was made for; at most `max_frames`.
     Pictures and videos come in their order in front of the text, wherever it has its `<image>`. `batch_size`: of no
     effect; the candidate answers of one document are read in one pass.
     """
@@ -62,7 +62,7 @@ class VoCo(lmms):
         self.device = self.model.device  # lmms-eval gathers counts there
         self.tokens = tokens
         self.media = MediaReader(
-            self.model.config, FrameSampling(fps=fps, num_frames=num_frames), max_frames=max_frames
+            self.model.config, FrameSampling.chosen(fps, num_frames, self.model.config.sampling), max_frames=max_frames
         )
 
     def generate_until(self, requests: list[Instance]) -> list[str]:

@@ -219,7 +219,7 @@ def test_llava_with_a_tokenizer_of_the_same_size(llava):
     tokenizer = small_tokenizer()
     _, folder = llava(text={"vocab_size": len(tokenizer)})
     tokenizer.save_pretrained(folder)
-    model = vococache.load_model(folder, device="cpu")
+    model = vococache.load_model(folder, compression="voco", device="cpu")
     assert model.config.voco_token_id == len(tokenizer) == model.tokenizer.convert_tokens_to_ids("<voco>")
     assert model.config.text.vocab_size == len(tokenizer) + 1
     newline = tokenizer.convert_tokens_to_ids("Ċ")
@@ -232,7 +232,7 @@ def test_llava_whose_embedding_has_spare_rows(llava):
     tokenizer = small_tokenizer("<image>")
     stock, folder = llava()
     tokenizer.save_pretrained(folder)
-    model = vococache.load_model(folder, device="cpu")
+    model = vococache.load_model(folder, compression="voco", device="cpu")
     assert model.config.voco_token_id == len(tokenizer) == 32
     assert model.config.text.vocab_size == 48
     assert model.language_model.embed_tokens.weight.equal(stock.model.language_model.embed_tokens.weight)
@@ -249,7 +249,7 @@ def test_llava_becomes_ours(kit, llava, tmp_path):
     tokenizer = small_tokenizer()
     _, folder = llava(text={"vocab_size": len(tokenizer)})
     tokenizer.save_pretrained(folder)
-    model = vococache.load_model(folder, device="cpu")
+    model = vococache.load_model(folder, compression="voco", device="cpu")
     save_pretrained(model, tmp_path / "ours")
     again = vococache.load_model(tmp_path / "ours", device="cpu")
     same_weights(model, again)
@@ -282,7 +282,7 @@ def test_a_newline_outside_a_small_vocabulary_is_named(llava):
     """Without a tokenizer the official newline is assumed."""
     _, folder = llava()
     with pytest.raises(ModelError, match=r"29871 .*vocabulary of 49"):
-        vococache.load_model(folder, device="cpu")
+        vococache.load_model(folder, compression="voco", device="cpu")
 
 
 def test_siglip_llava(kit, llava):

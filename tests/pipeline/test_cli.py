@@ -53,7 +53,7 @@ def voco(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
 @pytest.fixture(scope="module")
 def store(clips: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
     path = tmp_path_factory.mktemp("cli") / "store"
-    vococache.ingest([str(clips / "plain.mp4"), str(clips / "offset.mkv"), str(clips / "text.mp4")], str(path))
+    vococache.ingest([str(clips / "plain.mp4"), str(clips / "offset.mkv"), str(clips / "text.mp4")], str(path), fps=1)
     return path
 
 
@@ -140,7 +140,7 @@ def test_chat_reads_questions_until_the_end(
 
 
 def test_ingest_reports(voco: Voco, store: Path, clips: Path) -> None:
-    again = voco("ingest", clips / "plain.mp4", clips / "offset.mkv", "--store", store)
+    again = voco("ingest", clips / "plain.mp4", clips / "offset.mkv", "--store", store, "--fps", 1)
     assert (again.code, again.err) == (0, "")
     assert "nothing to do: 2 videos are up to date" in again.out
     failed = voco("ingest", clips / "text.mp4", "--store", store, "--json")
