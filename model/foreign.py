@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PretrainedConfig
+from transformers import AutoTokenizer, LlamaTokenizer, PretrainedConfig
 
 from vococache.errors import ModelError
 from vococache.model.config import UNTRAINED, UNTRAINED_FRAMES, PromptPieces, VoCoConfig, hf_config
@@ -24,6 +24,9 @@ def load_tokenizer(folder: Path, text: PretrainedConfig) -> Any:
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
         return None
     try:
+        if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+            # A SentencePiece model alone does not say how it is used: as Llama's, which such folders are.
+            return LlamaTokenizer.from_pretrained(folder, local_files_only=True, add_bos_token=True)  # nosec B615
         # Nothing is downloaded, so there is no revision to pin.
         return AutoTokenizer.from_pretrained(  # nosec B615
             folder, config=text, local_files_only=True, trust_remote_code=False

@@ -47,10 +47,12 @@ def fetch(name: str) -> tuple[Path, str]:
         raise ModelError(f"model {repo!r} has no revision {revision!r} on the Hugging Face hub") from None
     except RepositoryNotFoundError:
         raise ModelError(
-            f"there is no model {name!r} on the Hugging Face hub, or it is private: set HF_TOKEN"
+            f"there is no folder {name!r}, and no such model on the Hugging Face hub, or it is private: set HF_TOKEN"
         ) from None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
-        raise ModelError(f"model {name!r} is not in the Hugging Face cache, and the hub is out of reach") from None
+        raise ModelError(
+            f"there is no folder {name!r}; as a Hugging Face model it is not in the cache, and the hub is out of reach"
+        ) from None
     except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"model {name!r} cannot be fetched from the Hugging Face hub: {reason}") from None

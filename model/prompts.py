@@ -116,10 +116,10 @@ def _placeholder(data: dict[str, Any], tokenizer: Any) -> str:
     """The token that stands for a medium in the checkpoint's texts."""
     kind = "video" if data["model_type"] in VIDEO_FAMILIES else "image"
     index = data.get(f"{kind}_token_id", data.get(f"{kind}_token_index"))
-    if index is not None and index < len(tokenizer):
-        return str(tokenizer.convert_ids_to_tokens(index))
-    if f"<{kind}>" in tokenizer.get_vocab():
-        return f"<{kind}>"
+    added = tokenizer.get_added_vocab()  # a placeholder is never part of a word
+    for token, own in added.items():
+        if own == index or (index is None and token == f"<{kind}>"):
+            return str(token)
     return str(tokenizer.bos_token or tokenizer.eos_token)  # any single token serves as a neighbour
 
 
