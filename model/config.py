@@ -138,9 +138,10 @@ class VoCoConfig:
                 raise ModelError(f"all tokens of {frames} frames are {self.full_tokens}, asked for {tokens}")
         elif not 1 <= tokens <= most:
             raise ModelError(f"{frames} frames have {most} vision tokens: expected 1 to {most} to keep, found {tokens}")
-        elif self.compression == "pool" and frames * math.isqrt(tokens // frames) ** 2 != tokens:
+        elif self.compression == "pool" and (tokens % frames or self.pooled_grid[1] > self.tokens_per_side):
             raise ModelError(
-                f"pooling makes a square of tokens of each frame: expected {frames} times 1, 4, 9, ..., found {tokens}"
+                f"pooling makes a grid of each of {frames} frames, of at most {self.tokens_per_side} x"
+                f" {self.tokens_per_side}: {tokens} tokens are none"
             )
 
     @property
@@ -170,7 +171,11 @@ class VoCoConfig:
 
     @property
     def patches_per_side(self) -> int:
-        return _side(self.vision.image_size) // _side(self.vision.patch_size)
+        return _side(self.vision.image_size) // self.patch_size
+
+    @property
+    def patch_size(self) -> int:
+        return _side(self.vision.patch_size)
 
     @cached_property
     def tokens_per_side(self) -> int:
@@ -190,6 +195,13 @@ class VoCoConfig:
     def tokens_per_frame(self) -> int:
         """Vision tokens of one frame, without a class token."""
         return self.tokens_per_side**2
+
+    @property
+    def pooled_grid(self) -> tuple[int, int]:
+        """Rows and columns to which "pool" averages a frame: the squarest grid, rows not more than columns."""
+        tokens = self.num_voco_tokens // self.frames_per_segment
+        rows = next(rows for rows in range(max(1, math.isqrt(tokens)), 0, -1) if tokens % rows == 0)
+        return rows, tokens // rows
 
     @property
     def segment_tokens(self) -> int:

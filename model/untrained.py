@@ -4,14 +4,12 @@ Stage 1 is `[prefix] [K tokens made of the segment's vision tokens]`; the K entr
 prefix's own entries once in front of all segments.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
 from vococache.model.cache import VoCoCache
 from vococache.model.coverage import ENTRIES, cover
-from vococache.model.vision import resized
+from vococache.model.vision import pooled
 from vococache.model.voco import VoCoModel
 
 
@@ -33,8 +31,7 @@ class Untrained(VoCoModel):
             return torch.cat([cover(part, config.num_voco_tokens) for part in torch.split(tokens, at_once)])
         frames = tokens.reshape(len(tokens), config.frames_per_segment, -1, tokens.shape[2])  # [S, F, n, E]
         if config.compression == "pool":
-            rows = math.isqrt(config.num_voco_tokens // config.frames_per_segment)
-            return resized(frames.flatten(0, 1), "area", rows).reshape(len(tokens), config.num_voco_tokens, -1)
+            return pooled(frames.flatten(0, 1), config.pooled_grid).reshape(len(tokens), config.num_voco_tokens, -1)
         return self._all(frames)
 
     def _all(self, frames: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ class OneVisionConnector(LlavaOnevisionMultiModalProjector):
 
     def forward(self, features: Tensor) -> Tensor:
         """[N, patches, W] -> [N, n, E]."""
-        return resized(super().forward(features), "bilinear")  # type: ignore[no-untyped-call]
+        return halved(super().forward(features))  # type: ignore[no-untyped-call]
 
 
 class NextVideoConnector(LlavaOnevisionMultiModalProjector):
@@ -125,9 +125,13 @@ def as_grid(tokens: Tensor) -> Tensor:
     return tokens.reshape(len(tokens), rows, rows, tokens.shape[2])
 
 
-def resized(tokens: Tensor, how: str, rows: int | None = None) -> Tensor:
-    """A frame's tokens [N, rows * rows, E] as fewer rows (None: half, rounded up): "bilinear", or "area" means."""
+def halved(tokens: Tensor) -> Tensor:
+    """A frame's tokens [N, rows * rows, E] as half the rows and columns, rounded up, bilinearly."""
     grid = as_grid(tokens).permute(0, 3, 1, 2)
-    size = -(-grid.shape[2] // 2) if rows is None else rows
-    grid = F.adaptive_avg_pool2d(grid, size) if how == "area" else F.interpolate(grid, size=(size, size), mode=how)
-    return grid.flatten(2).transpose(1, 2)
+    half = -(-grid.shape[2] // 2)
+    return F.interpolate(grid, size=(half, half), mode="bilinear").flatten(2).transpose(1, 2)
+
+
+def pooled(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """A frame's tokens [N, rows * rows, E] as the means of the cells of a smaller grid."""
+    return F.adaptive_avg_pool2d(as_grid(tokens).permute(0, 3, 1, 2), grid).flatten(2).transpose(1, 2)

@@ -13,7 +13,7 @@ from vococache.storage.store import Store
 
 VIDEOS = f"videos/{DOCUMENT}"
 # Where a store has its own, older settings, these win: they change how work is cut, not what a cache means.
-FREE_SETTINGS = frozenset({"model", "chunk_segments", "micro_batch", "sampling"})
+FREE_SETTINGS = frozenset({"model", "chunk_segments", "micro_batch", "sampling", "positions"})
 
 
 def open_store(
@@ -67,7 +67,11 @@ def _create(objects: Objects, header: StoreHeader) -> None:
     check_vacant(objects)
     settings = header.to_dict()
     version = FORMAT_VERSION
-    for name, first in (("compression", "voco"), ("sampling", None)):  # as all stores were at first
+    for name, first in (
+        ("compression", "voco"),
+        ("sampling", None),
+        ("positions", None),
+    ):  # as all stores were at first
         if settings[name] == first:
             del settings[name]
     if header.quantization is None:

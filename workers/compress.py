@@ -79,6 +79,7 @@ def store_header(model: VoCoModel) -> StoreHeader:
         micro_batch=micro_batch(config),
         compression=config.compression,
         sampling=config.sampling,
+        positions=config.max_positions - config.prefix_entries,
     )
 
 

@@ -5,6 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     Idefics3Config,
     Idefics3ForConditionalGeneration,
@@ -24,6 +26,7 @@ from transformers import (
 
 import vococache
 from vococache.errors import ModelError
+from vococache.model import costs
 from vococache.model.checkpoints import save_pretrained
 from vococache.model.fingerprint import compressor_fingerprint, current_weights_digest
 from vococache.workers.compress import to_stored
@@ -309,7 +312,8 @@ def test_families_that_cannot_be_cached_are_refused_by_name(tmp_path):
     [
         ({"num_voco_tokens": 0}, "expected 1 to 18"),
         ({"num_voco_tokens": 19}, "2 frames have 18 vision tokens: expected 1 to 18 to keep, found 19"),
-        ({"compression": "pool", "num_voco_tokens": 6}, "expected 2 times 1, 4, 9"),
+        ({"compression": "pool", "num_voco_tokens": 5}, "of at most 3 x 3: 5 tokens are none"),
+        ({"compression": "pool", "num_voco_tokens": 14}, "14 tokens are none"),
         ({"compression": "full", "num_voco_tokens": 6}, "all tokens of 2 frames are 18, asked for 6"),
         ({"compression": "mean"}, "without VoCo tokens"),
         ({"compression": "voco"}, "takes no prefix|without VoCo tokens"),
@@ -327,3 +331,25 @@ def test_k_and_f_unless_told(make):
     assert model.config.num_voco_tokens == 7  # a tenth of 8 x 9
     assert load(make("smolvlm"), compression="pool").config.num_voco_tokens == 8
     assert load(make("smolvlm"), frames_per_segment=4).config.num_voco_tokens == 3
+
+
+@pytest.mark.parametrize("kind", ["cover", "pool", "full"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_costs_are_what_torch_counts(make, inputs, name, kind):
+    made = make(name)
+    model = load(made, compression=kind, frames_per_segment=2, **({} if kind == "full" else {"num_voco_tokens": 2}))
+    pixels, text = inputs(model)
+
+    def counted(work):
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+            work()
+        return counter.get_total_flops()
+
+    assert costs.compress_flops(model.config).total == counted(lambda: model.compress(pixels))
+    assert costs.vision_flops(model.config, 2).total == counted(lambda: model.vision_tokens(pixels))
+    cache = model.compress(pixels)
+    entries = len(PREFIX) + cache.positions
+    expected = costs.read_flops(model.config, entries=entries, tokens=len(text), logits=len(text))
+    prefix = costs.prefix_flops(model.config)
+    assert expected.total + prefix.total == counted(lambda: model.read(cache, text[None]))
+    assert cache.data.nbytes == costs.cache_bytes_per_segment(model.config, "float32")
