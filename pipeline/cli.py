@@ -14,7 +14,7 @@ import click
 
 from vococache import __version__
 from vococache.errors import InputError, VoCoError
-from vococache.pipeline import cli_bench, cli_eval, cli_store, cli_synthetic, cli_train
+from vococache.pipeline import cli_bench, cli_convert, cli_eval, cli_store, cli_synthetic, cli_train
 from vococache.pipeline.cli_eval import dtype_option
 from vococache.pipeline.cli_store import json_option
 from vococache.pipeline.events import OUTCOMES, Event
@@ -305,6 +305,6 @@ def demo(seed: int, clips: int, out: Path, as_json: bool) -> int:
     return 0
 
 
-for module in (cli_bench, cli_eval, cli_store, cli_synthetic, cli_train):
+for module in (cli_bench, cli_convert, cli_eval, cli_store, cli_synthetic, cli_train):
     for command in module.COMMANDS:
         cli.add_command(command)
