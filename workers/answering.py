@@ -2,9 +2,11 @@
 
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from vococache.errors import InputError, StoreError, VoCoError
 from vococache.model.fingerprint import model_digest
+from vococache.model.hub import is_hub_id
 from vococache.storage import open_store
 from vococache.workers.reason import Context, ReasonStage, question_ids
 
@@ -57,7 +59,8 @@ class AnswerStage:
         stage = self.setup()
         config = stage.model.config
         vision, text = config.vision, config.text
-        return {
+        name = stage.model.name  # of one from the hub, with its commit; a folder's says nothing elsewhere
+        return ({"checkpoint": name} if is_hub_id(name) and not Path(name).exists() else {}) | {
             "fingerprint": stage.store.header.fingerprint,
             "model": model_digest(stage.model),
             "prompt": config.prompt.template,

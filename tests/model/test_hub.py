@@ -13,6 +13,8 @@ import vococache
 from vococache.errors import ModelError
 from vococache.model import hub
 from vococache.model.checkpoints import locate, save_pretrained
+from vococache.storage import open_store
+from vococache.workers.answering import AnswerStage
 from vococache.workers.compress import store_header
 
 COMMIT, OTHER = "1" * 40, "2" * 40
@@ -84,6 +86,14 @@ def test_offline_it_is_one_line(cache, name, message):
     with pytest.raises(ModelError, match=message) as caught:
         vococache.load_model(name)
     assert "\n" not in str(caught.value)
+
+
+def test_results_name_the_commit(cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = vococache.load_model("org/tiny", device="cpu")
+    store = open_store(str(tmp_path / "store"), "a", header=store_header(model))
+    stage = AnswerStage(store_url=store.url, model="org/tiny", dtype=None, device="cpu", tokens=None, max_new_tokens=1)
+    assert stage.describe()["checkpoint"] == store.header.model == f"org/tiny@{COMMIT}"
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,7 @@ def test_ask_json_is_the_contract(voco: Voco, store: Path) -> None:
     assert answers[0]["segments"] == [{"video": "plain", "start": 1, "stop": 4, "start_time": 1.0, "end_time": 3.0}]
     assert set(answers[0]["timings"]) == {"load", "prefill", "decode"}
     assert "only synthetic clips" in result.err, "the embedded model says what it is"
+    assert "'plain' was sampled with fps 1, the model was made for fps 2" in result.err
 
 
 def test_answers_need_no_video_file(voco: Voco, clips: Path, tmp_path: Path) -> None:
@@ -156,6 +157,11 @@ def test_a_dry_run_tells_and_does_nothing(voco: Voco, clips: Path, tmp_path: Pat
     assert (found["videos"], found["segments"]) == (3, 17)  # 10 + 1 + 6
     assert set(found["unknown"]) == {"text", "zero", "cut", "sound"}
     assert found["seconds"] > 0
+    assert found["hour_bytes"] == 7200 * found["bytes"] // 17
+    assert found["context_hours"] == pytest.approx(1024 / 7200, rel=0.01)
+    assert found["segment_flops"] > 1e6
+    by_itself = voco("ingest", clips, "--store", tmp_path / "none", "--dry-run", "--json").json
+    assert by_itself["segments"] == 17, "the embedded model was made for two frames a second"  # type: ignore[call-overload, index]
     assert found["bytes"] == 17 * 6 * 2 * 6 * 4 * 32 * 4  # layers, keys and values, heads, tokens, head size, bytes
     assert not (tmp_path / "none").exists()
 
