@@ -56,7 +56,7 @@ def family_config(
     """
     family = data["model_type"]
     text_type, vision_type, layer, defaults = FAMILIES[family]
-    text = hf_config({"model_type": text_type} | data["text_config"])
+    text = _text({"model_type": text_type} | data["text_config"])
     text.tie_word_embeddings = _tied(data, text, stored)
     tokenizer = load_tokenizer(folder, text)
     vision = _vision(
@@ -117,6 +117,20 @@ def next_video_name(name: str) -> str | None:
     """`family_name` for LLaVA-NeXT-Video, whose videos have no newline."""
     ours = family_name(name)
     return None if ours == "projector.newline" else ours
+
+
+def _text(data: dict[str, Any]) -> PretrainedConfig:
+    """The decoder's config; dynamic RoPE, which InternVL's have, as the default.
+
+    It is the default up to `max_position_embeddings`, and more positions are never used.
+    """
+    for name in ("rope_scaling", "rope_parameters"):
+        rope = data.get(name)
+        if rope and rope.get("rope_type", rope.get("type")) == "dynamic":
+            theta = rope.get("rope_theta", data.get("rope_theta", 10000.0))
+            plain = {"rope_type": "default", "rope_theta": theta}
+            data = {key: value for key, value in data.items() if key != name} | {"rope_parameters": plain}
+    return hf_config(data)
 
 
 def _tied(data: dict[str, Any], text: PretrainedConfig, stored: set[str]) -> bool:

@@ -30,6 +30,8 @@ def is_stage1(name: str, config: VoCoConfig) -> bool:
     """Does stage 1 use the weight of that name?"""
     if name.startswith(("lm_head.", "language_model.norm.", "reader.")):
         return False
+    if name == "projector.newline":  # behind all tokens of a segment, where all are kept
+        return config.untrained and config.compression == "full"
     last = f"language_model.layers.{config.layers - 1}."
     return not (name.startswith(last) and name.removeprefix(last).startswith(_BEHIND_LAST_KEYS))
 
@@ -116,5 +118,6 @@ def _numeric(hf_config: dict[str, object]) -> dict[str, object]:
         "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
         "num_key_value_heads", "head_dim", "hidden_act", "rms_norm_eps", "layer_norm_eps", "rope_parameters",
         "image_size", "patch_size", "num_channels", "attention_bias", "mlp_bias",
+        "norm_type", "use_qk_norm", "use_mean_pooling",
     )  # fmt: skip
     return {key: hf_config[key] for key in deciding if key in hf_config}

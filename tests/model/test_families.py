@@ -325,6 +325,41 @@ def test_what_a_checkpoint_cannot_is_refused(make, options, message):
         load(make("smolvlm"), **({"frames_per_segment": 2} | options))
 
 
+@torch.no_grad()
+def test_dynamic_rope_is_the_default_within_the_models_positions(make, inputs):
+    """As published InternVL checkpoints have it, in the older form of a config."""
+    made = make("internvl")
+    data = json.loads((made.folder / "config.json").read_text())
+    rope = data["text_config"].pop("rope_parameters")
+    data["text_config"] |= {"rope_theta": rope["rope_theta"], "rope_scaling": {"type": "dynamic", "factor": 2.0}}
+    (made.folder / "config.json").write_text(json.dumps(data))
+    dynamic = InternVLForConditionalGeneration.from_pretrained(made.folder).eval()
+    assert dynamic.config.text_config.rope_parameters["rope_type"] == "dynamic"
+    made.stock = dynamic
+    model = load(made, compression="full", frames_per_segment=2)
+    pixels, text = inputs(model)
+    expected = stock_logits(made, pixels, text)
+    torch.testing.assert_close(model.read(model.compress(pixels), text[None])[0], expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", ["cover", "full"])
+def test_each_weight_counts_in_the_fingerprint_if_it_changes_a_cache(make, inputs, kind):
+    """Every weight of the family with a newline of its own, one at a time, with the cache itself as the judge."""
+    model = load(make("llava_onevision"), compression=kind, frames_per_segment=2)
+    model.weights_digest = None
+    pixels, _ = inputs(model)
+    with torch.no_grad():
+        fingerprint, cache = compressor_fingerprint(model), model.compress(pixels).data
+        for name, weight in model.named_parameters():
+            if name == "language_model.embed_tokens.weight":
+                continue
+            kept = weight.detach().clone()
+            weight.data = weight + 0.5 * torch.arange(weight.numel()).reshape(weight.shape) / weight.numel()
+            changed = not model.compress(pixels).data.equal(cache)
+            assert (compressor_fingerprint(model) != fingerprint) == changed, name
+            weight.data = kept
+
+
 def test_k_and_f_unless_told(make):
     model = load(make("smolvlm"))
     assert (model.config.compression, model.config.frames_per_segment) == ("cover", 8)
