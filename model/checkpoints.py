@@ -7,8 +7,8 @@ Hugging Face hub.
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,7 @@ class Layout:
     tokenizer: Any = None
     new_rows: int = 0  # embedding rows to add for tokens that the checkpoint does not know
     spare_row: int | None = None  # one that is there for a new token, and may hold zeros
+    extra: dict[str, Tensor] = field(default_factory=dict)  # weights, by our names, that no file has
 
 
 def load_model(
@@ -107,14 +108,23 @@ def load_model(
     reader = config.reader
     config = replace(config, reader=None)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    with torch.device("meta"):
-        model = model_class(config)(config)
-    _fill(model, layout, folder, _resolve_dtype(dtype, where), where)
+    model = build(layout, config, folder, resolve_dtype(dtype, where), where)
     if reader is not None:
         _fill_reader(model, reader, folder)
+        model.eval().requires_grad_(False)
     if dtype == FLOAT8:
         use_float8(model.language_model.layers)
     model.name = name
+    return model
+
+
+def build(
+    layout: Layout, config: VoCoConfig, folder: Path, dtype: torch.dtype | None, device: torch.device
+) -> VoCoModel:
+    """A model of `config` with a layout's weights, for inference; `folder` is named where they do not fit."""
+    with torch.device("meta"):
+        model = model_class(config)(config)
+    _fill(model, layout, folder, dtype, device)
     model.tokenizer = layout.tokenizer
     return model.eval().requires_grad_(False)
 
@@ -202,7 +212,7 @@ def save_pretrained(model: VoCoModel, folder: str | Path, *, note: str | None = 
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def _resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype | None:
+def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype | None:
     """The dtype to load in; None keeps the checkpoint's."""
     if dtype is None:
         return torch.float32 if device.type == "cpu" else None
@@ -274,8 +284,10 @@ def _fill(model: VoCoModel, layout: Layout, folder: Path, dtype: torch.dtype | N
     layers = re.compile(r"vision_tower\.encoder\.layers?\.(\d+)\.")
     state: dict[str, Tensor] = {}
     digests: dict[str, bytes] = {}
-    for source, rename in layout.sources:
-        for stored, tensor in _tensors(source):
+    sources: list[tuple[Iterable[tuple[str, Tensor]], Rename]] = [(_tensors(at), name) for at, name in layout.sources]
+    sources.append((layout.extra.items(), str))
+    for weights, rename in sources:
+        for stored, tensor in weights:
             name = rename(stored)
             if name is None or name.startswith("reader.") or _unused(name, layers, model.config, wanted):
                 continue

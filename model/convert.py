@@ -19,6 +19,7 @@ from vococache.model.checkpoints import locate
 from vococache.model.families import family_name
 
 SHARD_BYTES = 4 << 30
+PROJECTOR = "mm_projector.bin"  # the official code's, where it alone was trained
 INDEX, ADAPTER = "pytorch_model.bin.index.json", "adapter_config.json"
 _TOKENIZER = ("*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
 _NOT_COPIED = (INDEX, ADAPTER, "model.safetensors.index.json", "trainer_state.json")
@@ -65,9 +66,9 @@ def _tensors(folder: Path, opened: list[str]) -> Iterator[tuple[str, Tensor]]:
     if (folder / INDEX).is_file():
         names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
     else:
-        names = sorted(file.name for file in folder.glob("pytorch_model*.bin"))
-    if not names:
-        raise ModelError(f"{folder} has neither safetensors nor pytorch_model*.bin")
+        names = sorted(file.name for file in folder.glob("pytorch_model*.bin")) or [PROJECTOR]
+    if not all((folder / name).is_file() for name in names):
+        raise ModelError(f"{folder} has neither safetensors nor pytorch_model*.bin, or not all that its index names")
     for name in names:
         yield from _unpickled(folder / name, opened).items()
 

@@ -69,7 +69,7 @@ def family_config(
     known = tokenizer is not None and VOCO_TOKEN in tokenizer.get_vocab()
     kind = kind or ("voco" if known else "cover")
     untrained = kind in UNTRAINED
-    voco_id, new_rows = (None, 0) if untrained else _add_voco(text, tokenizer)
+    voco_id, new_rows = (None, 0) if untrained else add_voco(text, tokenizer)
     chat = chat_prompt(folder, data, text, tokenizer)
     config = VoCoConfig(
         text=text,
@@ -161,7 +161,7 @@ def _check_features(family: str, data: dict[str, Any], vision: PretrainedConfig)
         raise ModelError(f"projector activation {act!r} is not supported; expected 'gelu'")
 
 
-def _add_voco(text: PretrainedConfig, tokenizer: Any) -> tuple[int, int]:
+def add_voco(text: PretrainedConfig, tokenizer: Any) -> tuple[int, int]:
     """`<voco>`'s id, added to the tokenizer where it is new, and the embedding rows that are missing for it."""
     voco_id = int(text.vocab_size)
     if tokenizer is not None:

@@ -84,7 +84,7 @@ def official_config(folder: Path, data: dict[str, Any], kind: str | None) -> Off
         else vicuna_prompt(text, tokenizer),
         compression="cover" if untrained else "voco",
         num_voco_tokens=1 if untrained else 2,
-        **_preprocessing(vision_folder, vision.image_size, pad=data.get("image_aspect_ratio") == "pad"),
+        **tower_preprocessing(vision_folder, vision.image_size, pad=data.get("image_aspect_ratio") == "pad"),
     )
     if untrained:
         config = config.compressing("cover", frames=UNTRAINED_FRAMES)
@@ -123,7 +123,7 @@ def vision_config(data: dict[str, Any], feature_layer: int) -> PretrainedConfig:
     return config
 
 
-def _preprocessing(folder: Path, image_size: int, *, pad: bool) -> dict[str, Any]:
+def tower_preprocessing(folder: Path, image_size: int, *, pad: bool) -> dict[str, Any]:
     """Geometry, mean and std from a folder's preprocessor_config.json (CLIP's where there is none)."""
     path = folder / "preprocessor_config.json"
     data = json.loads(path.read_text()) if path.is_file() else {}

@@ -5,6 +5,7 @@ processors write between frames, are left out: a segment is compressed before an
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,18 @@ def chat_prompt(folder: Path, data: dict[str, Any], text: PretrainedConfig, toke
     )  # fmt: skip
 
 
+def text_prompt(folder: Path, text: PretrainedConfig, tokenizer: Any, pieces: PromptPieces) -> PromptPieces:
+    """`pieces` with the chat template of a text-only model: a medium stands in front of all of it."""
+    first, before_answer, followup = _turns(folder, str(tokenizer.chat_template), tokenizer, None)
+    bos = own_bos(tokenizer)
+    if bos is not None:
+        first = first.removeprefix(tokenizer.bos_token)
+    return replace(
+        pieces, bos_id=bos, stop_ids=stop_ids(folder, text, tokenizer), template=first, followup=followup,
+        before_answer=before_answer,
+    )  # fmt: skip
+
+
 def stop_ids(folder: Path, text: PretrainedConfig, tokenizer: Any) -> tuple[int, ...]:
     """Ids that end an answer: the decoder's, the generation config's, the tokenizer's."""
     found: list[Any] = [text.eos_token_id]
@@ -88,12 +101,18 @@ def _template(folder: Path, tokenizer: Any) -> str | None:
     return own if isinstance(own, str) else None
 
 
-def _turns(folder: Path, template: str, tokenizer: Any, family: str) -> tuple[str, str, str]:
-    """The first question's text, what stands before an answer, and what stands behind one up to the next answer."""
+def _turns(folder: Path, template: str, tokenizer: Any, family: str | None) -> tuple[str, str, str]:
+    """The first question's text, what stands before an answer, and what stands behind one up to the next answer.
+
+    `family`: of which a medium stands in front of the first question; None for a text-only model.
+    """
+
+    def turn(role: str, text: str, *media: dict[str, str]) -> dict[str, Any]:
+        return {"role": role, "content": text if family is None else [*media, {"type": "text", "text": text}]}
+
     kind = "video" if family in VIDEO_FAMILIES else "image"
-    asked = {"role": "user", "content": [{"type": kind}, {"type": "text", "text": QUESTION}]}
-    answer = {"role": "assistant", "content": [{"type": "text", "text": "{answer}"}]}
-    again = {"role": "user", "content": [{"type": "text", "text": QUESTION}]}
+    asked, again = turn("user", QUESTION, {"type": kind}), turn("user", QUESTION)
+    answer = turn("assistant", "{answer}")
 
     def render(*turns: dict[str, Any]) -> str:
         return str(

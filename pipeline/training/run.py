@@ -14,6 +14,7 @@ from transformers import set_seed
 from vococache.errors import InputError
 from vococache.model.baselines import with_compression
 from vococache.model.checkpoints import load_model, locate, read_layout, save_pretrained
+from vococache.model.compose import compose
 from vococache.model.objective import Objective
 from vococache.model.scratch import random_model
 from vococache.model.voco import VoCoModel
@@ -89,6 +90,13 @@ def _starting_model(settings: TrainSettings, device: torch.device) -> VoCoModel:
         layout = read_layout(Path(settings.model), "voco")
         model = random_model(layout.config.with_voco(**changes), settings.seed)
         model.tokenizer = layout.tokenizer
+    elif settings.compose is not None:
+        try:
+            model = compose(settings.model, **settings.compose, seed=settings.seed, dtype="float32", device=device)
+        except TypeError as error:
+            raise InputError(f"`compose` takes tower, projector and feature_layer: {error}") from None
+        model.config = model.config.with_voco(**changes)
+        model.config.check_stage1_ids()
     else:
         # Those who do not know VoCo tokens get one: training is for these.
         kind = None if read_layout(locate(settings.model)[0]).config.voco_token_id is not None else "voco"
