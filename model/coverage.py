@@ -36,18 +36,31 @@ def similarities(tokens: Tensor) -> tuple[Tensor, int]:
 
 def greedy(similar: Tensor, scale: int, k: int) -> Tensor:
     """Indices [S, K] in the order in which they are chosen; of equal gains the first place wins."""
-    count = similar.shape[1]
-    places = torch.arange(count - 1, -1, -1, device=similar.device)
-    best = torch.full(similar.shape[:2], -scale, dtype=torch.int32, device=similar.device)
-    taken = torch.zeros_like(best, dtype=torch.bool)
+    return torch.stack([_greedy(segment, scale, k) for segment in similar])
+
+
+def _greedy(similar: Tensor, scale: int, k: int) -> Tensor:
+    """One segment's choice [K].
+
+    After each pick only the tokens are looked at that it is nearer to than any pick before: what they gave to every
+    candidate's gain is taken back, what they still give is put in.
+    """
+    count = len(similar)
+    earlier = torch.arange(count - 1, -1, -1, device=similar.device)
+    best = torch.full((count,), -scale, dtype=torch.int32, device=similar.device)
+    gain = (similar - best[:, None]).sum(dim=0)  # int64
     chosen = []
     for _ in range(k):
-        gain = (similar - best[:, :, None]).clamp_(min=0).sum(dim=1)
-        pick = (gain * count + places).masked_fill(taken, -1).argmax(dim=1, keepdim=True)
-        taken.scatter_(1, pick, True)
-        best = torch.maximum(best, similar.gather(1, pick[:, :, None].expand(-1, -1, count))[:, 0])
+        pick = (gain * count + earlier).argmax()
         chosen.append(pick)
-    return torch.cat(chosen, dim=1)
+        now = torch.maximum(best, similar[:, pick])
+        nearer = (now > best).nonzero()[:, 0]
+        rows = similar[nearer]
+        gave, give = ((rows - level[nearer, None]).clamp_(min=0) for level in (best, now))
+        gain -= (gave - give).sum(dim=0)
+        gain[pick] = -1  # of no use again, and below all others
+        best = now
+    return torch.stack(chosen)
 
 
 def nearest(similar: Tensor, chosen: Tensor) -> Tensor:

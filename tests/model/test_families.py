@@ -300,6 +300,41 @@ def test_training_flows_through_both_stages(kit, make, inputs, name):
             torch.testing.assert_close(ours[weight_name], weight.grad, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("kind", ["cover", "full"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_gradients_without_voco_tokens_are_those_of_one_masked_forward(kit, make, inputs, name, kind):
+    model = load(make(name), compression=kind, frames_per_segment=2).requires_grad_(True)
+    pixels, text = inputs(model, segments=2)
+    mask = torch.ones(1, len(text), dtype=torch.bool)
+    loss = model(pixels, text[None], mask, text[None])["loss"]
+    loss.backward()
+    ours = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+    model.zero_grad(set_to_none=True)
+    stock = kit.stock(model)
+    expected = torch.nn.functional.cross_entropy(one_forward(kit, model, pixels, text, stock)[:-1], text[1:])
+    expected.backward()
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=0)
+    decoder = dict(stock.named_parameters())
+    for weight_name, weight in model.named_parameters():
+        found = weight.grad
+        if weight_name.startswith(("language_model.layers", "lm_head")):
+            found = decoder[weight_name.replace("language_model.", "model.")].grad
+        if found is not None and "embed_tokens" not in weight_name and weight_name != "language_model.norm.weight":
+            torch.testing.assert_close(ours[weight_name], found, atol=1e-4, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_rows_of_different_numbers_of_segments_stand_behind_the_prefix(make, inputs):
+    model = load(make("smolvlm"), compression="cover", frames_per_segment=2, num_voco_tokens=3)
+    pixels, text = inputs(model, segments=3)
+    ids, mask = torch.stack((text, text.flip(0), text)), torch.ones(3, len(text), dtype=torch.bool)
+    logits = model(pixels, ids, mask, segments=[2, 0, 1])["logits"]
+    cache = model.compress(pixels)
+    alone = (cache.slice(0, 2), model.empty_cache(), cache.slice(2, 3))
+    for row, part in enumerate(alone):
+        torch.testing.assert_close(logits[row], model.read(part, ids[row : row + 1])[0], atol=1e-4, rtol=0)
+
+
 def test_families_that_cannot_be_cached_are_refused_by_name(tmp_path):
     for family in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3"):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
