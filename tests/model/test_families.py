@@ -1,6 +1,8 @@
 """Each family untrained, against its own model as Transformers builds, saves and runs it."""
 
 import json
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -423,3 +425,29 @@ def test_costs_are_what_torch_counts(make, inputs, name, kind):
     prefix = costs.prefix_flops(model.config)
     assert expected.total + prefix.total == counted(lambda: model.read(cache, text[None]))
     assert cache.data.nbytes == costs.cache_bytes_per_segment(model.config, "float32")
+
+
+PEAK = """
+import resource, sys
+from vococache.model.checkpoints import load_model
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+model = load_model(sys.argv[1], dtype="bfloat16", device="cpu", prefix_ids=[1])
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(1024 * peak, sum(weight.nbytes for weight in model.parameters()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in other units")
+def test_loading_takes_a_models_own_size_and_a_shard(kit, tmp_path):
+    shard = 50 << 20
+    text = kit.text_config("llama", vocab_size=16000, hidden_size=1024, intermediate_size=2816, num_hidden_layers=12,
+                           num_attention_heads=16, num_key_value_heads=16, head_dim=64)  # fmt: skip
+    config = LlavaConfig(text_config=text.to_dict(), vision_config=kit.vision_config("clip").to_dict())
+    stock = LlavaForConditionalGeneration(config).bfloat16()
+    stock.save_pretrained(tmp_path, max_shard_size=shard)
+    del stock
+    found = subprocess.run([sys.executable, "-c", PEAK, str(tmp_path)], capture_output=True, text=True, check=True)
+    peak, own = map(int, found.stdout.split())
+    assert own > 5 * shard
+    assert peak < own + shard
