@@ -76,7 +76,7 @@ def _tensors(folder: Path, opened: list[str]) -> Iterator[tuple[str, Tensor]]:
 def _unpickled(file: Path, opened: list[str]) -> dict[str, Tensor]:
     """The tensors of a pickle. Raises `ModelError` where it holds, or asks for, anything else."""
     try:
-        found = torch.load(file, map_location="cpu", weights_only=True)  # nosec B614 (tensors alone)
+        found = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a foreign file makes the unpickler raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"{file} cannot be read as tensors alone: {reason}") from None

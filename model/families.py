@@ -70,12 +70,12 @@ def family_config(
     kind = kind or ("voco" if known else "cover")
     untrained = kind in UNTRAINED
     voco_id, new_rows = (None, 0) if untrained else add_voco(text, tokenizer)
-    chat = chat_prompt(folder, data, text, tokenizer)
+    own = chat_prompt if untrained else _voco_prompt
     config = VoCoConfig(
         text=text,
         vision=vision,
         voco_token_id=voco_id,
-        prompt=chat if untrained else _voco_prompt(family, chat, text, tokenizer),
+        prompt=own(folder, data, text, tokenizer),
         family="llava" if family == "llava_next" else family,
         connector=connector,
         compression="cover" if untrained else "voco",
@@ -173,11 +173,12 @@ def add_voco(text: PretrainedConfig, tokenizer: Any) -> tuple[int, int]:
     return voco_id, new_rows
 
 
-def _voco_prompt(family: str, chat: PromptPieces, text: PretrainedConfig, tokenizer: Any) -> PromptPieces:
+def _voco_prompt(folder: Path, data: dict[str, Any], text: PretrainedConfig, tokenizer: Any) -> PromptPieces:
     """The paper's layout: its prompt for LLaVA-1.5, else the checkpoint's own chat template without the medium."""
     prompt = vicuna_prompt(text, tokenizer)
-    if tokenizer is None or (family == "llava" and text.model_type == "llama"):
+    if tokenizer is None or (data["model_type"] == "llava" and text.model_type == "llama"):
         return prompt
+    chat = chat_prompt(folder, data, text, tokenizer)
     ids = [token for token in chat.prefix_ids or () if token != own_bos(tokenizer)]
     opening = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return PromptPieces(

@@ -38,9 +38,7 @@ def fetch(name: str) -> tuple[Path, str]:
     repo, revision = match["repo"], match["revision"]
     try:
         # A branch may move: whoever wants the same again names the commit, which stores and results record.
-        found = snapshot_download(  # nosec B615
-            repo, revision=revision, allow_patterns=list(WANTED), ignore_patterns=list(LEFT_OUT)
-        )
+        found = snapshot_download(repo, revision=revision, allow_patterns=list(WANTED), ignore_patterns=list(LEFT_OUT))
     except GatedRepoError:
         raise ModelError(f"model {name!r} is gated: accept its terms on huggingface.co and set HF_TOKEN") from None
     except RevisionNotFoundError:
