@@ -14,6 +14,7 @@ from vococache.errors import InputError
 from vococache.model.cache import VoCoCache
 from vococache.model.config import VoCoConfig
 from vococache.model.initialise import initialise
+from vococache.model.untrained import Untrained
 from vococache.model.voco import VoCoModel
 
 QFORMER_LAYERS = 2
@@ -42,8 +43,7 @@ class Summarised(VoCoModel):
     @property
     def segment_entries(self) -> int:
         """BOS, K, newline."""
-        config = self.config
-        return config.stage1_length - config.frames_per_segment * config.tokens_per_frame
+        return self.config.stage1_length - self.config.segment_tokens
 
     def summary(self, features: Tensor) -> Tensor:
         """Tower features [S, F * n, vision size] as K token embeddings [S, K, E]."""
@@ -51,7 +51,8 @@ class Summarised(VoCoModel):
 
     def vision_tokens(self, pixel_values: Tensor) -> Tensor:
         """K token embeddings of each segment: [S, K, E]."""
-        return self.summary(self.vision_features(pixel_values))
+        features = self.vision_features(pixel_values)
+        return self.summary(features.reshape(len(pixel_values), -1, features.shape[-1]))
 
 
 class MeanPooling(Summarised):
@@ -103,6 +104,11 @@ COMPRESSIONS: dict[str, type[VoCoModel]] = {
     "mean": MeanPooling,
     "qformer": QFormer,
 }
+
+
+def model_class(config: VoCoConfig) -> type[VoCoModel]:
+    """What compresses as `config` says."""
+    return Untrained if config.untrained else COMPRESSIONS[config.compression]
 
 
 def with_compression(model: VoCoModel, kind: str, seed: int = 0) -> VoCoModel:

@@ -1,13 +1,14 @@
 """Loading and saving VoCo models: safetensors only, no remote code, no pickle.
 
-Three layouts are read: our own (`save_pretrained`), the official VoCo-LLaMA one, and a LLaVA-1.5 Hugging Face
-folder (the start of training; `<voco>` is added). A name without a folder is an embedded model.
+Three layouts are read: our own (`save_pretrained`), the official one of VoCo-LLaMA and LLaVA-1.5, and Hugging Face
+folders of the families in `vococache.model.families`. A name without a folder is an embedded model, or one on the
+Hugging Face hub.
 """
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vococache.errors import ModelError
-from vococache.model import foreign
-from vococache.model.baselines import COMPRESSIONS
+from vococache.model import families, foreign, hub
+from vococache.model.baselines import model_class
 from vococache.model.config import MODEL_TYPE, VoCoConfig
 from vococache.model.fingerprint import (
     compressor_fingerprint,
@@ -34,7 +35,22 @@ from vococache.model.reader import own_weights
 from vococache.model.voco import VoCoModel
 
 EMBEDDED = Path(__file__).parent / "embedded"
+EMBEDDINGS = ("language_model.embed_tokens.weight", "lm_head.weight")
+UNUSED_PARTS = (
+    "vision_tower.post_layernorm.",
+    "vision_tower.head.",
+    "vision_tower.layernorm.",
+    "vision_tower.embeddings.mask_token",
+)
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# Well-known models that cannot be loaded, and why.
+_MROPE = "its positions are multimodal (M-RoPE), so a cached key has no single place in time"
+_SLIDING = "most of its layers see a sliding window alone, so a cache behind it would not be read"
+REFUSED = {
+    "qwen2_vl": _MROPE, "qwen2_5_vl": _MROPE, "qwen3_vl": _MROPE, "qwen3_vl_moe": _MROPE,
+    "gemma3": _SLIDING, "gemma3n": _SLIDING, "paligemma": "its picture and prompt see each other in both directions",
+    "mllama": "its pictures enter through cross-attention, not as tokens",
+}  # fmt: skip
 Rename = Callable[[str], str | None]
 
 
@@ -49,64 +65,95 @@ class Layout:
     sources: tuple[tuple[Path, Rename], ...]
     tokenizer: Any = None
     new_rows: int = 0  # embedding rows to add for tokens that the checkpoint does not know
+    spare_row: int | None = None  # one that is there for a new token, and may hold zeros
+    extra: dict[str, Tensor] = field(default_factory=dict)  # weights, by our names, that no file has
 
 
 def load_model(
     path_or_name: str | Path,
     *,
+    compression: str | None = None,
     num_voco_tokens: int | None = None,
+    frames_per_segment: int | None = None,
+    prefix_ids: tuple[int, ...] | list[int] | None = None,
     newline_ids: tuple[int, ...] | list[int] | None = None,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
 ) -> VoCoModel:
     """Load a VoCo model for inference; works without a tokenizer.
 
-    `path_or_name`: a folder in one of the three layouts, or an embedded model's name. `num_voco_tokens` (K)
-    and `newline_ids` (stage 1) override the checkpoint's. `dtype`: of weights and computation; by default
+    `path_or_name`: a folder in one of the three layouts, an embedded model's name, or a Hugging Face hub id
+    (`org/name`, `org/name@revision`). `compression`: "voco", or without VoCo tokens "cover", "pool" or "full"
+    (`vococache.model.untrained`; of a checkpoint with VoCo tokens "full" is the upper bound in `baselines`); by default
+    the checkpoint's own, "cover" where it knows no VoCo tokens. `num_voco_tokens` (K), `frames_per_segment` (F),
+    `newline_ids` (stage 1 with VoCo tokens: who gives them wants these) and `prefix_ids` (without) override the
+    checkpoint's. `dtype`: of weights and computation; by default
     float32 on a CPU, the checkpoint's own on a GPU; "float8" is bfloat16 with the compressor's decoder in float8
     (`vococache.model.float8`). `device`: by default a GPU where there is one.
 
     Raises `ModelError` where the folder is not such a checkpoint, is not supported, or has missing, extra,
     mis-shaped or non-finite weights.
     """
-    folder = resolve(path_or_name)
-    layout = read_layout(folder)
-    config = layout.config.with_voco(tokens=num_voco_tokens)
+    folder, name = locate(path_or_name)
+    if compression is None and newline_ids is not None and prefix_ids is None:
+        compression = "voco" if read_layout(folder).config.voco_token_id is None else None
+    layout = read_layout(folder, compression)
+    config = layout.config
     if newline_ids is not None:
         config = replace(config, prompt=replace(config.prompt, newline_ids=tuple(newline_ids)))
+    config = config.compressing(
+        compression or config.compression, tokens=num_voco_tokens, frames=frames_per_segment, prefix_ids=prefix_ids
+    )
     config.check_stage1_ids()
     reader = config.reader
     config = replace(config, reader=None)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    with torch.device("meta"):
-        model = COMPRESSIONS[config.compression](config)
-    _fill(model, layout, folder, _resolve_dtype(dtype, where), where)
+    model = build(layout, config, folder, resolve_dtype(dtype, where), where)
     if reader is not None:
         _fill_reader(model, reader, folder)
+        model.eval().requires_grad_(False)
     if dtype == FLOAT8:
         use_float8(model.language_model.layers)
-    model.name = str(path_or_name)
+    model.name = name
+    return model
+
+
+def build(
+    layout: Layout, config: VoCoConfig, folder: Path, dtype: torch.dtype | None, device: torch.device
+) -> VoCoModel:
+    """A model of `config` with a layout's weights, for inference; `folder` is named where they do not fit."""
+    with torch.device("meta"):
+        model = model_class(config)(config)
+    _fill(model, layout, folder, dtype, device)
     model.tokenizer = layout.tokenizer
     return model.eval().requires_grad_(False)
 
 
-def resolve(path_or_name: str | Path) -> Path:
-    """The folder of a checkpoint, or of an embedded model by its name. Raises `ModelError`."""
-    path = Path(path_or_name)
+def locate(path_or_name: str | Path) -> tuple[Path, str]:
+    """The folder of a checkpoint, an embedded model or one of the hub, and the name that loads the same again.
+
+    Raises `ModelError`.
+    """
+    path, name = Path(path_or_name), str(path_or_name)
     embedded = EMBEDDED / path.name
-    if not path.exists() and str(path_or_name) == path.name and (embedded / "config.json").is_file():
-        return embedded
+    if not path.exists() and name == path.name and (embedded / "config.json").is_file():
+        return embedded, name
+    if not path.exists() and hub.is_hub_id(name):
+        return hub.fetch(name)
     if not (path / "config.json").is_file():
         names = sorted(entry.parent.name for entry in EMBEDDED.glob("*/config.json"))
         raise ModelError(
-            f"unknown model {str(path_or_name)!r}: expected a folder with a config.json, or one of the"
-            f" embedded models {names}"
+            f"unknown model {name!r}: expected a folder with a config.json, one of the embedded models {names}, or"
+            " a Hugging Face hub id like org/name"
         )
-    return path
+    return path, name
 
 
-def read_layout(folder: Path) -> Layout:
-    """Recognise a checkpoint's layout by its `model_type`. Raises `ModelError`."""
+def read_layout(folder: Path, compression: str | None = None) -> Layout:
+    """Recognise a checkpoint's layout by its `model_type`; one that knows no `<voco>` gets it for "voco" alone.
+
+    Raises `ModelError`.
+    """
     try:
         data = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
@@ -114,28 +161,32 @@ def read_layout(folder: Path) -> Layout:
     if not isinstance(data, dict):
         raise ModelError(f"{folder / 'config.json'} is not a JSON object")
     try:
-        return _layout(folder, data)
+        return _layout(folder, data, compression)
     except KeyError as error:
         raise ModelError(f"{folder / 'config.json'} lacks {error}") from None
 
 
-def _layout(folder: Path, data: dict[str, Any]) -> Layout:
+def _layout(folder: Path, data: dict[str, Any], compression: str | None) -> Layout:
     kind = data.get("model_type")
     if kind == MODEL_TYPE:
         config = VoCoConfig.from_dict(data)
         return Layout(config, ((folder, lambda name: name),), foreign.load_tokenizer(folder, config.text))
-    if kind == "llava_llama":
-        config, tokenizer, vision_folder = foreign.official_config(folder, data)
+    if kind == "llava_llama" or "mm_vision_tower" in data:
+        official = foreign.official_config(folder, data, compression)
         sources: tuple[tuple[Path, Rename], ...] = ((folder, foreign.official_name),)
-        if vision_folder is not None:
-            sources = ((vision_folder, foreign.vision_name), *sources)
-        return Layout(config, sources, tokenizer)
-    if kind == "llava":
-        config, tokenizer, new_rows = foreign.llava_config(folder, data)
-        return Layout(config, ((folder, foreign.llava_name),), tokenizer, new_rows)
+        if official.tower is not None:
+            sources = ((official.tower, foreign.vision_name), *sources)
+        return Layout(official.config, sources, official.tokenizer, official.new_rows)
+    if kind in families.FAMILIES:
+        config, tokenizer, new_rows = families.family_config(folder, data, compression, _stored_names(folder))
+        rename = {"llava": families.llava_name, "llava_next_video": families.next_video_name}
+        spare = config.voco_token_id if not new_rows else None
+        return Layout(config, ((folder, rename.get(config.family, families.family_name)),), tokenizer, new_rows, spare)
+    if kind in REFUSED:
+        raise ModelError(f"{folder} holds a {kind!r} model, which is not supported: {REFUSED[kind]}")
     raise ModelError(
-        f"{folder} holds a {kind!r} model; expected 'voco' (ours), 'llava_llama' (official VoCo-LLaMA) or"
-        " 'llava' (LLaVA-1.5 in Hugging Face form)"
+        f"{folder} holds a {kind!r} model; expected 'voco' (ours), 'llava_llama' (official VoCo-LLaMA and LLaVA-1.5) or"
+        f" a Hugging Face folder of {sorted(families.FAMILIES)}"
     )
 
 
@@ -161,7 +212,7 @@ def save_pretrained(model: VoCoModel, folder: str | Path, *, note: str | None = 
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def _resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype | None:
+def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype | None:
     """The dtype to load in; None keeps the checkpoint's."""
     if dtype is None:
         return torch.float32 if device.type == "cpu" else None
@@ -176,10 +227,10 @@ def _resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> tor
 
 def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """All tensors of a folder's safetensors files, one at a time."""
-    files = sorted(folder.glob("*.safetensors"))
+    files = _weight_files(folder)
     if not files:
         found = sorted(entry.name for entry in folder.glob("*.bin"))
-        hint = f"; {found} is pickle, which is never read: convert it to safetensors" if found else ""
+        hint = f"; {found} is pickle, which is never read: `voco convert` makes safetensors of it" if found else ""
         raise ModelError(f"{folder} has no *.safetensors file{hint}")
     for file in files:
         try:
@@ -190,25 +241,64 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
             raise ModelError(f"{file} is not a sound safetensors file: {error}") from None
 
 
+def _weight_files(folder: Path) -> list[Path]:
+    """The files of a folder's weights: those that its index names, `model.safetensors`, or all that there are."""
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        try:
+            return sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()})
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ModelError(f"{index} is not an index of weights: {error}") from None
+    return sorted(folder.glob("*.safetensors"))
+
+
+def _stored_names(folder: Path) -> set[str]:
+    """The names of a folder's weights; none of them is read."""
+    names: set[str] = set()
+    for file in _weight_files(folder):
+        try:
+            with safe_open(file, framework="pt") as handle:
+                names.update(handle.keys())
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{file} is not a sound safetensors file: {error}") from None
+    return names
+
+
+def _with_start(table: Tensor, row: int) -> Tensor:
+    """An embedding whose `row` is a new token's: the zeros that pad vocabularies become the mean of the known rows."""
+    if table[row].any():
+        return table
+    known = table[table.float().abs().sum(1) > 0]
+    table = table.clone()
+    table[row] = known.float().mean(0).to(table.dtype)
+    return table
+
+
 def _fill(model: VoCoModel, layout: Layout, folder: Path, dtype: torch.dtype | None, device: torch.device) -> None:
     """Give the model, built without storage, the checkpoint's weights; check each."""
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if model.config.text.tie_word_embeddings:
         del wanted["lm_head.weight"]
-    layers = re.compile(r"vision_tower\.encoder\.layers\.(\d+)\.")
+    layers = re.compile(r"vision_tower\.encoder\.layers?\.(\d+)\.")
     state: dict[str, Tensor] = {}
     digests: dict[str, bytes] = {}
-    for source, rename in layout.sources:
-        for stored, tensor in _tensors(source):
+    sources: list[tuple[Iterable[tuple[str, Tensor]], Rename]] = [(_tensors(at), name) for at, name in layout.sources]
+    sources.append((layout.extra.items(), str))
+    for weights, rename in sources:
+        for stored, tensor in weights:
             name = rename(stored)
-            if name is None or name.startswith("reader.") or _unused(name, layers, model.config):
+            if name is None or name.startswith("reader.") or _unused(name, layers, model.config, wanted):
                 continue
             if name not in wanted:
                 raise ModelError(f"{folder}: weight {stored!r} has no place in this model")
-            if layout.new_rows and name in ("language_model.embed_tokens.weight", "lm_head.weight"):
+            if layout.new_rows and name in EMBEDDINGS:
                 # A new token starts as the mean of the known ones.
                 mean = tensor.float().mean(0, keepdim=True).to(tensor.dtype)
                 tensor = torch.cat((tensor, mean.expand(layout.new_rows, -1)))
+            elif layout.spare_row is not None and name in EMBEDDINGS:
+                tensor = _with_start(tensor, layout.spare_row)
             cast = _checked(f"{folder}: weight {stored!r}", tensor, wanted[name], dtype)
             if is_stage1(name, model.config):
                 digests[name] = tensor_digest(name, tensor, model.config)
@@ -253,11 +343,11 @@ def _checked(what: str, tensor: Tensor, shape: torch.Size, dtype: torch.dtype | 
     return cast
 
 
-def _unused(name: str, layers: re.Pattern[str], config: VoCoConfig) -> bool:
+def _unused(name: str, layers: re.Pattern[str], config: VoCoConfig, wanted: Collection[str]) -> bool:
     """Vision weights behind the layer whose output is the feature, and a copy of tied embeddings."""
     if name == "lm_head.weight" and config.text.tie_word_embeddings:
         return True
-    if name.startswith(("vision_tower.post_layernorm.", "vision_tower.head.")):
+    if name not in wanted and name.startswith(UNUSED_PARTS):
         return True
     match = layers.match(name)
     return match is not None and int(match.group(1)) >= config.vision.num_hidden_layers
@@ -266,7 +356,8 @@ def _unused(name: str, layers: re.Pattern[str], config: VoCoConfig) -> bool:
 def _restore_buffers(model: VoCoModel, device: torch.device) -> None:
     """Position indices of the vision tower are no weights, so building without storage left them empty."""
     embeddings: Any = model.vision_tower.embeddings
-    embeddings.position_ids = torch.arange(embeddings.num_positions, device=device)[None]
+    if hasattr(embeddings, "position_ids"):
+        embeddings.position_ids = torch.arange(embeddings.num_positions, device=device)[None]
     left = [name for name, buffer in model.named_buffers() if buffer.is_meta]
     if left:
         raise ModelError(f"buffers {left} of this architecture are not known to the loader")

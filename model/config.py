@@ -3,6 +3,8 @@
 Token ids, counts and prompt pieces live here and nowhere else.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -14,16 +16,20 @@ from vococache.model.images import FrameGeometry
 
 MODEL_TYPE = "voco"
 TEXT_TYPES = ("llama", "mistral", "qwen2", "qwen3")
-VISION_TYPES = ("clip_vision_model", "siglip_vision_model")
+VISION_TYPES = ("clip_vision_model", "siglip_vision_model", "idefics3_vision", "smolvlm_vision", "internvl_vision")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 MAX_VOCO_TOKENS = 128
-COMPRESSION_KINDS = ("voco", "full", "mean", "qformer")
+COMPRESSION_KINDS = ("voco", "full", "mean", "qformer", "cover", "pool")
+UNTRAINED = ("cover", "pool", "full")  # what a checkpoint without VoCo tokens can do
+UNTRAINED_FRAMES = 8  # of a segment, unless told
+KEPT_SHARE = 10  # untrained, one of so many vision tokens is kept, unless told
 
 VICUNA_TEMPLATE = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions. "
     "USER: {question} ASSISTANT:"
 )
+VICUNA_FOLLOWUP = "</s>USER: {question} ASSISTANT:"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +38,11 @@ class PromptPieces:
 
     Stage 1 is `[bos_id] [vision] [newline_ids] [VoCo x K]`; stage 2 starts with `text_newline_ids`. The two
     newlines can differ, because a sentencepiece tokenizer splits "\\n" by what stands before it.
+
+    Without VoCo tokens `prefix_ids` are what the chat template puts in front of a medium, BOS included: stage 1 is
+    `[prefix_ids] [vision]`, and a text stands behind the prefix's own entries and the segments'. `between_ids`: what
+    stands between two frames where all their tokens are kept. `medium`: the template's placeholder, one token; texts
+    are encoded behind it, as the template has them.
     """
 
     bos_id: int | None
@@ -39,11 +50,17 @@ class PromptPieces:
     text_newline_ids: tuple[int, ...]
     stop_ids: tuple[int, ...]
     template: str = VICUNA_TEMPLATE
-    followup: str = "</s>USER: {question} ASSISTANT:"
+    followup: str = VICUNA_FOLLOWUP
+    before_answer: str = " "  # of an earlier answer, behind its template
+    prefix_ids: tuple[int, ...] | None = None
+    between_ids: tuple[int, ...] = ()
+    medium: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        """As plain JSON values; what stands at its default since the first release is left out where newer."""
+        newer = {"before_answer": " ", "prefix_ids": None, "between_ids": (), "medium": ""}
+        kept = {key: value for key, value in asdict(self).items() if newer.get(key, ...) != value}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in kept.items()}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "PromptPieces":
@@ -58,7 +75,7 @@ class VoCoConfig:
 
     text: PretrainedConfig
     vision: PretrainedConfig  # only the layers that are used: the feature is the last layer's output
-    voco_token_id: int
+    voco_token_id: int | None  # None: a checkpoint without VoCo tokens
     prompt: PromptPieces
     geometry: FrameGeometry
     image_mean: tuple[float, ...]
@@ -67,6 +84,9 @@ class VoCoConfig:
     num_voco_tokens: int = 2
     frames_per_segment: int = 1
     compression: str = "voco"  # how `compress` works: a name in `vococache.model.baselines`
+    family: str = "llava"  # how a frame's features become vision tokens: a name in `vococache.model.vision`
+    connector: dict[str, Any] = field(default_factory=dict)  # the family's settings, as its own config.json names them
+    sampling: dict[str, float] | None = None  # `fps` or `num_frames` that the checkpoint was made for
     reader: dict[str, Any] | None = None  # `build_reader`'s settings, where the reader has weights of its own
     extra: dict[str, Any] = field(default_factory=dict, compare=False)
 
@@ -80,15 +100,13 @@ class VoCoConfig:
             raise ModelError(f"projector {self.projector!r} is not supported; expected 'linear' or 'mlp2x_gelu'")
         if self.compression not in COMPRESSION_KINDS:
             raise ModelError(f"compression {self.compression!r} is not supported; expected one of {COMPRESSION_KINDS}")
-        if not 1 <= self.num_voco_tokens <= MAX_VOCO_TOKENS:
-            raise ModelError(f"expected 1 to {MAX_VOCO_TOKENS} VoCo tokens, found {self.num_voco_tokens}")
-        if not 0 <= self.voco_token_id < self.text.vocab_size:
-            raise ModelError(
-                f"the VoCo token's id {self.voco_token_id} is outside the vocabulary of {self.text.vocab_size}"
-            )
         if self.frames_per_segment < 1:
             raise ModelError(f"expected at least 1 frame in a segment, found {self.frames_per_segment}")
-        if self.geometry.size != self.vision.image_size:
+        if self.untrained:
+            self._check_untrained()
+        else:
+            self._check_voco()
+        if self.geometry.size != _side(self.vision.image_size):
             raise ModelError(
                 f"frames of {self.geometry.size} pixels do not fit a vision tower of {self.vision.image_size}"
             )
@@ -98,6 +116,38 @@ class VoCoConfig:
                 f" the decoder has {self.max_positions} (positions or sliding window): use fewer frames per"
                 " segment"
             )
+
+    def _check_voco(self) -> None:
+        if self.compression in ("cover", "pool"):
+            raise ModelError(f"compression {self.compression!r} needs the prompt's prefix_ids")
+        if not 1 <= self.num_voco_tokens <= MAX_VOCO_TOKENS:
+            raise ModelError(f"expected 1 to {MAX_VOCO_TOKENS} VoCo tokens, found {self.num_voco_tokens}")
+        if self.voco_token_id is None:
+            raise ModelError(f"compression {self.compression!r} needs a VoCo token, which this checkpoint has not")
+        if not 0 <= self.voco_token_id < self.text.vocab_size:
+            raise ModelError(
+                f"the VoCo token's id {self.voco_token_id} is outside the vocabulary of {self.text.vocab_size}"
+            )
+
+    def _check_untrained(self) -> None:
+        if self.compression not in UNTRAINED:
+            raise ModelError(f"compression {self.compression!r} takes no prefix; expected one of {UNTRAINED}")
+        frames, tokens, most = self.frames_per_segment, self.num_voco_tokens, self.segment_tokens
+        if self.compression == "full":
+            if tokens != self.full_tokens:
+                raise ModelError(f"all tokens of {frames} frames are {self.full_tokens}, asked for {tokens}")
+        elif not 1 <= tokens <= most:
+            raise ModelError(f"{frames} frames have {most} vision tokens: expected 1 to {most} to keep, found {tokens}")
+        elif self.compression == "pool" and (tokens % frames or self.pooled_grid[1] > self.tokens_per_side):
+            raise ModelError(
+                f"pooling makes a grid of each of {frames} frames, of at most {self.tokens_per_side} x"
+                f" {self.tokens_per_side}: {tokens} tokens are none"
+            )
+
+    @property
+    def untrained(self) -> bool:
+        """Is stage 1 `[prefix] [vision tokens]`, without VoCo tokens?"""
+        return self.prompt.prefix_ids is not None
 
     @property
     def layers(self) -> int:
@@ -117,22 +167,75 @@ class VoCoConfig:
 
     @property
     def has_class_token(self) -> bool:
-        return bool(self.vision.model_type == "clip_vision_model")
+        return self.vision.model_type in ("clip_vision_model", "internvl_vision")
+
+    @property
+    def patches_per_side(self) -> int:
+        return _side(self.vision.image_size) // self.patch_size
+
+    @property
+    def patch_size(self) -> int:
+        return _side(self.vision.patch_size)
 
     @cached_property
+    def tokens_per_side(self) -> int:
+        """A frame's vision tokens are a square of so many rows."""
+        side, connector = self.patches_per_side, self.connector
+        if self.family == "llava_onevision":
+            return -(-side // 2)
+        if self.family == "llava_next_video":
+            return side // int(connector["spatial_pool_stride"])
+        if self.family in ("idefics3", "smolvlm"):
+            return side // int(connector["scale_factor"])
+        if self.family == "internvl":
+            return int(side * connector["downsample_ratio"])
+        return side
+
+    @property
     def tokens_per_frame(self) -> int:
-        """Vision tokens of one frame: the patches, without a class token."""
-        return int(self.vision.image_size // self.vision.patch_size) ** 2
+        """Vision tokens of one frame, without a class token."""
+        return self.tokens_per_side**2
+
+    @property
+    def pooled_grid(self) -> tuple[int, int]:
+        """Rows and columns to which "pool" averages a frame: the squarest grid, rows not more than columns."""
+        tokens = self.num_voco_tokens // self.frames_per_segment
+        rows = next(rows for rows in range(max(1, math.isqrt(tokens)), 0, -1) if tokens % rows == 0)
+        return rows, tokens // rows
+
+    @property
+    def segment_tokens(self) -> int:
+        """Vision tokens of a segment: F * n."""
+        return self.frames_per_segment * self.tokens_per_frame
+
+    @property
+    def has_newline(self) -> bool:
+        """Does the family end a video with a learned newline?"""
+        return self.family == "llava_onevision"
+
+    @property
+    def full_tokens(self) -> int:
+        """All that the family puts between prefix and text for a segment's frames."""
+        return self._own_tokens("full", self.frames_per_segment, len(self.prompt.between_ids))
 
     @property
     def prefix_length(self) -> int:
-        """Positions before the first VoCo token in stage 1."""
+        """Positions in front of the first VoCo token; untrained, in front of a text that sees all vision tokens."""
+        if self.untrained:
+            return self.prefix_entries + self.full_tokens
         bos = self.prompt.bos_id is not None
-        return bos + self.frames_per_segment * self.tokens_per_frame + len(self.prompt.newline_ids)
+        return bos + self.segment_tokens + len(self.prompt.newline_ids)
+
+    @property
+    def prefix_entries(self) -> int:
+        """Entries that stand in front of all segments when a cache is read: the prefix's own."""
+        return len(self.prompt.prefix_ids or ())
 
     @property
     def stage1_length(self) -> int:
-        """Positions of stage 1: `[BOS] [vision tokens] [newline ids] [VoCo x K]`."""
+        """Positions of stage 1: `[BOS] [vision] [newline ids] [VoCo x K]`, or `[prefix] [K of the vision tokens]`."""
+        if self.untrained:
+            return self.prefix_entries + self.num_voco_tokens
         return self.prefix_length + self.num_voco_tokens
 
     @property
@@ -147,21 +250,64 @@ class VoCoConfig:
         Not done on construction: a checkpoint without a tokenizer gets the official newline, which a caller
         with another vocabulary replaces.
         """
-        bos = () if self.prompt.bos_id is None else (self.prompt.bos_id,)
-        for token in (*bos, *self.prompt.newline_ids):
+        for token in self.stage1_ids:
             if not 0 <= token < self.text.vocab_size:
                 raise ModelError(
-                    f"stage 1 needs token id {token} (BOS or newline), outside the vocabulary of"
-                    f" {self.text.vocab_size}: give newline_ids that fit"
+                    f"stage 1 needs token id {token} (BOS, newline or prefix), outside the vocabulary of"
+                    f" {self.text.vocab_size}: give newline_ids or prefix_ids that fit"
                 )
 
+    @property
+    def stage1_ids(self) -> tuple[int, ...]:
+        """The ids that stage 1 looks up, VoCo tokens apart."""
+        if self.untrained:
+            return (*(self.prompt.prefix_ids or ()), *self.prompt.between_ids)
+        bos = () if self.prompt.bos_id is None else (self.prompt.bos_id,)
+        return (*bos, *self.prompt.newline_ids)
+
     def with_voco(self, *, tokens: int | None = None, frames: int | None = None) -> "VoCoConfig":
-        """The same model making K = `tokens` VoCo tokens of `frames` frames each (None: as it is)."""
-        return replace(
-            self,
-            num_voco_tokens=self.num_voco_tokens if tokens is None else tokens,
-            frames_per_segment=self.frames_per_segment if frames is None else frames,
-        )
+        """The same model keeping K = `tokens` tokens of `frames` frames each (None: as it is)."""
+        return self.compressing(self.compression, tokens=tokens, frames=frames)
+
+    def compressing(
+        self,
+        kind: str,
+        *,
+        tokens: int | None = None,
+        frames: int | None = None,
+        prefix_ids: Sequence[int] | None = None,
+    ) -> "VoCoConfig":
+        """The same checkpoint compressing by `kind`. Of K and F, those not given are the kind's own.
+
+        A checkpoint with VoCo tokens that is to do without gets its BOS as the prefix, unless `prefix_ids` are given;
+        the rest of its prompt, VoCo tokens included, then is text. Raises `ModelError` where the checkpoint cannot.
+        """
+        prompt = self.prompt
+        if prompt.prefix_ids is None and (prefix_ids is not None or kind in ("cover", "pool")):
+            bos = () if prompt.bos_id is None else (prompt.bos_id,)
+            voco = () if self.voco_token_id is None else (self.voco_token_id,) * self.num_voco_tokens
+            text = (*prompt.newline_ids, *voco, *prompt.text_newline_ids)
+            prompt = replace(prompt, prefix_ids=bos, text_newline_ids=text)
+        if prefix_ids is not None:
+            prompt = replace(prompt, prefix_ids=tuple(prefix_ids))
+        as_it_is = kind == self.compression and self.untrained and frames in (None, self.frames_per_segment)
+        if prompt.prefix_ids is None or as_it_is:
+            frames = self.frames_per_segment if frames is None else frames
+            tokens = self.num_voco_tokens if tokens is None else tokens
+        else:
+            if kind not in UNTRAINED:
+                raise ModelError(f"without VoCo tokens, compression is one of {UNTRAINED}, asked for {kind!r}")
+            frames = UNTRAINED_FRAMES if frames is None else frames
+            tokens = self._own_tokens(kind, max(1, frames), len(prompt.between_ids)) if tokens is None else tokens
+        return replace(self, compression=kind, prompt=prompt, num_voco_tokens=tokens, frames_per_segment=frames)
+
+    def _own_tokens(self, kind: str, frames: int, between: int) -> int:
+        """K unless told: all for "full", else one vision token in `KEPT_SHARE`."""
+        vision = frames * self.tokens_per_frame
+        if kind == "full":
+            return vision + (frames - 1) * between + self.has_newline
+        tokens = max(1, vision // KEPT_SHARE)
+        return frames * max(1, math.isqrt(tokens // frames)) ** 2 if kind == "pool" else tokens
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values: the content of `config.json`."""
@@ -178,6 +324,8 @@ class VoCoConfig:
             "image_mean": list(self.image_mean),
             "image_std": list(self.image_std),
             **({"compression": self.compression} if self.compression != "voco" else {}),
+            **({"family": self.family, "connector": self.connector} if self.family != "llava" else {}),
+            **({"sampling": self.sampling} if self.sampling else {}),
             **({"reader": self.reader} if self.reader else {}),
             **self.extra,
         }
@@ -193,6 +341,9 @@ class VoCoConfig:
                 num_voco_tokens=data["num_voco_tokens"],
                 frames_per_segment=data["frames_per_segment"],
                 compression=data.get("compression", "voco"),
+                family=data.get("family", "llava"),
+                connector=data.get("connector", {}),
+                sampling=data.get("sampling"),
                 reader=data.get("reader"),
                 projector=data["projector"],
                 prompt=PromptPieces.from_dict(data["prompt"]),
@@ -207,6 +358,11 @@ class VoCoConfig:
             raise
         except (TypeError, ValueError, AttributeError) as error:
             raise ModelError(f"config.json of a VoCo model is malformed: {error}") from None
+
+
+def _side(size: Any) -> int:
+    """The side of a square that a config gives as one number or two."""
+    return int(size if isinstance(size, int) else size[0])
 
 
 def hf_config(data: dict[str, Any]) -> PretrainedConfig:

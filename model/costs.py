@@ -5,7 +5,7 @@ sizes) are left out. Attention is counted as the complete product of queries and
 it: causal kernels can skip up to half of that part.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vococache.errors import InputError
 from vococache.model.config import VoCoConfig
@@ -15,16 +15,17 @@ _BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Flops:
-    """FLOPs by part; `output` is the projection to the vocabulary."""
+    """FLOPs by part; `output` is the projection to the vocabulary, `choice` the similarities that coverage compares."""
 
     vision: int = 0
     projector: int = 0
+    choice: int = 0
     decoder: int = 0
     output: int = 0
 
     @property
     def total(self) -> int:
-        return self.vision + self.projector + self.decoder + self.output
+        return self.vision + self.projector + self.choice + self.decoder + self.output
 
 
 def cache_bytes_per_token(config: VoCoConfig, dtype: str = "float16") -> int:
@@ -35,39 +36,63 @@ def cache_bytes_per_token(config: VoCoConfig, dtype: str = "float16") -> int:
 
 
 def cache_bytes_per_segment(config: VoCoConfig, dtype: str = "float16") -> int:
-    """Bytes of one segment's VoCo cache: K tokens (paper, Table 7: "Storage Memory")."""
+    """Bytes of one segment's cache: K tokens (paper, Table 7: "Storage Memory")."""
     return config.num_voco_tokens * cache_bytes_per_token(config, dtype)
 
 
 def vision_flops(config: VoCoConfig, frames: int) -> Flops:
     """The vision tower and the projector on `frames` frames."""
-    vision, text = config.vision, config.text
-    patches, width = config.tokens_per_frame, vision.hidden_size
+    vision = config.vision
+    patches, width = config.patches_per_side**2, vision.hidden_size
     tokens = patches + config.has_class_token
-    embed = 2 * patches * vision.num_channels * vision.patch_size**2 * width
+    embed = 2 * patches * vision.num_channels * config.patch_size**2 * width
     linear = 2 * tokens * (4 * width**2 + 2 * width * vision.intermediate_size)
     attention = 4 * tokens**2 * width
-    projector = width * text.hidden_size
-    if config.projector == "mlp2x_gelu":
-        projector += text.hidden_size**2
     return Flops(
         vision=frames * (embed + vision.num_hidden_layers * (linear + attention)),
-        projector=frames * 2 * patches * projector,
+        projector=frames * _connector(config),
     )
 
 
-def compress_flops(config: VoCoConfig) -> Flops:
-    """Stage 1 of one segment, as `decoder.last_entries` computes it: paid once per segment, then never again.
+def _connector(config: VoCoConfig) -> int:
+    """The family's connector on one frame."""
+    width, size, tokens = int(config.vision.hidden_size), int(config.text.hidden_size), config.tokens_per_frame
+    patches, family = config.patches_per_side**2, config.family
+    gathered = width * (patches // tokens)  # features that pixel shuffle puts into one token
+    if family in ("idefics3", "smolvlm"):
+        return 2 * tokens * gathered * size
+    if family == "internvl":
+        return 2 * tokens * (gathered * size + size**2)
+    if family == "llava_next_video":
+        stride = int(config.connector["spatial_pool_stride"])
+        pooling = (stride * width) ** 2 if config.connector["spatial_pool_mode"] == "conv" else 0
+        return 2 * tokens * (pooling + width * size + size**2)
+    return 2 * patches * (width * size + (size**2 if config.projector == "mlp2x_gelu" else 0))
 
-    The last layer gives only the K entries' keys and values; the layer before it only K outputs.
+
+def compress_flops(config: VoCoConfig) -> Flops:
+    """Stage 1 of one segment, as `decoder.last_entries` computes it: paid once per segment, then never again."""
+    choice = 2 * config.segment_tokens**2 * int(config.text.hidden_size) if config.compression == "cover" else 0
+    decoder = _stage1(config, config.stage1_length, config.num_voco_tokens)
+    return _add(vision_flops(config, config.frames_per_segment), Flops(choice=choice, decoder=decoder))
+
+
+def prefix_flops(config: VoCoConfig) -> Flops:
+    """The prefix of a model without VoCo tokens, computed anew for each context that is read."""
+    length = config.prefix_entries
+    return Flops(decoder=_stage1(config, length, length))
+
+
+def _stage1(config: VoCoConfig, length: int, kept: int) -> int:
+    """The decoder over `length` positions of which the last `kept` are kept.
+
+    The last layer gives only these entries' keys and values; the layer before it only so many outputs.
     """
-    length, kept = config.stage1_length, config.num_voco_tokens
     whole_layers = max(0, config.layers - 2)
     decoder = whole_layers * _layer(config, entries=length, inputs=length, outputs=length)
     if config.layers > 1:
         decoder += _layer(config, entries=length, inputs=length, outputs=kept)
-    decoder += kept * _key_value(config)
-    return _add(vision_flops(config, config.frames_per_segment), Flops(decoder=decoder))
+    return decoder + kept * _key_value(config)
 
 
 def read_flops(config: VoCoConfig, *, entries: int, tokens: int, logits: int = 1) -> Flops:
@@ -84,8 +109,8 @@ def read_flops(config: VoCoConfig, *, entries: int, tokens: int, logits: int = 1
 
 def full_attention_flops(config: VoCoConfig, *, frames: int, tokens: int, logits: int = 1) -> Flops:
     """Frames and text in one forward, nothing cached, no VoCo tokens (paper, Table 7: "Baseline")."""
-    bos = config.prompt.bos_id is not None
-    prefix = bos + frames * config.tokens_per_frame + len(config.prompt.newline_ids)
+    whole = config.with_voco(frames=frames) if config.untrained else replace(config, frames_per_segment=frames)
+    prefix = whole.prefix_length
     read = read_flops(config, entries=0, tokens=prefix + tokens, logits=logits)
     return _add(vision_flops(config, frames), read)
 
@@ -108,6 +133,7 @@ def _add(left: Flops, right: Flops) -> Flops:
     return Flops(
         vision=left.vision + right.vision,
         projector=left.projector + right.projector,
+        choice=left.choice + right.choice,
         decoder=left.decoder + right.decoder,
         output=left.output + right.output,
     )

@@ -30,6 +30,8 @@ def is_stage1(name: str, config: VoCoConfig) -> bool:
     """Does stage 1 use the weight of that name?"""
     if name.startswith(("lm_head.", "language_model.norm.", "reader.")):
         return False
+    if name == "projector.newline":  # behind all tokens of a segment, where all are kept
+        return config.untrained and config.compression == "full"
     last = f"language_model.layers.{config.layers - 1}."
     return not (name.startswith(last) and name.removeprefix(last).startswith(_BEHIND_LAST_KEYS))
 
@@ -37,8 +39,8 @@ def is_stage1(name: str, config: VoCoConfig) -> bool:
 def tensor_digest(name: str, tensor: Tensor, config: VoCoConfig) -> bytes:
     """sha256 of a weight's values; of the embedding, only the rows that stage 1 looks up."""
     if name == EMBEDDING:
-        bos = [] if config.prompt.bos_id is None else [config.prompt.bos_id]
-        tensor = tensor[[*bos, *config.prompt.newline_ids, config.voco_token_id]]
+        voco = [] if config.untrained else [config.voco_token_id]
+        tensor = tensor[[*config.stage1_ids, *voco]]
     return _values_digest(name, tensor)
 
 
@@ -87,6 +89,15 @@ def compressor_fingerprint(model: VoCoModel, *, config: VoCoConfig | None = None
         "image_std": config.image_std,
         "dtype": dtype or compute_dtype(model),
     }
+    # Named only where they differ from what all models were at first: older stores keep their fingerprints.
+    if config.family != "llava" or config.connector:
+        settings |= {"family": config.family, "connector": config.connector}
+    if config.untrained:
+        prompt = config.prompt
+        settings |= {
+            "compression": config.compression, "prefix_ids": prompt.prefix_ids, "between_ids": prompt.between_ids,
+            "bos_id": None, "newline_ids": (), "voco_token_id": None,
+        }  # fmt: skip
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
@@ -107,5 +118,6 @@ def _numeric(hf_config: dict[str, object]) -> dict[str, object]:
         "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
         "num_key_value_heads", "head_dim", "hidden_act", "rms_norm_eps", "layer_norm_eps", "rope_parameters",
         "image_size", "patch_size", "num_channels", "attention_bias", "mlp_bias",
+        "norm_type", "use_qk_norm", "use_mean_pooling",
     )  # fmt: skip
     return {key: hf_config[key] for key in deciding if key in hf_config}

@@ -21,17 +21,21 @@ class FrameGeometry:
     """How a frame becomes a square of `size` pixels.
 
     `pad` is LLaVA's "pad": the frame is centred on a square of the `background` colour, then resized.
-    Without it the shorter edge is resized to `size` and the centre is cut out (CLIP's own way).
+    `stretch`: it is resized to the square as it is; where `longest` is given, after its longer edge was resized to that
+    (SmolVLM, Idefics3). Without both the shorter edge is resized to `size` and the centre is cut out (CLIP's own way).
     """
 
     size: int
     pad: bool = True
     background: tuple[int, int, int] = (122, 116, 104)  # int(255 * CLIP's mean)
     resample: int = Image.Resampling.BICUBIC
+    stretch: bool = False
+    longest: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return asdict(self) | {"background": list(self.background), "resample": int(self.resample)}
+        """As plain JSON values; `stretch` and `longest` only where set, so that older stores' geometries stay equal."""
+        kept = asdict(self) | {"background": list(self.background), "resample": int(self.resample)}
+        return {key: value for key, value in kept.items() if key not in ("stretch", "longest") or value}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "FrameGeometry":
@@ -44,10 +48,16 @@ class FrameGeometry:
         But a picture of 30,000 x 2 pixels takes no gigabytes: nothing is built that is much larger than `frame`.
         """
         height, width = frame.shape[:2]
-        if height == width == self.size:
+        if height == width == self.size and not self.longest:
             return np.ascontiguousarray(frame)
-        image = Image.fromarray(np.ascontiguousarray(frame))
-        return np.asarray(self._padded(image) if self.pad else self._cut(image)).copy()
+        shape = self._stretched if self.stretch else self._padded if self.pad else self._cut
+        return np.asarray(shape(Image.fromarray(np.ascontiguousarray(frame)))).copy()
+
+    def _stretched(self, image: Image.Image) -> Image.Image:
+        """The whole picture on the square, whatever its shape."""
+        if self.longest is not None:
+            image = image.resize(_even_size(*image.size, self.longest), self._filter)
+        return image.resize((self.size, self.size), self._filter)
 
     def _padded(self, image: Image.Image) -> Image.Image:
         """In the middle of a square of the background, then resized: rows first, a few at a time, then columns.
@@ -81,3 +91,12 @@ class FrameGeometry:
     @property
     def _filter(self) -> Image.Resampling:
         return Image.Resampling(self.resample)
+
+
+def _even_size(width: int, height: int, longest: int) -> tuple[int, int]:
+    """Width and height with the longer edge `longest` and the other even, as the Idefics3 image processor has them."""
+    if width >= height:
+        other = int(longest / (width / height))
+        return longest, max(1, other + other % 2)
+    other = int(longest * (width / height))
+    return max(1, other + other % 2), longest

@@ -21,15 +21,9 @@ from vococache.model.config import VoCoConfig
 from vococache.model.packing import arrange, pack, seen_before
 from vococache.model.reader import build_reader
 from vococache.model.rope import Rope, rotate
+from vococache.model.vision import build_projector, build_tower, frame_features
 
 IGNORED_LABEL = -100
-
-
-def build_projector(kind: str, vision_size: int, text_size: int) -> nn.Module:
-    """LLaVA's projector from vision features to token embeddings."""
-    if kind == "linear":
-        return nn.Sequential(nn.Linear(vision_size, text_size))
-    return nn.Sequential(nn.Linear(vision_size, text_size), nn.GELU(), nn.Linear(text_size, text_size))
 
 
 class VoCoModel(nn.Module):
@@ -48,12 +42,8 @@ class VoCoModel(nn.Module):
         self.gradient_checkpointing = False  # in training: compute again in the backward pass what a layer held
         build: Any = AutoModel.from_config
         dtype = torch.get_default_dtype()  # not the one that a checkpoint's config may name
-        self.vision_tower = build(config.vision, dtype=dtype)
-        # The feature is the last kept layer's output: nothing behind it is ever used.
-        self.vision_tower.post_layernorm = nn.Identity()
-        if hasattr(self.vision_tower, "head"):
-            self.vision_tower.head = nn.Identity()
-        self.projector = build_projector(config.projector, config.vision.hidden_size, config.text.hidden_size)
+        self.vision_tower = build_tower(config)
+        self.projector = build_projector(config)
         self.language_model = build(config.text, dtype=dtype)
         del self.language_model.rotary_emb
         decoder.bind(self.language_model.layers)
@@ -96,24 +86,15 @@ class VoCoModel(nn.Module):
 
     def vision_tokens(self, pixel_values: Tensor) -> Tensor:
         """Pixels [S, F, 3, H, W] as projected vision tokens [S, F * n, E], frames in order."""
-        tokens: Tensor = self.projector(self.vision_features(pixel_values))
-        return tokens
+        tokens: Tensor = self.projector(self.vision_features(pixel_values))  # frame by frame
+        return tokens.reshape(len(pixel_values), -1, tokens.shape[-1])
 
     def vision_features(self, pixel_values: Tensor) -> Tensor:
-        """Pixels [S, F, 3, H, W] as the vision tower's features [S, F * n, vision size], frames in order."""
+        """Pixels [S, F, 3, H, W] as the vision tower's features [S * F, patches, vision size], frames in order."""
         if pixel_values.dim() != 5:
             raise InputError(f"expected pixel values [S, F, 3, H, W], found the shape {tuple(pixel_values.shape)}")
-        segments, frames = pixel_values.shape[:2]
-        tower = self.vision_tower
-        x = tower.embeddings(pixel_values.flatten(0, 1).to(self.device, self.dtype))
-        if self.config.has_class_token:
-            x = tower.pre_layrnorm(x)
-        for layer in tower.encoder.layers:
-            x = decoder.call(layer, x, None, recompute=self.gradient_checkpointing)
-        if self.config.has_class_token:
-            x = x[:, 1:]
-        features: Tensor = x.reshape(segments, frames * x.shape[1], -1)
-        return features
+        pixels = pixel_values.flatten(0, 1).to(self.device, self.dtype)
+        return frame_features(self.config, self.vision_tower, pixels, recompute=self.gradient_checkpointing)
 
     def stage1_embeddings(self, pixel_values: Tensor, voco_tokens: int) -> Tensor:
         """`[BOS] [vision tokens] [newline ids] [VoCo x K]` of each segment as embeddings [S, L, E]."""
@@ -134,7 +115,10 @@ class VoCoModel(nn.Module):
 
     def encode(self, pixel_values: Tensor, voco_tokens: int, keep: int | None) -> VoCoCache:
         """The last `keep` entries (None: all) of stage 1 with `voco_tokens` VoCo tokens (baselines keep more)."""
-        x_SLE = self.stage1_embeddings(pixel_values, voco_tokens)
+        return self.entries(self.stage1_embeddings(pixel_values, voco_tokens), keep)
+
+    def entries(self, x_SLE: Tensor, keep: int | None = None) -> VoCoCache:
+        """The last `keep` entries (None: all) of sequences of embeddings under plain causal attention."""
         length = x_SLE.shape[1]
         if length > self.config.max_positions:
             raise ContextLimitError(
@@ -150,6 +134,12 @@ class VoCoModel(nn.Module):
         """Entries that `compress` keeps of a segment."""
         return self.config.num_voco_tokens
 
+    def prefix_embeddings(self) -> Tensor:
+        """The prefix [1, p, E] of a checkpoint without VoCo tokens; p is 0 with them."""
+        ids = torch.tensor(self.config.prompt.prefix_ids or (), dtype=torch.long, device=self.device)
+        embedded: Tensor = self.language_model.embed_tokens(ids)[None]
+        return embedded
+
     def empty_cache(self) -> VoCoCache:
         """The cache of no segments: what stands in front of a text without a video."""
         config = self.config
@@ -161,12 +151,16 @@ class VoCoModel(nn.Module):
     def rotated(self, cache: VoCoCache, first: int = 0, segments: Sequence[int] | None = None) -> Tensor:
         """The cache at positions `first`, `first` + 1, ...: [layers, 2, B, G, P, D] in the model's dtype.
 
-        `segments`: how many of the segments belong to each of B rows; by default one row has them all.
+        `segments`: how many of the segments belong to each of B rows; by default one row has them all. Where the model
+        has a prefix, its own entries stand in front of each row: they depend on nothing, so no store holds them.
         """
         self.check_cache(cache)
         # As it was stored over the bus, the rest where the model is.
         cache = VoCoCache(cache.data.to(self.device).to(self.dtype))
         rows = cache.rows(segments or [cache.segments])
+        if self.config.prefix_entries:
+            prefix = self.entries(self.prefix_embeddings()).data.permute(1, 2, 0, 3, 4, 5)
+            rows = torch.cat((prefix.expand(-1, -1, rows.shape[2], -1, -1, -1), rows), dim=4)
         positions = torch.arange(first, first + rows.shape[4], device=self.device)
         keys = rotate(rows[:, 0], self.rope.angles(positions, self.dtype))
         return torch.stack((keys, rows[:, 1]), dim=1)
@@ -191,7 +185,8 @@ class VoCoModel(nn.Module):
         `segments` [B]: how many of the cache's segments are row b's, in order. `ids` [B, L]. `text` [B, L]: the
         number of each token's text, from 1 (several may share a row and its cache), 0 on padding.
         """
-        cached = torch.tensor([count * cache.tokens for count in segments], device=self.device)
+        prefix = self.config.prefix_entries
+        cached = torch.tensor([prefix + count * cache.tokens for count in segments], device=self.device)
         past = self.rotated(cache, segments=segments)
         positions, mask = arrange(text, cached, past.shape[4])
         self.check_length(int(positions.max()) + 1)

@@ -1,7 +1,7 @@
 """Questions over precomputed caches: no video is opened, no pixel touched."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -40,12 +40,28 @@ def open_reader(
     Raises `StoreError` where there is no such store, `ModelError` where the model cannot be loaded,
     `StoreMismatchError` where the caches were made by another compressor.
     """
-    from vococache.model import load_model
     from vococache.storage import open_store
     from vococache.workers.reason import ReasonStage
 
-    opened = open_store(store)
-    return ReasonStage(load_model(model or opened.header.model, dtype=dtype, device=device), opened)
+    return ReasonStage.of(open_store(store), model, dtype=dtype, device=device)
+
+
+def notes(stage: "ReasonStage", videos: Sequence[str]) -> list[str]:
+    """What whoever asks about stored `videos` should know: the model's own note, and sampling it was not made for."""
+    config = stage.model.config
+    found = [str(config.extra["note"])] if config.extra.get("note") else []
+    for video in map(video_id, videos):
+        sampling = stage.store.info(video).sampling
+        if config.sampling is not None and sampling is not None and sampling != config.sampling:
+            found.append(
+                f"video {video!r} was sampled with {_readable(sampling)}, the model was made for"
+                f" {_readable(config.sampling)}"
+            )
+    return found
+
+
+def _readable(sampling: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in sampling.items())
 
 
 def ask(

@@ -14,7 +14,16 @@ import click
 
 from vococache import __version__
 from vococache.errors import InputError, VoCoError
-from vococache.pipeline import cli_bench, cli_eval, cli_frames, cli_store, cli_synthetic, cli_train, signals
+from vococache.pipeline import (
+    cli_bench,
+    cli_convert,
+    cli_eval,
+    cli_frames,
+    cli_store,
+    cli_synthetic,
+    cli_train,
+    signals,
+)
 from vococache.pipeline.cli_eval import dtype_option
 from vococache.pipeline.cli_store import json_option
 from vococache.pipeline.events import OUTCOMES, Event
@@ -26,7 +35,7 @@ if TYPE_CHECKING:
 EXIT_SOME_FAILED = 1  # the job ran; some of its videos failed, or damage was found
 EXIT_BAD_INPUT = 2  # nothing was done
 
-model_option = click.option("--model", help="Folder of a model, or the name of an embedded one.")
+model_option = click.option("--model", help="Folder, embedded model's name or Hugging Face hub id.")
 device_option = click.option("--device", help="cpu or cuda. [default: a GPU where there is one]")
 window_options = (
     click.option("--start", type=float, help="Use segments from this second on."),
@@ -91,10 +100,11 @@ def cli() -> None:
 @cli.command()
 @click.argument("videos", nargs=-1, required=True)
 @click.option("--store", required=True, help="Path or URL of the store; made if absent.")
-@click.option("--fps", type=float, help="Frames a second, by presentation time.  [default: 1]")
+@click.option("--fps", type=float, help="Frames a second, by presentation time.  [default: the model's, or 1]")
 @click.option("--num-frames", type=int, help="So many frames, evenly spread, instead of --fps.")
-@click.option("--model", default="synthetic", show_default=True, help="Folder of a model, or an embedded one's name.")
-@click.option("--tokens", type=int, help="VoCo tokens of a segment (K).  [default: the model's]")
+@click.option("--model", default="synthetic", show_default=True, help="Folder, embedded model's name or hub id.")
+@click.option("--compression", type=click.Choice(["voco", "cover", "pool", "full"]), help="[default: the model's]")
+@click.option("--tokens", type=int, help="Tokens kept of a segment (K).  [default: the model's]")
 @click.option("--segment-frames", type=int, help="Frames compressed together.  [default: the model's]")
 @dtype_option
 @click.option("--quantize", type=click.Choice(["int8", "int4"]), help="Keep a new store's caches in fewer bits.")
@@ -128,8 +138,8 @@ def ingest(
         from vococache.pipeline.estimate import estimate
 
         planning = (
-            "store", "fps", "num_frames", "model", "tokens", "segment_frames", "dtype", "quantize", "device",
-            "overwrite", "check_content", "retry_failed", "reuse",
+            "store", "fps", "num_frames", "model", "compression", "tokens", "segment_frames", "dtype", "quantize",
+            "device", "overwrite", "check_content", "retry_failed", "reuse",
         )  # fmt: skip
         found = estimate(videos, **{key: options[key] for key in planning})
         (click.echo if as_json else say_lines)(json.dumps(found.to_dict()) if as_json else found.describe())
@@ -248,7 +258,7 @@ def ask(
     asking.check_window(options["start"], options["end"])
     loading = {key: options.pop(key) for key in ("model", "dtype", "device")}
     stage = asking.open_reader(store, **loading)
-    if note := stage.model.config.extra.get("note"):
+    for note in asking.notes(stage, videos):
         say(f"voco: {note}", err=True)
     if not questions:
         for text in asking.chat(stage, videos, _read_lines(), **options):
@@ -298,6 +308,6 @@ def demo(seed: int, clips: int, out: Path, as_json: bool) -> int:
     return 0
 
 
-for module in (cli_bench, cli_eval, cli_frames, cli_store, cli_synthetic, cli_train):
+for module in (cli_bench, cli_convert, cli_eval, cli_frames, cli_store, cli_synthetic, cli_train):
     for command in module.COMMANDS:
         cli.add_command(command)

@@ -69,8 +69,10 @@ def _command(name: str, text: str) -> None:
     @click.option("--store", required=True, help="Path or URL of the store.")
     @click.option("--out", required=True, type=folder, help="The run's folder; an interrupted run goes on there.")
     @click.option("--split", default="test", show_default=True)
-    @click.option("--model", default="synthetic", show_default=True, help="A folder, or an embedded one's name.")
-    @click.option("--fps", type=float, help="Frames a second of what is ingested.  [default: 1]")
+    @click.option(
+        "--model", default="synthetic", show_default=True, help="A folder, an embedded one's name or a hub id."
+    )
+    @click.option("--fps", type=float, help="Frames a second of what is ingested.  [default: the model's]")
     @click.option("--num-frames", type=int, help="So many frames, evenly spread, instead of --fps.")
     @click.option("--tokens", type=int, help="Read only the first so many VoCo tokens of each segment.")
     @click.option("--max-new-tokens", type=click.IntRange(1), default=16, show_default=True, help="Longest answer.")

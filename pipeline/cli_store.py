@@ -78,6 +78,7 @@ def info_command(store: str, video: str | None, as_json: bool) -> int:
       voco info caches
       voco info caches holiday --json
     """
+    from vococache.pipeline.estimate import by_the_hour
     from vococache.storage import open_store
 
     opened = open_store(store)
@@ -97,6 +98,9 @@ def info_command(store: str, video: str | None, as_json: bool) -> int:
             "padding_bytes": sum(info.padding_bytes for info in done),
             "metadata_bytes": sum(info.metadata_bytes for info in infos),
         }
+        if opened.header.positions is not None:
+            fps = (opened.header.sampling or {}).get("fps", 1.0)
+            facts["hour_bytes"], facts["context_hours"] = by_the_hour(opened.header, fps)
     if as_json:
         click.echo(json.dumps(facts))
     else:

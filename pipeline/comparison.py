@@ -192,8 +192,11 @@ def evaluate_run(run: Run, plan: Plan) -> dict[str, Any]:
 
 def load_run(run: Run) -> VoCoModel:
     """A run's weights, compressing as its settings say: the lower bound takes another run's and cuts the text off."""
-    model = load_model(run.weights, dtype="float32")
     kind = run.settings.compression
+    if kind in ("cover", "pool"):  # a checkpoint that was not trained for it: a picture is a segment
+        tokens = run.settings.voco_tokens
+        return load_model(run.weights, dtype="float32", compression=kind, num_voco_tokens=tokens, frames_per_segment=1)
+    model = load_model(run.weights, dtype="float32")
     return model if kind is None else with_compression(model, kind).eval()
 
 

@@ -75,6 +75,20 @@ TABLES = (
             ("VoCo, K = 8, elastic", "voco-8-elastic", 1, None),
         ),
     ),
+    Table(
+        title="Without training, from the upper bound's weights",
+        paper="(VoCo) with K of 576 tokens",
+        rows=(
+            BOUNDS[0],
+            *((f"Coverage, K = {k}", f"cover-{k}", None, None) for k in (18, 9, 4, 2, 1)),
+            *((f"Pooled to a grid, K = {k}", f"pool-{k}", None, None) for k in (18, 9, 4, 2, 1)),
+            ("VoCo, K = 8", "voco-8", 8, 91.3),
+            ("VoCo, K = 4", "voco-4", None, 90.4),
+            ("VoCo, K = 2", "voco-2", None, 87.8),
+            ("VoCo, K = 1", "voco-1", None, 83.8),
+            BOUNDS[1],
+        ),
+    ),
 )
 
 

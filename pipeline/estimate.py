@@ -22,16 +22,24 @@ if TYPE_CHECKING:
     from vococache.workers.decoder import Decoder, DecoderName
 
 MEASURED_SEGMENTS = 16
+SECONDS_AN_HOUR = 3600
 
 
 @dataclass(kw_only=True)
 class Estimate:
-    """The size of a job. `unknown` maps videos whose length could not be found out to the reason."""
+    """The size of a job. `unknown` maps videos whose length could not be found out to the reason.
+
+    `segment_flops`: of stage 1. Where frames come at a rate: `hour_bytes` of caches for an hour of video, and
+    `context_hours`, how much of it fits into the model's context.
+    """
 
     videos: int = 0
     segments: int = 0
     bytes: int = 0
     seconds: float = 0.0
+    segment_flops: int = 0
+    hour_bytes: int | None = None
+    context_hours: float | None = None
     unknown: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
 
@@ -47,6 +55,11 @@ class Estimate:
             f"{self.videos} videos, about {self.segments} segments, {self.bytes:,} bytes of caches, about"
             f" {self.seconds:.0f} s on this machine"
         )
+        if self.hour_bytes is not None and self.context_hours is not None:
+            lines.append(
+                f"an hour of video is {self.hour_bytes:,} bytes; {60 * self.context_hours:.0f} minutes fit into the"
+                f" model's context; a segment takes {self.segment_flops / 1e9:,.1f} GFLOPs"
+            )
         return "\n".join(lines)
 
 
@@ -57,6 +70,7 @@ def estimate(
     fps: float | None = None,
     num_frames: int | None = None,
     model: str = "synthetic",
+    compression: str | None = None,
     tokens: int | None = None,
     segment_frames: int | None = None,
     dtype: str | None = None,
@@ -71,16 +85,19 @@ def estimate(
 
     What `store` holds already is not counted. Raises as `ingest` does for a job that could not run.
     """
+    from vococache.model.costs import compress_flops
     from vococache.pipeline.plan import Planner
     from vococache.storage import is_store, open_store
     from vococache.workers.compress import Compressor, store_header
     from vococache.workers.decoder import Decoder, available_decoders
 
-    sampling = Sampling(fps=fps, num_frames=num_frames)
+    Sampling(fps=fps, num_frames=num_frames)  # refuses what chooses nothing before a model is loaded
     left_out = LeftOut()
     sources = find_sources([videos] if isinstance(videos, str) else videos, left_out)
-    loaded = Compressor(model=model, dtype=dtype, tokens=tokens, frames=segment_frames).load(device)
+    compressor = Compressor(model=model, compression=compression, dtype=dtype, tokens=tokens, frames=segment_frames)
+    loaded = compressor.load(device)
     header = replace(store_header(loaded), quantization=quantize)
+    sampling = Sampling.chosen(fps, num_frames, header.sampling)
     work = {source.video: source.location for source in sources}
     if is_store(store):
         opened = open_store(store, "r", header=header)
@@ -111,7 +128,17 @@ def estimate(
                 result.seconds = each * result.segments / (os.cpu_count() or 1)
                 break
     result.bytes = result.segments * header.stored_segment_bytes
+    result.segment_flops = compress_flops(loaded.config).total
+    if sampling.fps is not None:
+        result.hour_bytes, result.context_hours = by_the_hour(header, sampling.fps)
     return result
+
+
+def by_the_hour(header: "StoreHeader", fps: float) -> tuple[int, float]:
+    """Bytes of caches for an hour of video at `fps`, and the hours that fit into the model's context."""
+    segments = math.ceil(SECONDS_AN_HOUR * fps / header.frames_per_segment)
+    hours = (header.positions or 0) // header.tokens * header.frames_per_segment / fps / SECONDS_AN_HOUR
+    return segments * header.stored_segment_bytes, hours
 
 
 def seconds_per_segment(

@@ -70,6 +70,7 @@ def ingest(
     model: str = "synthetic",
     fps: float | None = None,
     num_frames: int | None = None,
+    compression: str | None = None,
     tokens: int | None = None,
     segment_frames: int | None = None,
     dtype: str | None = None,
@@ -90,8 +91,10 @@ def ingest(
 ) -> IngestReport:
     """Compress `videos` into the store at the path or URL `store`, which is made if absent.
 
-    `videos`: files, folders (recursive), globs, fsspec URLs, CSV/JSONL manifests. `fps` (default 1) or
-    `num_frames`: which frames, by presentation time. `tokens` (K) and `segment_frames`: the model's own when None.
+    `videos`: files, folders (recursive), globs, fsspec URLs, CSV/JSONL manifests. `fps` or `num_frames`: which frames,
+    by presentation time; by default as the model was made for, or one a second. `model`: a folder, an embedded model's
+    name or a Hugging Face hub id. `compression` ("voco", or without VoCo tokens "cover", "pool", "full"), `tokens` (K)
+    and `segment_frames` (F): the model's own when None.
     `quantize`: "int8" or "int4", how a new store keeps caches; by default as they were computed.
     `device`: "cpu" or "cuda" for the compressor; by default GPUs where Ray has any. `address`: a Ray cluster; by
     default a local Ray is started and stopped. `overwrite`: redo videos that are complete with other sampling
@@ -107,7 +110,7 @@ def ingest(
     A bad video costs itself alone: it is recorded in the store and in the report. Raises `InputError`,
     `ModelError` or `StoreError` before any work starts when the job itself cannot run.
     """
-    sampling = Sampling(fps=fps, num_frames=num_frames)
+    Sampling(fps=fps, num_frames=num_frames)  # refuses what chooses nothing before a model is loaded
     left_out = LeftOut()
     sources = find_sources([os.fspath(videos)] if isinstance(videos, str | os.PathLike) else videos, left_out)
     if max_damage is not None and not 0 <= max_damage <= 1:
@@ -121,7 +124,7 @@ def ingest(
     report = IngestReport(store=os.fspath(store), left_out=dict(left_out))
     # The actors have working directories of their own.
     store, model = absolute(report.store), absolute(model) if Path(model).is_dir() else model
-    compressor = Compressor(model=model, dtype=dtype, tokens=tokens, frames=segment_frames)
+    compressor = Compressor(model=model, compression=compression, dtype=dtype, tokens=tokens, frames=segment_frames)
     started = time.perf_counter()
     ours = False
     try:
@@ -130,6 +133,7 @@ def ingest(
         else:
             ours = actors.start_ray(address)
             header = actors.describe_compressor_remotely(compressor, device)
+        sampling = Sampling.chosen(fps, num_frames, header.sampling)
         opened = open_store(store, "a", header=replace(header, quantization=quantize))
         if redo:
             for video in sorted({source.video for source in sources} & set(opened.ids())):

@@ -59,7 +59,8 @@ def repair(
             manifest.write_text("".join(json.dumps({"id": info.id, "path": info.source}) + "\n" for info in infos))
             report = ingest(
                 str(manifest), store, model=model or header.model, **json.loads(sampling), tokens=header.tokens,
-                segment_frames=header.frames_per_segment, dtype=header.compute_dtype, device=device, address=address,
+                segment_frames=header.frames_per_segment, compression=header.compression, dtype=header.compute_dtype,
+                device=device, address=address,
                 redo=True,
             )  # fmt: skip
         found.done += report.done

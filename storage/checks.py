@@ -6,6 +6,7 @@ Types and sizes are held against each other, so that nothing later fails, or tak
 import math
 import re
 from collections.abc import Mapping
+from types import NoneType
 from typing import Any
 
 from vococache.storage import quantize
@@ -44,6 +45,12 @@ def header_flaw(fields: Fields) -> str | None:
         return f"dtype is {_short(fields['dtype'])}, expected float16 or float32"
     if fields.get("quantization") not in (None, *quantize.BITS):
         return f"quantization is {_short(fields['quantization'])}, expected one of {sorted(quantize.BITS)}"
+    if type(fields.get("compression", "voco")) is not str:
+        return f"compression is {_short(fields['compression'])}, expected text"
+    if type(fields.get("positions")) not in (int, NoneType):
+        return f"positions is {_short(fields['positions'])}, expected a number"
+    if not isinstance(fields.get("sampling"), dict | None) or not _is_shallow(fields.get("sampling"), 1):
+        return f"sampling is {_short(fields['sampling'])}, expected an object of numbers"
     for name in ("geometry", "prompt"):
         if type(fields.get(name)) is not dict or not _is_shallow(fields[name], _DEEPEST):
             return f"{name} is {_short(fields.get(name))}, expected an object of at most {_DEEPEST} levels"

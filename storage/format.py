@@ -61,6 +61,9 @@ class StoreHeader(Record):
     chunk_segments: int  # longest chunk of a video, in segments
     micro_batch: int  # segments in one forward pass
     quantization: str | None = None  # of `kv` on disk: "int8", "int4", or its dtype as it is
+    compression: str = "voco"  # how the tokens came about
+    sampling: dict[str, Any] | None = None  # what the compressor was made for; a video's own is in its document
+    positions: int | None = None  # that the model has for segments and text
 
     def __post_init__(self) -> None:
         if self.quantization not in (None, *quantize.BITS):

@@ -16,10 +16,15 @@ from vococache.storage.store import Store
 
 VIDEOS = f"videos/{DOCUMENT}"
 # Where a store has its own, older settings, these win: they change how work is cut, not what a cache means.
-FREE_SETTINGS = frozenset({"model", "chunk_segments", "micro_batch"})
+FREE_SETTINGS = frozenset({"model", "chunk_segments", "micro_batch", "sampling", "positions"})
 
 # Settings of which the fingerprint would tell only that something differs, and the options that ask for them.
-OPTIONS = {"tokens": "--tokens", "frames_per_segment": "--segment-frames", "compute_dtype": "--dtype"}
+OPTIONS = {
+    "compression": "--compression",
+    "tokens": "--tokens",
+    "frames_per_segment": "--segment-frames",
+    "compute_dtype": "--dtype",
+}
 
 
 def open_store(
@@ -81,6 +86,13 @@ def _create(objects: Objects, header: StoreHeader) -> None:
     check_vacant(objects)
     settings = header.to_dict()
     version = FORMAT_VERSION
+    for name, first in (
+        ("compression", "voco"),
+        ("sampling", None),
+        ("positions", None),
+    ):  # as all stores were at first
+        if settings[name] == first:
+            del settings[name]
     if header.quantization is None:
         del settings["quantization"]
         version = 1

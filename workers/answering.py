@@ -2,10 +2,11 @@
 
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from vococache.errors import InputError, StoreError, VoCoError
-from vococache.model import load_model
 from vococache.model.fingerprint import model_digest
+from vococache.model.hub import is_hub_id
 from vococache.storage import open_store
 from vococache.workers.reason import Context, ReasonStage, question_ids
 
@@ -48,8 +49,7 @@ class AnswerStage:
     def setup(self) -> ReasonStage:
         """Load the model and open the store. Raises `ModelError`, `StoreError`, `InputError`."""
         if self._reason is None:
-            model = load_model(self.model, dtype=self.dtype, device=self.device)
-            reason = ReasonStage(model, open_store(self.store_url))
+            reason = ReasonStage.of(open_store(self.store_url), self.model, dtype=self.dtype, device=self.device)
             reason.check_tokens(self.tokens)
             self._reason = reason
         return self._reason
@@ -59,7 +59,8 @@ class AnswerStage:
         stage = self.setup()
         config = stage.model.config
         vision, text = config.vision, config.text
-        return {
+        name = stage.model.name  # of one from the hub, with its commit; a folder's says nothing elsewhere
+        return ({"checkpoint": name} if is_hub_id(name) and not Path(name).exists() else {}) | {
             "fingerprint": stage.store.header.fingerprint,
             "model": model_digest(stage.model),
             "prompt": config.prompt.template,

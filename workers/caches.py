@@ -13,7 +13,7 @@ BATCH_POSITIONS = 8192
 
 def micro_batch(config: VoCoConfig) -> int:
     """Segments in one forward pass: a power of two that depends on the model alone, never on the machine."""
-    fitting = max(1, BATCH_POSITIONS // config.stage1_length)
+    fitting = max(1, BATCH_POSITIONS // max(config.stage1_length, config.segment_tokens))
     return int(min(64, 1 << (fitting.bit_length() - 1)))
 
 

@@ -22,23 +22,27 @@ from vococache.workers.rows import Row
 class Compressor:
     """Which model compresses, and how: everything that the compressor fingerprint depends on.
 
-    `dtype`: of computation, the device's default when None. `tokens` (K) and `frames` (of a segment): the
-    model's own when None; fewer is exact, more the model does not have.
+    `dtype`: of computation, the device's default when None. `compression`, `tokens` (K) and `frames` (of a segment):
+    the model's own when None. With VoCo tokens fewer is exact, more the model does not have; without, any are possible.
     """
 
     model: str
+    compression: str | None = None
     dtype: str | None = None
     tokens: int | None = None
     frames: int | None = None
 
     def load(self, device: str | None = None) -> VoCoModel:
         """The model, ready to compress. Raises `InputError` where it does not have that K or segment size."""
-        model = load_model(self.model, dtype=self.dtype, device=device)
+        model = load_model(self.model, compression=self.compression, dtype=self.dtype, device=device)
         config = model.config
+        if config.untrained:
+            model.config = config.with_voco(tokens=self.tokens, frames=self.frames)
+            return model
         if config.compression != "voco":
             raise InputError(
                 f"model {self.model!r} compresses by {config.compression!r}, a baseline for comparison: stores hold"
-                " VoCo caches"
+                " VoCo caches, or those of models without VoCo tokens"
             )
         for name, wanted, has in (
             ("tokens", self.tokens, config.num_voco_tokens),
@@ -70,6 +74,9 @@ def store_header(model: VoCoModel) -> StoreHeader:
         prompt=config.prompt.to_dict(),
         chunk_segments=max_chunk_segments(int(np.prod(geometry)) * np.dtype(dtype).itemsize, frame_bytes),
         micro_batch=micro_batch(config),
+        compression=config.compression,
+        sampling=config.sampling,
+        positions=config.max_positions - config.prefix_entries,
     )
 
 

@@ -6,11 +6,13 @@ The one place where caches and texts meet: behind `ask`, evaluation, and trainin
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from vococache.errors import ContextLimitError, InputError
+from vococache.model import load_model
 from vococache.model.cache import PlacedCache, VoCoCache
 from vococache.model.config import PromptPieces
 from vococache.model.generate import Sampling, generate
@@ -59,6 +61,20 @@ class ReasonStage:
         self.model = model
         self.store = store
 
+    @classmethod
+    def of(
+        cls, store: Store, model: str | None = None, *, dtype: str | None = None, device: str | None = None
+    ) -> "ReasonStage":
+        """The stage over `store` with the model of that name (None: that made it), compressing as the store's did."""
+        header = store.header
+        prefix = header.prompt.get("prefix_ids")
+        asked: dict[str, Any] = {"compression": header.compression}
+        if prefix is not None:
+            asked |= {
+                "prefix_ids": prefix, "num_voco_tokens": header.tokens, "frames_per_segment": header.frames_per_segment,
+            }  # fmt: skip
+        return cls(load_model(model or header.model, dtype=dtype, device=device, **asked), store)
+
     def select(self, video: str, start: float | None, end: float | None) -> SegmentSpan:
         """The segments of `video` whose first frame lies in [start, end] seconds. Raises `InputError` if none do."""
         times = self.store.timestamps(video)
@@ -105,15 +121,20 @@ class ReasonStage:
         return Context(spans=spans, tokens=k, placed=placed, load_seconds=time.perf_counter() - started)
 
     def check_tokens(self, tokens: int | None) -> int:
-        """How many tokens of each segment are read, by default all. Refuses more than the store has."""
+        """How many tokens of each segment are read, by default all. Refuses what the store has not."""
         has = self.store.header.tokens
+        if tokens not in (None, has) and self.model.config.untrained:
+            raise InputError(
+                f"fewer tokens of a segment are exact with VoCo tokens alone: a store compressed by"
+                f" {self.store.header.compression!r} is read with all {has}; ingest with --tokens {tokens} for fewer"
+            )
         if tokens is not None and not 1 <= tokens <= has:
             raise InputError(f"the store keeps 1 to {has} tokens of a segment, asked for {tokens}")
         return has if tokens is None else tokens
 
     def check_room(self, spans: Sequence[SegmentSpan], k: int, room: int) -> None:
         """Refuse segments that leave fewer than `room` positions, naming the window that would fit."""
-        limit = self.model.config.max_positions
+        limit = self.model.config.max_positions - self.model.config.prefix_entries
         segments = sum(span.stop - span.start for span in spans)
         if segments * k + room <= limit:
             return
@@ -123,11 +144,11 @@ class ReasonStage:
         if fitting and len(spans) == 1:
             times = self.store.timestamps(first.video)
             hint += f": try --start {first.start_time:g} --end {times[first.start + fitting - 1, 0]:g}"
-        if fitting and k > 1:
+        if fitting and k > 1 and not self.model.config.untrained:
             hint += f", or fewer tokens of each segment than {k}"
         raise ContextLimitError(
             f"{segments} segments of {k} tokens and a text of {room} tokens need {segments * k + room} positions,"
-            f" but the model has {limit}; {hint}"
+            f" but the model has {limit}{' behind its prefix' if self.model.config.prefix_entries else ''}; {hint}"
         )
 
     def answer(
@@ -159,14 +180,15 @@ class ReasonStage:
 
 
 def question_ids(model: VoCoModel, question: str, history: Sequence[tuple[str, str]] = ()) -> torch.Tensor:
-    """What follows the last VoCo token: newline ids, system prompt, earlier turns, the question. Shape [L].
+    """What follows the last cached entry: newline ids, system prompt, earlier turns, the question. Shape [L].
 
     Raises `InputError` where the question is empty.
     """
     if not question.strip():
         raise InputError("the question is empty: expected some text")
     prompt = model.config.prompt
-    return torch.tensor([*prompt.text_newline_ids, *model.encode_text(prompt_text(prompt, question, history))])
+    text = model.encode_text(prompt.medium + prompt_text(prompt, question, history))
+    return torch.tensor([*prompt.text_newline_ids, *text[bool(prompt.medium) :]])
 
 
 def answer_text(model: VoCoModel, ids: Sequence[int]) -> str:
@@ -181,5 +203,5 @@ def prompt_text(prompt: PromptPieces, question: str, history: Sequence[tuple[str
     for index, (asked, answered) in enumerate(turns):
         template = prompt.template if index == 0 else prompt.followup
         # Not str.format: a question may hold braces.
-        parts.append(template.replace("{question}", asked) + (f" {answered}" if answered else ""))
+        parts.append(template.replace("{question}", asked) + (f"{prompt.before_answer}{answered}" if answered else ""))
     return "".join(parts)

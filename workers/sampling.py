@@ -1,6 +1,7 @@
 """Which frames of a video are kept: chosen by presentation time, while the video streams by."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,15 @@ class Sampling:
             raise InputError(f"expected fps above 0 and at most {MAX_FPS:g}, found {self.fps:g}")
         if self.num_frames is not None and self.num_frames < 1:
             raise InputError(f"expected num_frames of 1 or more, found {self.num_frames}")
+
+    @classmethod
+    def chosen(
+        cls, fps: float | None, num_frames: int | None, made_for: Mapping[str, float] | None = None
+    ) -> "Sampling":
+        """What was asked for, else what the model was `made_for`, else one frame a second."""
+        if fps is None and num_frames is None and made_for is not None:
+            return cls.from_dict(dict(made_for))
+        return cls(fps=fps, num_frames=num_frames)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values: the one setting that is in force."""

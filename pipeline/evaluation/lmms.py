@@ -36,8 +36,9 @@ MAX_NEW_TOKENS = 1024  # where a task names no limit, as lmms-eval's LLaVA
 class VoCo(lmms):
     """A VoCo model behind lmms-eval's simple interface: what is shown is compressed, the text read behind its cache.
 
-    `pretrained`: a checkpoint folder, or an embedded model's name. `tokens`: read only the first so many of each
-    segment. `fps` or `num_frames`: how a video's frames are chosen, by default one a second; at most `max_frames`.
+    `pretrained`: a checkpoint folder, an embedded model's name or a hub id. `compression`: as `load_model`'s. `tokens`:
+    read only the first so many of each segment; K of a model without VoCo tokens. `fps` or `num_frames`: how
+    frames are chosen, by default as the model was made for; at most `max_frames`.
     Pictures and videos come in their order in front of the text, wherever it has its `<image>`. `batch_size`: of no
     effect; the candidate answers of one document are read in one pass.
     """
@@ -49,6 +50,7 @@ class VoCo(lmms):
         device: str | None = None,
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
+        compression: str | None = None,
         tokens: int | None = None,
         fps: float | None = None,
         num_frames: int | None = None,
@@ -58,11 +60,13 @@ class VoCo(lmms):
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         own = self.accelerator.device if self._world_size > 1 else device
-        self.model = load_model(str(pretrained), dtype=dtype, device=own).eval()
+        self.model = load_model(str(pretrained), compression=compression, dtype=dtype, device=own).eval()
         self.device = self.model.device  # lmms-eval gathers counts there
         self.tokens = tokens
+        if self.model.config.untrained:  # K is a setting, not a part of what was made
+            self.model.config, self.tokens = self.model.config.with_voco(tokens=tokens), None
         self.media = MediaReader(
-            self.model.config, FrameSampling(fps=fps, num_frames=num_frames), max_frames=max_frames
+            self.model.config, FrameSampling.chosen(fps, num_frames, self.model.config.sampling), max_frames=max_frames
         )
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
@@ -134,7 +138,8 @@ class VoCo(lmms):
         if settings.get("num_beams", 1) not in (1, None):
             raise InputError(f"expected greedy decoding or sampling, found num_beams: {settings['num_beams']}")
         question = question_ids(self.model, _words(context))
-        room = self.model.config.max_positions - cache.segments * cache.tokens - len(question)
+        config = self.model.config
+        room = config.max_positions - config.prefix_entries - cache.segments * cache.tokens - len(question)
         limit = min(settings.get("max_new_tokens", MAX_NEW_TOKENS), max(1, room))
         temperature = settings.get("temperature") if settings.get("do_sample", True) else None
         sampling = Sampling(temperature=temperature or 0.0, top_p=settings.get("top_p") or 1.0)

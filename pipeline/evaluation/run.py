@@ -116,6 +116,8 @@ def _evaluate(evaluation: Evaluation, out: Path, on_progress: Callable[[int, int
     works = _find_videos(evaluation, every, groups, listed)
     stage = _stage(evaluation)
     sampling: object = {"fps": evaluation.fps, "num_frames": evaluation.num_frames}
+    if evaluation.fps is None and evaluation.num_frames is None:
+        sampling = open_store(evaluation.store).header.sampling or sampling
     if evaluation.videos is None:
         found = {json.dumps(listed[work.stored].sampling, sort_keys=True) for work in works.values() if work.stored}
         sampling = [json.loads(text) for text in sorted(found)]

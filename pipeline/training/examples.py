@@ -56,7 +56,7 @@ def encode_turns(tokenizer: Any, prompt: PromptPieces, turns: Sequence[Turn]) ->
     for index, (question, answer) in enumerate(turns):
         template = prompt.template if index == 0 else prompt.followup
         text = prompt_text(prompt, question, turns[:index])
-        reply = f" {answer}" if answer else ""
+        reply = f"{prompt.before_answer}{answer}" if answer else ""
         asked = extended(ids, text, template.replace("{question}", question))
         ids = extended(asked, text + reply, reply)
         # The stop is predicted behind each answer, whatever the follow-up starts with.

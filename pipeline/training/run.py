@@ -13,7 +13,8 @@ from transformers import set_seed
 
 from vococache.errors import InputError
 from vococache.model.baselines import with_compression
-from vococache.model.checkpoints import load_model, read_layout, save_pretrained
+from vococache.model.checkpoints import load_model, locate, read_layout, save_pretrained
+from vococache.model.compose import compose
 from vococache.model.decoder import fast_attention
 from vococache.model.objective import Objective
 from vococache.model.scratch import random_model
@@ -87,11 +88,20 @@ def _starting_model(settings: TrainSettings, device: torch.device) -> VoCoModel:
     """The model as training starts, the parts that learn in float32 and marked."""
     changes = {"tokens": settings.voco_tokens, "frames": settings.frames_per_segment}
     if settings.from_scratch:
-        layout = read_layout(Path(settings.model))
+        layout = read_layout(Path(settings.model), "voco")
         model = random_model(layout.config.with_voco(**changes), settings.seed)
         model.tokenizer = layout.tokenizer
+    elif settings.compose is not None:
+        try:
+            model = compose(settings.model, **settings.compose, seed=settings.seed, dtype="float32", device=device)
+        except TypeError as error:
+            raise InputError(f"`compose` takes tower, projector and feature_layer: {error}") from None
+        model.config = model.config.with_voco(**changes)
+        model.config.check_stage1_ids()
     else:
-        model = load_model(settings.model, dtype="float32", device=device)
+        # Those who do not know VoCo tokens get one: training is for these.
+        kind = None if read_layout(locate(settings.model)[0]).config.voco_token_id is not None else "voco"
+        model = load_model(settings.model, compression=kind, dtype="float32", device=device)
         model.config = model.config.with_voco(**changes)
         model.config.check_stage1_ids()
     if model.tokenizer is None:

@@ -15,8 +15,9 @@ PARTS = ("vision_tower", "projector", "language_model", "reader")
 class TrainSettings:
     """One run. `trainer` goes to Hugging Face's `TrainingArguments` as it is.
 
-    `model`: a checkpoint folder, an embedded model's name, or (`from_scratch`) a folder with a `config.json` and a
-    tokenizer but no weights. `data`, `evaluation`: mappings with `file` and `media` (`conversations.py` lists the
+    `model`: a checkpoint folder, an embedded model's name, a hub id, or (`from_scratch`) a folder with a `config.json`
+    and a tokenizer but no weights. `compose`: `model` is a text-only decoder, to which come a `tower` and a `projector`
+    (`vococache.model.compose`). `data`, `evaluation`: mappings with `file` and `media` (`conversations.py` lists the
     formats) or with `synthetic`, `count`, `asked`,
     `still`, `least`, `most` and `blinking` (`world.py`). `train`: the parts that learn. `compression`: "voco",
     "full" (the text sees every vision token: the paper's upper bound, and a first stage before compression), "mean" or
@@ -31,6 +32,7 @@ class TrainSettings:
     data: tuple[dict[str, Any], ...]
     evaluation: tuple[dict[str, Any], ...] = ()
     from_scratch: bool = False
+    compose: dict[str, Any] | None = None
     seed: int = 0
     voco_tokens: int | None = None
     frames_per_segment: int | None = None

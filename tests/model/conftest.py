@@ -143,7 +143,7 @@ class Kit:
 
     def pixels(self, config: VoCoConfig, segments: int = 1, seed: int = 0) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
-        size = config.vision.image_size
+        size = config.geometry.size
         return torch.randn(segments, config.frames_per_segment, 3, size, size, generator=generator)
 
     def ids(self, *lengths: int, seed: int = 0) -> list[Tensor]:

@@ -232,7 +232,7 @@ def test_broken_safetensors(saved, keep):
 
 def test_the_checkpoints_own_dtype_is_kept_on_a_gpu(kit, tmp_path, monkeypatch):
     """Mixed ones compute in that of the output projection."""
-    monkeypatch.setattr("vococache.model.checkpoints._resolve_dtype", lambda dtype, device: None)
+    monkeypatch.setattr("vococache.model.checkpoints.resolve_dtype", lambda dtype, device: None)
     model = kit.model().bfloat16()
     save_pretrained(model, tmp_path)
     same_weights(model, vococache.load_model(tmp_path, device="cpu"))

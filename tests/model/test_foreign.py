@@ -219,7 +219,7 @@ def test_llava_with_a_tokenizer_of_the_same_size(llava):
     tokenizer = small_tokenizer()
     _, folder = llava(text={"vocab_size": len(tokenizer)})
     tokenizer.save_pretrained(folder)
-    model = vococache.load_model(folder, device="cpu")
+    model = vococache.load_model(folder, compression="voco", device="cpu")
     assert model.config.voco_token_id == len(tokenizer) == model.tokenizer.convert_tokens_to_ids("<voco>")
     assert model.config.text.vocab_size == len(tokenizer) + 1
     newline = tokenizer.convert_tokens_to_ids("Ċ")
@@ -232,7 +232,7 @@ def test_llava_whose_embedding_has_spare_rows(llava):
     tokenizer = small_tokenizer("<image>")
     stock, folder = llava()
     tokenizer.save_pretrained(folder)
-    model = vococache.load_model(folder, device="cpu")
+    model = vococache.load_model(folder, compression="voco", device="cpu")
     assert model.config.voco_token_id == len(tokenizer) == 32
     assert model.config.text.vocab_size == 48
     assert model.language_model.embed_tokens.weight.equal(stock.model.language_model.embed_tokens.weight)
@@ -249,7 +249,7 @@ def test_llava_becomes_ours(kit, llava, tmp_path):
     tokenizer = small_tokenizer()
     _, folder = llava(text={"vocab_size": len(tokenizer)})
     tokenizer.save_pretrained(folder)
-    model = vococache.load_model(folder, device="cpu")
+    model = vococache.load_model(folder, compression="voco", device="cpu")
     save_pretrained(model, tmp_path / "ours")
     again = vococache.load_model(tmp_path / "ours", device="cpu")
     same_weights(model, again)
@@ -282,7 +282,7 @@ def test_a_newline_outside_a_small_vocabulary_is_named(llava):
     """Without a tokenizer the official newline is assumed."""
     _, folder = llava()
     with pytest.raises(ModelError, match=r"29871 .*vocabulary of 49"):
-        vococache.load_model(folder, device="cpu")
+        vococache.load_model(folder, compression="voco", device="cpu")
 
 
 def test_siglip_llava(kit, llava):
@@ -310,3 +310,92 @@ def test_a_broken_tokenizer(llava):
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelError, match=r"tokenizer in .* cannot be loaded"):
         vococache.load_model(folder, newline_ids=[], device="cpu")
+
+
+def test_a_tie_that_only_the_text_config_names(kit, llava):
+    """The output projection is not stored, and the model's own setting is left at its default."""
+    stock, folder = llava("qwen2", text={"tie_word_embeddings": True}, tie_word_embeddings=True)
+    data = json.loads((folder / "config.json").read_text())
+    for top in (False, None):
+        data["tie_word_embeddings"] = top
+        data = {key: value for key, value in data.items() if value is not None}
+        (folder / "config.json").write_text(json.dumps(data))
+        model = vococache.load_model(folder, newline_ids=[], device="cpu")
+        assert model.lm_head.weight is model.language_model.embed_tokens.weight
+        assert model.lm_head.weight[:48].equal(stock.lm_head.weight)
+
+
+def test_an_untied_model_whose_text_config_says_tied(llava):
+    stock, folder = llava("qwen2")
+    data = json.loads((folder / "config.json").read_text())
+    data["text_config"]["tie_word_embeddings"] = True
+    edit(folder, text_config=data["text_config"], tie_word_embeddings=False)
+    model = vococache.load_model(folder, newline_ids=[], device="cpu")
+    assert model.lm_head.weight[:48].equal(stock.lm_head.weight)
+
+
+def test_a_spare_row_of_zeros_becomes_the_mean_of_the_known(llava):
+    """Vocabularies are padded with zeros: a `<voco>` there would say nothing, and learn from nothing."""
+    tokenizer = small_tokenizer("<image>")
+    stock, folder = llava()
+    tokenizer.save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    for name in (name for name in weights if name.endswith(("embed_tokens.weight", "lm_head.weight"))):
+        weights[name][len(tokenizer) :] = 0
+    save_file(weights, folder / "model.safetensors")
+    model = vococache.load_model(folder, compression="voco", device="cpu")
+    table, known = model.language_model.embed_tokens.weight, len(tokenizer)
+    torch.testing.assert_close(table[known], stock.model.language_model.embed_tokens.weight[:known].mean(0))
+    assert model.lm_head.weight[known].any()
+    assert not table[known + 1 :].any()
+
+
+@torch.no_grad()
+def test_a_projector_without_biases(kit, llava):
+    stock, folder = llava(multimodal_projector_bias=False)
+    model = vococache.load_model(folder, compression="full", prefix_ids=[1], frames_per_segment=1, device="cpu")
+    pixels, [text] = kit.pixels(model.config), kit.ids(7)
+    text = text.clamp(max=IMAGE - 1)
+    ids = torch.cat((torch.tensor([1] + [IMAGE] * 9), text))[None]
+    expected = stock(input_ids=ids, pixel_values=pixels[:, 0]).logits[0, 10:]
+    torch.testing.assert_close(model.read(model.compress(pixels), text[None])[0], expected, atol=1e-4, rtol=0)
+
+
+def test_a_stray_second_copy_of_the_weights_is_not_read(llava):
+    """As published beside the indexed shards; the index says which files are the model's."""
+    _, folder = llava()
+    before = vococache.load_model(folder, newline_ids=[], device="cpu")
+    weights = load_file(folder / "model.safetensors")
+    save_file({"layers.0.weight": torch.zeros(2)}, folder / "consolidated.safetensors")
+    same_weights(before, vococache.load_model(folder, newline_ids=[], device="cpu"))
+    (folder / "model.safetensors").rename(folder / "part.safetensors")
+    index = {"weight_map": dict.fromkeys(weights, "part.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    same_weights(before, vococache.load_model(folder, newline_ids=[], device="cpu"))
+    (folder / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"index.json is not an index of weights"):
+        vococache.load_model(folder, newline_ids=[], device="cpu")
+
+
+def test_official_llava_has_no_voco_token_until_it_is_asked_for(copy, official, kit):
+    """LLaVA-1.5 as its authors publish it: the official layout with 32,000 rows."""
+    folder = copy(vocab_size=32000)
+    weights = load_file(folder / "model.safetensors")
+    tables = [name for name in weights if name.endswith(("embed_tokens.weight", "lm_head.weight"))]
+    save_file({k: v[:32000].clone() if k in tables else v for k, v in weights.items()}, folder / "model.safetensors")
+    untrained = vococache.load_model(folder, num_voco_tokens=4, frames_per_segment=2, device="cpu")
+    assert (untrained.config.compression, untrained.config.prompt.prefix_ids) == ("cover", (1,))
+    assert untrained.compress(kit.pixels(untrained.config)).tokens == 4
+    trained = vococache.load_model(folder, compression="voco", device="cpu")
+    assert trained.config.voco_token_id == 32000
+    table = trained.language_model.embed_tokens.weight
+    torch.testing.assert_close(table[32000], table[:32000].mean(0))
+
+
+def test_a_voco_checkpoint_may_do_without(official, golden, kit):
+    """Its BOS is the prefix; its newline and VoCo tokens are text."""
+    model = vococache.load_model(golden, compression="cover", num_voco_tokens=4, frames_per_segment=1, device="cpu")
+    prompt = model.config.prompt
+    assert prompt.prefix_ids == (1,)
+    assert prompt.text_newline_ids == (29871, 13, 32000, 32000, 13)
+    assert model.compress(kit.pixels(model.config)).tokens == 4

@@ -55,7 +55,7 @@ def voco(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
 @pytest.fixture(scope="module")
 def store(clips: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
     path = tmp_path_factory.mktemp("cli") / "store"
-    vococache.ingest([str(clips / "plain.mp4"), str(clips / "offset.mkv"), str(clips / "text.mp4")], str(path))
+    vococache.ingest([str(clips / "plain.mp4"), str(clips / "offset.mkv"), str(clips / "text.mp4")], str(path), fps=1)
     return path
 
 
@@ -112,6 +112,7 @@ def test_ask_json_is_the_contract(voco: Voco, store: Path) -> None:
     assert answers[0]["segments"] == [{"video": "plain", "start": 1, "stop": 4, "start_time": 1.0, "end_time": 3.0}]
     assert set(answers[0]["timings"]) == {"load", "prefill", "decode"}
     assert "only synthetic clips" in result.err, "the embedded model says what it is"
+    assert "'plain' was sampled with fps 1, the model was made for fps 2" in result.err
 
 
 def test_answers_need_no_video_file(voco: Voco, clips: Path, tmp_path: Path) -> None:
@@ -142,7 +143,7 @@ def test_chat_reads_questions_until_the_end(
 
 
 def test_ingest_reports(voco: Voco, store: Path, clips: Path) -> None:
-    again = voco("ingest", clips / "plain.mp4", clips / "offset.mkv", "--store", store)
+    again = voco("ingest", clips / "plain.mp4", clips / "offset.mkv", "--store", store, "--fps", 1)
     assert (again.code, again.err) == (0, "")
     assert "nothing to do: 2 videos are up to date" in again.out
     failed = voco("ingest", clips / "text.mp4", "--store", store, "--json")
@@ -158,6 +159,11 @@ def test_a_dry_run_tells_and_does_nothing(voco: Voco, clips: Path, tmp_path: Pat
     assert (found["videos"], found["segments"]) == (3, 17)  # 10 + 1 + 6
     assert set(found["unknown"]) == {"text", "zero", "cut", "sound"}
     assert found["seconds"] > 0
+    assert found["hour_bytes"] == 7200 * found["bytes"] // 17
+    assert found["context_hours"] == pytest.approx(1024 / 7200, rel=0.01)
+    assert found["segment_flops"] > 1e6
+    by_itself = voco("ingest", clips, "--store", tmp_path / "none", "--dry-run", "--json").json
+    assert by_itself["segments"] == 17, "the embedded model was made for two frames a second"  # type: ignore[call-overload, index]
     assert found["bytes"] == 17 * 6 * 2 * 6 * 4 * 32 * 4  # layers, keys and values, heads, tokens, head size, bytes
     assert not (tmp_path / "none").exists()
 

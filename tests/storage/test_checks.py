@@ -52,7 +52,8 @@ SUMMARY = [
     ("intent|source", ...), ("intent|size", "x"), ("intent|mtime_ns", {}), ("intent|content_hash", None),
     ("intent|decoder", 3), ("intent|sampling", "fps"), ("intent|sampling", {"fps": {"a": {"b": 1}}}),
     ("intent|chunk_segments", 0), ("intent|chunk_segments", HUGE), ("intent|chunk_segments", "3"), ("reason", 7),
-    ("damage", "much"), ("damage", {"packets": 1}), ("damage", {"packets": 1, "seconds": "x"}), ("discontinuities", "2"),
+    ("damage", "much"), ("damage", {"packets": 1}), ("damage", {"packets": 1, "seconds": "x"}),
+    ("discontinuities", "2"),
     ("video", 7), ("store", None), ("store", ["x"]),
 ]  # fmt: skip
 RECORD = [
@@ -144,6 +145,7 @@ def test_a_wrong_receipt_is_none(local_store: Store, field: str, value: object) 
         ("dtype", "object"),
     ("dtype", 7), ("geometry", []), ("prompt", ...),
         ("fingerprint", None), ("micro_batch", 0), ("objects", ...),
+        ("compression", 7), ("positions", "x"), ("sampling", [1]), ("sampling", {"fps": {"x": {"y": 1}}}),
         ("objects", {"videos/zarr.json": "x"}), ("quantization", "int1"), ("quantization", []),
         ("frames_per_segment", -1),
     ],

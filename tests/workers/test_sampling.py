@@ -74,3 +74,11 @@ def test_expected_frames() -> None:
     assert Sampling(fps=1).expected_frames(0.2) == 1
     assert Sampling(fps=1).expected_frames(None) is None
     assert Sampling(num_frames=8).expected_frames(None) == 8
+
+
+def test_what_is_asked_for_wins_over_what_the_model_was_made_for() -> None:
+    assert Sampling.chosen(None, None, {"fps": 2.0}) == Sampling(fps=2.0)
+    assert Sampling.chosen(None, None, {"num_frames": 8}) == Sampling(num_frames=8)
+    assert Sampling.chosen(None, None) == Sampling(fps=1.0)
+    assert Sampling.chosen(5.0, None, {"num_frames": 8}) == Sampling(fps=5.0)
+    assert Sampling.chosen(None, 4, {"fps": 2.0}) == Sampling(num_frames=4)

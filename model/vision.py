@@ -1,0 +1,137 @@
+"""How a frame becomes vision tokens: the tower's layers, then the family's connector, by its own video path.
+
+Towers and connectors are Transformers' own modules. LLaVA-NeXT has no video path; a frame is its base view. SmolVLM,
+Idefics3 and InternVL take a frame as one tile.
+
+Letters: N frames, n vision tokens of each, W vision width, E hidden size.
+"""
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModel
+from transformers.models.idefics3.modeling_idefics3 import Idefics3Connector
+from transformers.models.internvl.modeling_internvl import InternVLModel, InternVLMultiModalProjector
+from transformers.models.llava_next_video.modeling_llava_next_video import LlavaNextVideoPooler
+from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionMultiModalProjector
+
+from vococache.model import decoder
+from vococache.model.config import VoCoConfig
+
+
+def build_tower(config: VoCoConfig) -> Any:
+    """The vision tower, without what lies behind the feature and is never used."""
+    build: Any = AutoModel.from_config
+    tower = build(config.vision, dtype=torch.get_default_dtype())  # not the one that a checkpoint's config may name
+    if config.vision.model_type in ("clip_vision_model", "siglip_vision_model"):
+        tower.post_layernorm = nn.Identity()
+    if hasattr(tower, "head"):
+        tower.head = nn.Identity()
+    if config.vision.model_type == "internvl_vision" and config.connector["vision_feature_layer"] != -1:
+        tower.layernorm = nn.Identity()  # behind the last layer alone
+    return tower
+
+
+def frame_features(config: VoCoConfig, tower: Any, pixels: Tensor, *, recompute: bool = False) -> Tensor:
+    """Pixels [N, 3, H, W] as the tower's patch features [N, patches, W]; no layer behind them is run."""
+    kind = config.vision.model_type
+    if kind in ("idefics3_vision", "smolvlm_vision"):
+        shape = (len(pixels), config.patches_per_side, config.patches_per_side)
+        x = tower.embeddings(pixels, patch_attention_mask=torch.ones(shape, dtype=torch.bool, device=pixels.device))
+        for layer in tower.encoder.layers:
+            x = decoder.call(layer, x, None, recompute=recompute)
+        out: Tensor = tower.post_layernorm(x)
+        return out
+    x = tower.embeddings(pixels)
+    if kind == "internvl_vision":
+        for layer in tower.encoder.layer:
+            x = decoder.call(layer, x, recompute=recompute)
+        return tower.layernorm(x)[:, 1:]  # type: ignore[no-any-return]
+    if kind == "clip_vision_model":
+        x = tower.pre_layrnorm(x)
+    for layer in tower.encoder.layers:
+        x = decoder.call(layer, x, None, recompute=recompute)
+    return x[:, 1:] if config.has_class_token else x  # type: ignore[no-any-return]
+
+
+def build_projector(config: VoCoConfig) -> nn.Module:
+    """The connector: features [N, patches, W] in, vision tokens [N, n, E] out."""
+    width, size = config.vision.hidden_size, config.text.hidden_size
+    if config.family != "llava":
+        settings = SimpleNamespace(vision_config=config.vision, text_config=config.text, **config.connector)
+        connector: nn.Module = CONNECTORS[config.family](settings)
+        return connector
+    bias = bool(config.connector.get("multimodal_projector_bias", True))
+    if config.projector == "linear":
+        return nn.Sequential(nn.Linear(width, size, bias=bias))
+    return nn.Sequential(nn.Linear(width, size, bias=bias), nn.GELU(), nn.Linear(size, size, bias=bias))
+
+
+class OneVisionConnector(LlavaOnevisionMultiModalProjector):
+    """LLaVA-OneVision: projected, then pooled bilinearly to half the rows and columns. Holds the learned newline."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.newline = nn.Parameter(torch.empty(config.text_config.hidden_size))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[N, patches, W] -> [N, n, E]."""
+        return halved(super().forward(features))  # type: ignore[no-untyped-call]
+
+
+class NextVideoConnector(LlavaOnevisionMultiModalProjector):
+    """LLaVA-NeXT-Video: pooled, then projected."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.pooler = LlavaNextVideoPooler(config)  # type: ignore[no-untyped-call]
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[N, patches, W] -> [N, n, E]."""
+        out: Tensor = super().forward(self.pooler(features))  # type: ignore[no-untyped-call]
+        return out
+
+
+class InternVLConnector(InternVLMultiModalProjector):
+    """InternVL: pixel shuffle, then projected."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.ratio = config.downsample_ratio
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[N, patches, W] -> [N, n, E]."""
+        shuffle: Any = InternVLModel.pixel_shuffle  # a method that needs no model
+        shuffled = shuffle(None, as_grid(features), scale_factor=self.ratio).flatten(1, 2)
+        out: Tensor = super().forward(shuffled)  # type: ignore[no-untyped-call]
+        return out
+
+
+CONNECTORS: dict[str, Any] = {
+    "llava_onevision": OneVisionConnector,
+    "llava_next_video": NextVideoConnector,
+    "idefics3": Idefics3Connector,
+    "smolvlm": Idefics3Connector,
+    "internvl": InternVLConnector,
+}
+
+
+def as_grid(tokens: Tensor) -> Tensor:
+    """[N, rows * rows, E] as [N, rows, rows, E]."""
+    rows = round(tokens.shape[1] ** 0.5)
+    return tokens.reshape(len(tokens), rows, rows, tokens.shape[2])
+
+
+def halved(tokens: Tensor) -> Tensor:
+    """A frame's tokens [N, rows * rows, E] as half the rows and columns, rounded up, bilinearly."""
+    grid = as_grid(tokens).permute(0, 3, 1, 2)
+    half = -(-grid.shape[2] // 2)
+    return F.interpolate(grid, size=(half, half), mode="bilinear").flatten(2).transpose(1, 2)
+
+
+def pooled(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """A frame's tokens [N, rows * rows, E] as the means of the cells of a smaller grid."""
+    return F.adaptive_avg_pool2d(as_grid(tokens).permute(0, 3, 1, 2), grid).flatten(2).transpose(1, 2)
