@@ -22,6 +22,7 @@ from av.stream import Disposition
 from vococache.errors import VideoError
 from vococache.workers.clock import Clock, Timeline
 from vococache.workers.damage import Damage, Sample, check_damage
+from vococache.workers.formats import DEMUXERS, boxes, what_it_is
 
 # A piece is what decord is given at once (see docs/design/0003-decoding.md): whole groups of pictures.
 PIECE_PACKETS = 240
@@ -72,7 +73,7 @@ class Video:
         self._is_avi = name == "avi"  # counts packets and keeps no presentation times
         # Does the container say for how long each frame is shown? Otherwise FFmpeg guesses.
         self._keeps_durations = "mp4" in name or "matroska" in name
-        self._is_fragmented = "mp4" in name and has_fragments(path)
+        self._is_fragmented = "mp4" in name and b"moof" in boxes(path)
         self._may_jump = bool(self._container.format.flags & TS_DISCONT)
         # A loss in what is made for broadcast is a loss; a file that has an index is whole, or it is broken.
         self.is_broadcast = self._may_jump or self._is_fragmented
@@ -203,11 +204,13 @@ class Video:
         return head not in (None, self._head)
 
     def _open(self) -> Any:
-        # Only local files: a playlist must not make us read others, let alone the network. The clock is unwound by us,
+        # Only local files, and none that name others, let alone the network. The clock is unwound by us,
         # who know a recording that begins again from a clock that does.
-        options = {"protocol_whitelist": "file", "correct_ts_overflow": "0"}
+        options = {"protocol_whitelist": "file", "format_whitelist": ",".join(DEMUXERS), "correct_ts_overflow": "0"}
         try:
             return av.open(f"file:{self._path}", options=options, metadata_errors="replace")
+        except (av.InvalidDataError, av.ArgumentError, av.EOFError) as error:
+            raise VideoError(what_it_is(self._path) or _reason(error)) from None
         except (av.FFmpegError, OSError) as error:
             raise VideoError(_reason(error)) from None
 
@@ -361,23 +364,6 @@ def check_file(path: str) -> None:
         raise VideoError("an empty file")
     if not os.access(path, os.R_OK):
         raise VideoError("no permission to read it")
-
-
-def has_fragments(path: str) -> bool:
-    """Is an MP4 file made of fragments, as for a stream? Looks at the heads of its outermost boxes."""
-    with Path(path).open("rb") as file:
-        at, end = 0, Path(path).stat().st_size
-        while at < end:
-            file.seek(at)
-            head = file.read(16)
-            size, kind = int.from_bytes(head[:4], "big"), head[4:8]
-            if kind == b"moof":
-                return True
-            size = int.from_bytes(head[8:16], "big") if size == 1 else size
-            if size < 8:
-                break
-            at += size
-    return False
 
 
 def claimed_size(head: bytes) -> int:

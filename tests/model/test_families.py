@@ -31,7 +31,7 @@ from vococache.errors import ModelError
 from vococache.model import costs
 from vococache.model.checkpoints import save_pretrained
 from vococache.model.fingerprint import compressor_fingerprint, current_weights_digest
-from vococache.workers.compress import to_stored
+from vococache.workers.caches import to_stored
 
 MEDIUM, PREFIX = 46, [1, 7, 8]
 TOLERANCE = {"atol": 1e-4, "rtol": 0}

@@ -1,0 +1,91 @@
+"""Which kinds of files are read as videos, and what others are, by their first bytes.
+
+Only formats that hold their media themselves: a demuxer of scripts (concat, HLS, DASH, SDP, image sequences) reads what
+the script names, whatever the file is called.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+# FFmpeg's names. Those of sound stand here so that such a file is said to have no video stream.
+DEMUXERS = (
+    "mov", "matroska", "avi", "mpegts", "mpeg", "mpegvideo", "flv", "live_flv", "kux", "asf", "asf_o", "ogg", "mxf",
+    "mxg", "gxf", "lxf", "dv", "gif", "apng", "h261", "h263", "h264", "hevc", "vvc", "evc", "m4v", "mjpeg",
+    "mjpeg_2000", "ivf", "obu", "av1", "avs2", "avs3", "cavsvideo", "dirac", "dnxhd", "apv", "vc1", "vc1test",
+    "nut", "rm", "ivr", "wtv", "nsv", "nuv", "pva", "pmp", "psp", "mtv", "ty", "dhav", "hxvs", "lvf",
+    "yuv4mpegpipe", "amv", "swf", "roq", "smk", "bink", "flic", "film_cpk", "aac", "ac3", "aiff", "caf", "flac",
+    "mp3", "w64", "wav",
+)  # fmt: skip
+HEAD_BYTES = 4096
+
+_STARTS = (
+    (b"version https://git-lfs.", "a Git LFS pointer instead of the file: `git lfs pull` fetches it"),
+    (b"/annex/objects/", "a git-annex pointer instead of the file: `git annex get` fetches it"),
+    (b"ffconcat version", "a script that names other files (ffconcat): name those instead"),
+    (b"#EXTM3U", "a playlist (HLS): name the videos in it instead"),
+    (b"[playlist]", "a playlist: name the videos in it instead"),
+    (b"v=0", "a description of a stream (SDP)"),
+    (b"PK\x03\x04", "a ZIP archive: unpack it"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive: unpack it"),
+    (b"Rar!\x1a\x07", "a RAR archive: unpack it"),
+    (b"\x1f\x8b", "a gzip archive: unpack it"),
+    (b"BZh", "a bzip2 archive: unpack it"),
+    (b"\xfd7zXZ\x00", "an xz archive: unpack it"),
+    (b"\x28\xb5\x2f\xfd", "a zstd archive: unpack it"),
+    (b"%PDF-", "a PDF document"),
+    (b"\xff\xd8\xff", "a picture (JPEG)"),
+    (b"\x89PNG", "a picture (PNG)"),
+    (b"BM", "a picture (BMP)"),
+    (b"\x1f\x43\xb6\x75", "a fragment of WebM or Matroska without its head"),
+)
+_TEXTS = (
+    (rb"<(!doctype html|html)", "an HTML page, such as servers send instead of a file"),
+    (rb"<\?xml.{0,500}?<MPD|<MPD", "a playlist (DASH): name the videos in it instead"),
+    (rb"<(\?xml|Error|svg)", "an XML document, such as servers send instead of a file"),
+    (rb"[{\[]\s*([\"{\[\]}]|-?\d|true|false|null)", "JSON text, such as servers send instead of a file"),
+)
+
+
+def what_it_is(path: str) -> str | None:
+    """What a file is that could not be opened as a video, in words; None where its first bytes do not tell."""
+    with Path(path).open("rb") as file:
+        head = file.read(HEAD_BYTES)
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    for start, what in _STARTS:
+        if (text if start[:1].isascii() and start.isascii() else head).startswith(start):
+            return what
+    for pattern, what in _TEXTS:
+        if re.match(pattern, text, re.IGNORECASE | re.DOTALL):
+            return what
+    if head[257:262] == b"ustar":
+        return "a tar archive: unpack it"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "a picture (WebP)"
+    if not head.strip(b"\0"):
+        return "nothing but zeros at its start"
+    return _what_mp4(path) if head[4:8].isalpha() else None
+
+
+def boxes(path: str) -> Iterator[bytes]:
+    """The kinds of the outermost boxes of an MP4 file."""
+    with Path(path).open("rb") as file:
+        at, end = 0, Path(path).stat().st_size
+        while at < end:
+            file.seek(at)
+            head = file.read(16)
+            size, kind = int.from_bytes(head[:4], "big"), head[4:8]
+            yield kind
+            size = int.from_bytes(head[8:16], "big") if size == 1 else size
+            if size < 8:
+                break
+            at += size
+
+
+def _what_mp4(path: str) -> str | None:
+    kinds = set(boxes(path))
+    if b"moov" in kinds or not kinds & {b"ftyp", b"styp", b"moof", b"mdat", b"sidx"}:
+        return None
+    if b"moof" in kinds or b"styp" in kinds:
+        return "a fragment of MP4 without its head (moov), which lies in a file of its own: join them"
+    return "an MP4 whose index (moov) is missing: its recording or its copy did not come to its end"
