@@ -139,8 +139,9 @@ def ingest(
             for video in sorted({source.video for source in sources} & set(opened.ids())):
                 opened.redo(video)
         planner = Planner(
-            sampling=sampling, overwrite=overwrite, check_content=check_content, retry_failed=retry_failed, reuse=reuse
-        )
+            sampling=sampling, overwrite=overwrite, check_content=check_content, retry_failed=retry_failed, reuse=reuse,
+            local=address is None,
+        )  # fmt: skip
         plan = planner.plan(sources, opened)
         job = _Job(report, plan, opened, stall_after, on_progress, on_event)
         job.note_settled()
@@ -193,7 +194,9 @@ class _Job:
                     self.store.record_source(video, source, stat.size, stat.mtime_ns)
                 self.report.up_to_date.append(video)
                 self._tell(Event(event="up to date", video=video, stage="plan"))
-            elif verdict is Verdict.FAILED_BEFORE:
+            elif verdict in (Verdict.FAILED_BEFORE, Verdict.MISSING):
+                if video in self.plan.missing:
+                    self.store.fail(video, reason, source=self.plan.missing[video])
                 self.report.failed[video] = reason
                 self._tell(Event(event="failed", video=video, stage="plan", facts={"reason": reason}))
             else:

@@ -12,7 +12,7 @@ from vococache.pipeline.sources import Source
 from vococache.storage import Store, VideoInfo
 from vococache.workers.rows import VideoTask
 from vococache.workers.sampling import Sampling
-from vococache.workers.source import SourceStat, content_hash, is_url, stat_source
+from vococache.workers.source import SourceStat, content_hash, is_url, stat_source, why_absent
 
 REMOTE_LOOKS = 16  # at once: each waits for an answer
 
@@ -22,6 +22,7 @@ class Verdict(Enum):
 
     WORK = "work"
     UP_TO_DATE = "up to date"
+    MISSING = "missing"
     FAILED_BEFORE = "failed before"
     REFUSED = "refused"
 
@@ -40,12 +41,14 @@ class Plan:
 
     `moved`: of those up to date, the files that lie elsewhere, or are of another time, than the store has on record.
     `equal`: videos with the content of one that the store holds, by id: its id, and their own file.
+    `missing`: files that are not there, of videos of which the store holds nothing.
     """
 
     work: list[VideoTask] = field(default_factory=list)
     settled: list[tuple[str, Verdict, str]] = field(default_factory=list)
     moved: dict[str, tuple[str, SourceStat]] = field(default_factory=dict)
     equal: dict[str, tuple[str, str, SourceStat]] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +60,7 @@ class Planner:
     check_content: bool = False
     retry_failed: bool = False
     reuse: bool = False
+    local: bool = False  # are files read here, so that one that is missing here is missing?
 
     def plan(self, sources: Sequence[Source], store: Store) -> Plan:
         """Decide about each source. File contents are read only where size, time and place leave it open."""
@@ -71,6 +75,9 @@ class Planner:
                     plan.work.append(VideoTask(video=source.video, source=source.location))
                     continue
                 plan.settled.append((source.video, verdict, reason))
+                info = known.get(source.video)
+                if verdict is Verdict.MISSING and (info is None or info.status == "failed"):
+                    plan.missing[source.video] = source.location
                 if moved is not None:
                     plan.moved[source.video] = source.location, moved
             if self.reuse:
@@ -97,17 +104,23 @@ class Planner:
         plan.equal.update({task.video: of for task, of in zip(plan.work, found, strict=True) if of is not None})
         plan.work[:] = [task for task in plan.work if task.video not in plan.equal]
 
+    def _missing(self, source: Source) -> Judgement | None:
+        """That there is no file, where that can be known here."""
+        if not self.local or is_url(source.location) or stat_source(source.location) is not None:
+            return None
+        return Judgement(Verdict.MISSING, why_absent(source.location))
+
     def _judge(self, source: Source, known: VideoInfo | None, store: Store) -> Judgement:
         """What to do about one source."""
         if known is None or known.status == "partial":
-            return Judgement(Verdict.WORK)
+            return self._missing(source) or Judgement(Verdict.WORK)
         if known.status == "failed" and (kind := store.obstacle(known.id)):
             reason = f"a {kind} lies in its place in the store, which is never followed; `voco rm` removes it"
             return Judgement(Verdict.REFUSED, reason)
         stat = stat_source(source.location)
         if stat is None:  # gone, or out of reach
             if known.status == "failed":
-                return Judgement(Verdict.WORK)  # the decoder will say what is wrong with it
+                return self._missing(source) or Judgement(Verdict.WORK)
             if (known.source, known.sampling) == (source.location, self.sampling.to_dict()):
                 return Judgement(Verdict.UP_TO_DATE)  # a cache may outlive its video
             reason = f"there is no {source.location}; the cache of that id, from {known.source}, is kept"

@@ -5,9 +5,11 @@ import os
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from pathlib import Path
 from typing import IO, Any
 
@@ -58,7 +60,7 @@ def content_hash(source: str) -> str:
         with _open(source) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except Exception as error:  # as above
-        raise VideoError(f"cannot be read: {describe(error)}") from None
+        raise VideoError(f"cannot be read: {_status(error) or describe(error)}") from None
 
 
 @contextmanager
@@ -70,26 +72,47 @@ def local_video(source: str, max_bytes: int) -> Iterator[LocalVideo]:
     stat = stat_source(source)
     if not is_url(source):
         if stat is None:
-            raise VideoError(f"{_why_absent(source)} on node {socket.gethostname()}: {source}")
+            raise VideoError(why_absent(source))
         if not Path(source).is_file():
             raise VideoError("a directory, not a file" if Path(source).is_dir() else "not a regular file")
         yield LocalVideo(path=source, stat=stat, content_hash=content_hash(source))
         return
     if stat is None:
-        raise VideoError(f"no such object, or no access to it from node {socket.gethostname()}")
+        raise VideoError(why_absent(source))
     with _temporary_file(Path(source).suffix) as file:
         digest = _copy(source, file, max_bytes)
         yield LocalVideo(path=_path_of(file), stat=stat, content_hash=digest)
 
 
-def _why_absent(path: str) -> str:
+def why_absent(source: str) -> str:
+    """Why `stat_source` finds nothing, on which node."""
+    node = socket.gethostname()
     try:
-        Path(path).stat()
-    except PermissionError:
-        return "no permission to read it"
-    except OSError:
-        pass
-    return "no such file"
+        if is_url(source):
+            filesystem, path = file_system(source)
+            filesystem.info(path)
+        else:
+            Path(source).stat()
+    except Exception as error:  # as in `stat_source`
+        if is_url(source):
+            return f"{_status(error) or 'no such object, or no access to it'} from node {node}"
+        what = "no permission to read it" if isinstance(error, PermissionError) else "no such file"
+        if what == "no such file" and Path(source).is_symlink():
+            what = f"a link to {Path(source).readlink()}, where nothing is,"
+        return f"{what} on node {node}: {source}"
+    return f"it came back meanwhile on node {node}: {source}"
+
+
+def _status(error: BaseException | None) -> str | None:
+    """The HTTP status that an error, or what caused it, tells."""
+    while error is not None:
+        status = getattr(error, "status", None)
+        if isinstance(status, int):
+            with suppress(ValueError):
+                return f"HTTP {status} ({HTTPStatus(status).phrase})"
+            return f"HTTP {status}"
+        error = error.__cause__
+    return None
 
 
 def _copy(source: str, file: IO[bytes], max_bytes: int) -> str:
@@ -106,7 +129,7 @@ def _copy(source: str, file: IO[bytes], max_bytes: int) -> str:
     except VideoError:
         raise
     except Exception as error:  # as in `stat_source`
-        raise VideoError(f"cannot be copied: {describe(error)}") from None
+        raise VideoError(f"cannot be copied: {_status(error) or describe(error)}") from None
     return digest.hexdigest()
 
 
@@ -140,11 +163,18 @@ def file_system(url: str) -> tuple[Any, str]:
 
 
 def _mtime_ns(info: dict[str, Any]) -> int:
-    """fsspec's stores tell a time under several names, as a number of seconds or a datetime."""
+    """fsspec's stores tell a time under several names, as a number of seconds or a datetime.
+
+    Of HTTP it is what tells versions apart: Last-Modified, with the ETag's hash in the place of the nanoseconds.
+    """
     for name in ("mtime", "LastModified", "last_modified", "updated", "created"):
         value = info.get(name)
         if isinstance(value, datetime):
             value = value.timestamp()
         if isinstance(value, int | float):
             return int(value * 1e9)
-    return 0
+    seconds = 0
+    with suppress(KeyError, ValueError, TypeError):
+        seconds = int(parsedate_to_datetime(info["Last-Modified"]).timestamp())
+    tag = hashlib.sha256(str(info.get("ETag", "")).encode()).digest() if info.get("ETag") else b""
+    return seconds * 10**9 + int.from_bytes(tag[:8], "big") % 10**9

@@ -14,6 +14,7 @@ from vococache.errors import InputError, StoreMismatchError
 from vococache.model.cache import VoCoCache
 from vococache.pipeline import plan
 from vococache.storage import Intent, maintenance, open_store
+from vococache.workers import actors
 from vococache.workers.compress import Compressor, frame_geometry, store_header
 from vococache.workers.decoder import Decoder
 from vococache.workers.sampling import Sampling
@@ -165,6 +166,33 @@ def test_another_video_of_the_same_name_is_refused_and_a_moved_one_is_known(
     assert "give ids in a manifest" in vococache.ingest(str(other), copied, fps=2).refused["plain"]
     shutil.copy(clips / "plain.mp4", other)
     assert vococache.ingest(str(other), copied, fps=2).up_to_date == ["plain"], "the same content, moved"
+
+
+def test_what_is_missing_starts_no_ray(copied: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(actors, "start_ray", None)  # whoever starts it fails
+    (tmp_path / "dangling.mp4").symlink_to(tmp_path / "nowhere.mp4")
+    for _ in range(2):
+        report = vococache.ingest(str(tmp_path / "dangling.mp4"), copied, fps=2)
+        assert report.failed["dangling"].startswith(f"a link to {tmp_path / 'nowhere.mp4'}, where nothing is, on node")
+        info = open_store(copied).info("dangling")
+        assert (info.status, info.source) == ("failed", str(tmp_path / "dangling.mp4"))
+    manifest = tmp_path / "list.jsonl"
+    manifest.write_text(f'{{"path": "{tmp_path}/gone.mp4"}}')
+    assert vococache.ingest(str(manifest), copied, fps=2).failed["gone"].startswith("no such file on node")
+
+
+def test_an_unfinished_video_outlives_a_missing_file(copied: str, tmp_path: Path) -> None:
+    store = open_store(copied, "a")
+    intent = Intent(
+        source=str(tmp_path / "away.mp4"), content_hash="a" * 64, size=9, mtime_ns=1, sampling={"fps": 2.0},
+        decoder="pyav", chunk_segments=2,
+    )  # fmt: skip
+    store.begin("away", intent)
+    receipt = store.write_chunk("away", intent.token, 0, store.read("plain", 0, 2))
+    manifest = tmp_path / "list.txt"
+    manifest.write_text("away.mp4")
+    assert "no such file" in vococache.ingest(str(manifest), copied, fps=2).failed["away"]
+    assert store.begin("away", intent) == {0: receipt}
 
 
 def test_a_link_in_the_store_costs_its_video_alone(copied: str, tmp_path: Path) -> None:
