@@ -121,3 +121,18 @@ def test_without_a_home_directory(voco: Callable[..., Command], videos: Path) ->
     job = voco("ingest", videos / "short_0.mp4", "--store", "store", env={"HOME": "/proc/none", "RAY_AUTH_MODE": None})
     code, _, err = job.finish()
     assert (code, err) == (0, "")
+
+
+def test_warnings_that_are_made_errors_end_nothing(voco: Callable[..., Command], videos: Path) -> None:
+    job = voco("ingest", videos / "short_0.mp4", "--store", "store", env={"PYTHONWARNINGS": "error"})
+    code, _, err = job.finish()
+    assert (code, err) == (0, "")
+
+
+def test_a_long_temporary_folder_is_named(voco: Callable[..., Command], videos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / ("x" * 90)
+    folder.mkdir()
+    job = voco("ingest", videos / "short_0.mp4", "--store", "store", env={"RAY_TMPDIR": None, "TMPDIR": str(folder)})
+    code, _, err = job.finish()
+    assert (code, err.count("\n")) == (2, 1)
+    assert "set RAY_TMPDIR to a folder of a short path" in err
