@@ -173,10 +173,10 @@ def test_damage_is_told_wherever_a_video_is(voco: Voco, tmp_path: Path, local_ra
     parts = [make_clip(tmp_path / f"{place}.ts", frames=20, start=100 - 90 * place) for place in (0, 1)]
     path, store = tmp_path / "torn.ts", tmp_path / "store"
     path.write_bytes(b"".join(part.read_bytes() for part in parts))
-    found = voco("ingest", path, "--store", store, "--dry-run", "--json").json
+    found = voco("ingest", path, "--store", store, "--fps", "1", "--dry-run", "--json").json
     assert found["segments"] == 4  # type: ignore[index]
     report = tmp_path / "report.jsonl"
-    result = voco("ingest", path, "--store", store, "--report", report)
+    result = voco("ingest", path, "--store", store, "--fps", "1", "--report", report)
     assert result.code == 0, result.err
     assert "torn: damaged: 1 broken packets, 0.0 s lost; its clock jumps 1 times" in result.err
     (row,) = voco("ls", store, "--json").json  # type: ignore[misc]
