@@ -99,7 +99,7 @@ def expand(text: str, left_out: LeftOut) -> Iterator[str]:
         yield from (str(Path(match).absolute()) for match in matches)
     else:
         raise InputError(
-            f"{text or repr(text)} does not exist: expected a video file, a folder, a glob, a URL or a manifest"
+            f"{text if text and text.isprintable() else repr(text)} does not exist: expected a video file, a folder, a glob, a URL or a manifest"
         )
 
 

@@ -142,8 +142,8 @@ def _check_same_compressor(url: str, wanted: StoreHeader, found: StoreHeader) ->
         for name, option in OPTIONS.items():
             if ours[name] != theirs[name]:
                 raise StoreMismatchError(
-                    f"store {url} was made with {option} {theirs[name]}, found {ours[name]} asked for: use that, or"
-                    f" another store"
+                    f"store {url} was made with other settings: expected {name} {ours[name]!r}, found {theirs[name]!r};"
+                    f" ask for {option} {theirs[name]}, or use another store"
                 )
     if wanted.fingerprint != found.fingerprint:
         raise StoreMismatchError(

@@ -364,7 +364,7 @@ BAD_INPUTS: dict[str, tuple[tuple[str, ...], str]] = {
     "a store that is another folder": (("ingest", "{clip}", "--store", "{clips}"), "not a"),
     "a K that the store does not have": (
         ("ingest", "{clip}", "--store", "{store}", "--tokens", "2"),
-        "made with --tokens 4, found 2",
+        "expected tokens 2, found 4; ask for --tokens 4",
     ),
     "ask: a store that is not one": (("ask", "{clips}", "plain", "What?"), "no store at"),
     "ask: a store that is not there": (("ask", "{tmp}/nowhere", "plain", "What?"), "nowhere"),
