@@ -98,9 +98,8 @@ def expand(text: str, left_out: LeftOut) -> Iterator[str]:
             raise InputError(f"glob {text} matches no file")
         yield from (str(Path(match).absolute()) for match in matches)
     else:
-        raise InputError(
-            f"{text if text and text.isprintable() else repr(text)} does not exist: expected a video file, a folder, a glob, a URL or a manifest"
-        )
+        name = text if text and text.isprintable() else repr(text)
+        raise InputError(f"{name} does not exist: expected a video file, a folder, a glob, a URL or a manifest")
 
 
 def search(top: Path, left_out: LeftOut) -> Iterator[str]:
