@@ -18,6 +18,7 @@ linux = pytest.mark.skipif(not Path(HERE).exists(), reason="needs /proc")
 
 
 @linux
+@pytest.mark.slow
 def test_several_nodes_make_the_bytes_of_one_process(
     cluster: RayCluster,
     voco: Callable[..., Command],
@@ -45,6 +46,7 @@ def test_several_nodes_make_the_bytes_of_one_process(
 
 
 @linux
+@pytest.mark.slow
 def test_a_store_that_only_the_driver_sees_is_refused_even_if_the_nodes_have_an_equal_one(
     cluster: RayCluster, voco: Callable[..., Command], videos: Path, videos_content: dict[str, bytes]
 ) -> None:

@@ -39,6 +39,7 @@ def _forget_connections() -> None:
         del S3FileSystem._cache[key]
 
 
+@pytest.mark.slow  # mostly waiting
 def test_a_store_is_made_read_and_looked_after(behind: Proxy, s3_url: str) -> None:
     url = f"{s3_url}/{uuid.uuid4().hex}"
     store = open_store(url, "a", header=HEADER)

@@ -135,7 +135,6 @@ def make_socket(path: Path) -> None:
             os.chdir(here)
 
 
-@pytest.mark.timeout(60)  # opening a FIFO waits for a writer for ever
 @pytest.mark.parametrize(("make", "kind"), [(os.mkfifo, "FIFO"), (make_socket, "socket")])
 @pytest.mark.parametrize("place", ["zarr.json", "kv/c.0.0.0.0.0.0", "timestamps/c.0.0", "extra"])
 def test_nothing_but_plain_files_is_opened(

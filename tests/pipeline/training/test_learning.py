@@ -42,6 +42,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, floa
     return folder, train_tower(folder / "tower.yaml", folder / "tower")
 
 
+@pytest.mark.slow
 def test_a_tiny_tower_learns_to_name_what_patches_show(tiny: tuple[Path, dict[str, float]]) -> None:
     folder, figures = tiny
     assert figures["eval_colour"] > 0.5, "of seven"
@@ -49,6 +50,7 @@ def test_a_tiny_tower_learns_to_name_what_patches_show(tiny: tuple[Path, dict[st
     assert load_model(folder / "tower/model", device="cpu").config.tokens_per_frame == 36
 
 
+@pytest.mark.slow
 def test_a_tiny_model_learns_to_answer_from_voco_tokens(tiny: tuple[Path, dict[str, float]]) -> None:
     """About pictures that it never saw: with full attention where a thing is and what lies behind it, then the latter.
 
