@@ -176,7 +176,7 @@ def hour_long_videos(store: Store, videos: int) -> Iterator[tuple[str, bytes]]:
             "timestamps/c.0.0": documents.Stamp(28_800, number),
             "timestamps/zarr.json": documents.Stamp(800, number),
         }
-        fields = documents.complete_fields(HEADER.segment_bytes, intent, 3600.0, receipts, stamps)
+        fields = documents.complete_fields(HEADER.segment_bytes, intent, 3600.0, receipts, stamps, {})
         yield video, documents.seal_video(store.identity, video, *fields)
 
 
