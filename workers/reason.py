@@ -72,6 +72,7 @@ class ReasonStage:
         if prefix is not None:
             asked |= {
                 "prefix_ids": prefix, "num_voco_tokens": header.tokens, "frames_per_segment": header.frames_per_segment,
+                "chat_template": header.prompt.get("chat_template"),
             }  # fmt: skip
         return cls(load_model(model or header.model, dtype=dtype, device=device, **asked), store)
 
