@@ -145,6 +145,10 @@ def _check_same_compressor(url: str, wanted: StoreHeader, found: StoreHeader) ->
                     f"store {url} was made with {option} {theirs[name]}, found {ours[name]} asked for: use that, or"
                     f" another store"
                 )
+        if wanted.prompt.get("chat_template") != found.prompt.get("chat_template"):
+            raise StoreMismatchError(
+                f"store {url} was made with another chat template: use that (--chat-template), or another store"
+            )
     if wanted.fingerprint != found.fingerprint:
         raise StoreMismatchError(
             f"store {url} belongs to another compressor: expected {wanted.fingerprint[:12]} ({wanted.model}),"

@@ -141,7 +141,7 @@ def test_fewer_tokens_of_a_segment_are_refused_in_one_line(make: Callable[..., t
     store, compressor = make()
     put(store, compressor, "v", 2)
     stage = ReasonStage.of(store)
-    with pytest.raises(InputError, match=r"compressed by 'cover' is read with all 3; ingest with --tokens 2"):
+    with pytest.raises(InputError, match=r"compressed by 'cover' is read with all 3; for fewer ingest with --tokens 2"):
         stage.load(["v"], tokens=2)
     assert stage.load(["v"], tokens=3).tokens == 3
 
@@ -164,6 +164,8 @@ def test_a_chat_template_of_ones_own_is_asked_by_without_naming_it_again(
     torch.testing.assert_close(logits(model, stored), logits(model, fresh), atol=1e-5, rtol=0)
     with pytest.raises(StoreMismatchError, match="another compressor"):
         ReasonStage(own, store)
+    with pytest.raises(StoreMismatchError, match="another chat template"):
+        make()
 
 
 def test_the_prefix_takes_room(make: Callable[..., tuple[Store, Compressor]]) -> None:
