@@ -21,6 +21,7 @@ from vococache.errors import ModelError
 from vococache.model import families, foreign, hub
 from vococache.model.baselines import model_class
 from vococache.model.config import MODEL_TYPE, VoCoConfig
+from vococache.model.files import read_json
 from vococache.model.fingerprint import (
     compressor_fingerprint,
     compute_dtype,
@@ -77,6 +78,7 @@ def load_model(
     frames_per_segment: int | None = None,
     prefix_ids: tuple[int, ...] | list[int] | None = None,
     newline_ids: tuple[int, ...] | list[int] | None = None,
+    chat_template: str | None = None,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
 ) -> VoCoModel:
@@ -87,9 +89,10 @@ def load_model(
     (`vococache.model.untrained`; of a checkpoint with VoCo tokens "full" is the upper bound in `baselines`); by default
     the checkpoint's own, "cover" where it knows no VoCo tokens. `num_voco_tokens` (K), `frames_per_segment` (F),
     `newline_ids` (stage 1 with VoCo tokens: who gives them wants these) and `prefix_ids` (without) override the
-    checkpoint's. `dtype`: of weights and computation; by default
-    float32 on a CPU, the checkpoint's own on a GPU; "float8" is bfloat16 with the compressor's decoder in float8
-    (`vococache.model.float8`). `device`: by default a GPU where there is one.
+    checkpoint's. `chat_template`: Jinja text instead of the checkpoint's own, without VoCo tokens; prefix and
+    questions then follow it. `dtype`: of weights and computation; by default float32 on a CPU, the checkpoint's own on
+    a GPU; "float8" is bfloat16 with the compressor's decoder in float8 (`vococache.model.float8`). `device`: by default
+    a GPU where there is one.
 
     Raises `ModelError` where the folder is not such a checkpoint, is not supported, or has missing, extra,
     mis-shaped or non-finite weights.
@@ -97,7 +100,7 @@ def load_model(
     folder, name = locate(path_or_name)
     if compression is None and newline_ids is not None and prefix_ids is None:
         compression = "voco" if read_layout(folder).config.voco_token_id is None else None
-    layout = read_layout(folder, compression)
+    layout = read_layout(folder, compression, chat_template)
     config = layout.config
     if newline_ids is not None:
         config = replace(config, prompt=replace(config.prompt, newline_ids=tuple(newline_ids)))
@@ -149,36 +152,36 @@ def locate(path_or_name: str | Path) -> tuple[Path, str]:
     return path, name
 
 
-def read_layout(folder: Path, compression: str | None = None) -> Layout:
+def read_layout(folder: Path, compression: str | None = None, chat_template: str | None = None) -> Layout:
     """Recognise a checkpoint's layout by its `model_type`; one that knows no `<voco>` gets it for "voco" alone.
 
-    Raises `ModelError`.
+    `chat_template`: instead of the checkpoint's own, without VoCo tokens. Raises `ModelError`.
     """
+    data = read_json(folder / "config.json")
     try:
-        data = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder / 'config.json'} is not readable JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise ModelError(f"{folder / 'config.json'} is not a JSON object")
-    try:
-        return _layout(folder, data, compression)
+        return _layout(folder, data, compression, chat_template)
     except KeyError as error:
         raise ModelError(f"{folder / 'config.json'} lacks {error}") from None
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:  # whatever a foreign value leads to
+        raise ModelError(f"the configs in {folder} are malformed: {error}") from None
 
 
-def _layout(folder: Path, data: dict[str, Any], compression: str | None) -> Layout:
+def _layout(folder: Path, data: dict[str, Any], compression: str | None, chat_template: str | None) -> Layout:
     kind = data.get("model_type")
     if kind == MODEL_TYPE:
         config = VoCoConfig.from_dict(data)
+        if chat_template not in (None, config.prompt.chat_template):
+            raise ModelError(f"{folder} has its prompt in config.json: no chat template replaces it")
         return Layout(config, ((folder, lambda name: name),), foreign.load_tokenizer(folder, config.text))
     if kind == "llava_llama" or "mm_vision_tower" in data:
-        official = foreign.official_config(folder, data, compression)
+        official = foreign.official_config(folder, data, compression, chat_template)
         sources: tuple[tuple[Path, Rename], ...] = ((folder, foreign.official_name),)
         if official.tower is not None:
             sources = ((official.tower, foreign.vision_name), *sources)
         return Layout(official.config, sources, official.tokenizer, official.new_rows)
     if kind in families.FAMILIES:
-        config, tokenizer, new_rows = families.family_config(folder, data, compression, _stored_names(folder))
+        stored = _stored_names(folder)
+        config, tokenizer, new_rows = families.family_config(folder, data, compression, stored, chat_template)
         rename = {"llava": families.llava_name, "llava_next_video": families.next_video_name}
         spare = config.voco_token_id if not new_rows else None
         return Layout(config, ((folder, rename.get(config.family, families.family_name)),), tokenizer, new_rows, spare)
@@ -230,14 +233,14 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     files = _weight_files(folder)
     if not files:
         found = sorted(entry.name for entry in folder.glob("*.bin"))
-        hint = f"; {found} is pickle, which is never read: `voco convert` makes safetensors of it" if found else ""
-        raise ModelError(f"{folder} has no *.safetensors file{hint}")
+        pickles = f"; {found} is pickle, which is never read" if found else ", and pickles are never read"
+        raise ModelError(f"{folder} has no *.safetensors file{pickles}: `voco convert` makes safetensors of a folder's")
     for file in files:
         try:
             with safe_open(file, framework="pt") as handle:
                 for name in handle.keys():  # noqa: SIM118 (not a dictionary)
                     yield name, handle.get_tensor(name)
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise ModelError(f"{file} is not a sound safetensors file: {error}") from None
 
 
@@ -248,8 +251,8 @@ def _weight_files(folder: Path) -> list[Path]:
         return [single]
     if index.is_file():
         try:
-            return sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()})
-        except (ValueError, KeyError, AttributeError) as error:
+            return sorted({folder / name for name in read_json(index)["weight_map"].values()})
+        except (KeyError, TypeError, AttributeError) as error:
             raise ModelError(f"{index} is not an index of weights: {error}") from None
     return sorted(folder.glob("*.safetensors"))
 

@@ -1,6 +1,5 @@
 """A model put together: a text-only decoder, a vision tower and a projector, trained or new (LLaVA's own start)."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 from vococache.model.checkpoints import Layout, build, locate, resolve_dtype
 from vococache.model.config import VoCoConfig, check_text_config, hf_config
 from vococache.model.families import add_voco
+from vococache.model.files import read_json
 from vococache.model.foreign import (
     load_tokenizer,
     official_name,
@@ -46,13 +46,13 @@ def compose(
     """
     folder, name = locate(decoder)
     tower_folder, _ = locate(tower)
-    text = hf_config(json.loads((folder / "config.json").read_text()))
+    text = hf_config(read_json(folder / "config.json"))
     check_text_config(text)
-    vision = vision_config(json.loads((tower_folder / "config.json").read_text()), feature_layer)
+    vision = vision_config(read_json(tower_folder / "config.json"), feature_layer)
     tokenizer = load_tokenizer(folder, text)
     voco_id, new_rows = add_voco(text, tokenizer)
     pieces = vicuna_prompt(text, tokenizer)
-    if tokenizer is not None and tokenizer.chat_template:
+    if tokenizer is not None:
         pieces = text_prompt(folder, text, tokenizer, pieces)
     if newline_ids is not None:
         pieces = replace(pieces, newline_ids=tuple(newline_ids))

@@ -42,7 +42,8 @@ class PromptPieces:
     Without VoCo tokens `prefix_ids` are what the chat template puts in front of a medium, BOS included: stage 1 is
     `[prefix_ids] [vision]`, and a text stands behind the prefix's own entries and the segments'. `between_ids`: what
     stands between two frames where all their tokens are kept. `medium`: the template's placeholder, one token; texts
-    are encoded behind it, as the template has them.
+    are encoded behind it, as the template has them. `chat_template`: the Jinja text that all of these come from, where
+    it is not the checkpoint's own.
     """
 
     bos_id: int | None
@@ -55,10 +56,11 @@ class PromptPieces:
     prefix_ids: tuple[int, ...] | None = None
     between_ids: tuple[int, ...] = ()
     medium: str = ""
+    chat_template: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values; what stands at its default since the first release is left out where newer."""
-        newer = {"before_answer": " ", "prefix_ids": None, "between_ids": (), "medium": ""}
+        newer = {"before_answer": " ", "prefix_ids": None, "between_ids": (), "medium": "", "chat_template": None}
         kept = {key: value for key, value in asdict(self).items() if newer.get(key, ...) != value}
         return {key: list(value) if isinstance(value, tuple) else value for key, value in kept.items()}
 
@@ -373,7 +375,7 @@ def hf_config(data: dict[str, Any]) -> PretrainedConfig:
     try:
         return CONFIG_MAPPING[model_type].from_dict(data)
     except Exception as error:  # whatever the validation of the installed transformers raises
-        raise ModelError(f"the config of the {model_type!r} is malformed: {error}") from None
+        raise ModelError(f"the config of the {model_type!r} is malformed: {' '.join(str(error).split())}") from None
 
 
 def sliding_window(text: PretrainedConfig) -> int | None:

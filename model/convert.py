@@ -17,6 +17,7 @@ from torch import Tensor
 from vococache.errors import ModelError
 from vococache.model.checkpoints import locate
 from vococache.model.families import family_name
+from vococache.model.files import read_json
 
 SHARD_BYTES = 4 << 30
 PROJECTOR = "mm_projector.bin"  # the official code's, where it alone was trained
@@ -35,14 +36,25 @@ def convert(folder: str | Path, out: str | Path, base: str | Path | None = None)
     folder, out = Path(folder), Path(out)
     if out.exists() and any(out.iterdir()):
         raise ModelError(f"{out} is not empty: expected a new folder")
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        return _convert(folder, out, base)
+    except BaseException as error:
+        shutil.rmtree(out)  # no half of a checkpoint
+        if isinstance(error, ModelError | OSError) or not isinstance(error, Exception):
+            raise
+        # Whatever a foreign file leads to.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"{folder} cannot be converted: {type(error).__name__}: {reason}") from None
+
+
+def _convert(folder: Path, out: Path, base: str | Path | None) -> list[str]:
     changes: dict[str, tuple[str, Tensor]] = {}
     opened: list[str] = []
     source = folder
-    if (folder / ADAPTER).is_file():
-        settings = json.loads((folder / ADAPTER).read_text())
+    if settings := read_json(folder / ADAPTER):
         source, _ = locate(base or settings.get("base_model_name_or_path") or "")
         changes = _changes(folder, settings, opened)
-    out.mkdir(parents=True, exist_ok=True)
     for place in dict.fromkeys((source, folder)):  # the adapter's own configs and tokenizer win
         for pattern in _TOKENIZER:
             for file in place.glob(pattern):
@@ -64,7 +76,7 @@ def _tensors(folder: Path, opened: list[str]) -> Iterator[tuple[str, Tensor]]:
     if safe:
         return
     if (folder / INDEX).is_file():
-        names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+        names = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
     else:
         names = sorted(file.name for file in folder.glob("pytorch_model*.bin")) or [PROJECTOR]
     if not all((folder / name).is_file() for name in names):
@@ -90,7 +102,8 @@ def _changes(folder: Path, settings: dict[str, Any], opened: list[str]) -> dict[
     """What an adapter adds to weights (under `+KEY`) and which it replaces (under `KEY`), each with its name."""
     if settings.get("peft_type") != "LORA" or settings.get("use_dora"):
         raise ModelError(f"{folder} holds an adapter of another kind than LoRA: it cannot be merged")
-    if settings.get("fan_in_fan_out") or settings.get("bias", "none") != "none" or settings.get("alpha_pattern"):
+    patterns = ("fan_in_fan_out", "alpha_pattern", "rank_pattern")
+    if any(settings.get(name) for name in patterns) or settings.get("bias", "none") != "none":
         raise ModelError(f"the adapter in {folder} has biases or patterns, which are not merged")
     rank = float(settings["r"])
     scale = float(settings["lora_alpha"]) / (rank**0.5 if settings.get("use_rslora") else rank)

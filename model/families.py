@@ -4,7 +4,6 @@ Their names and defaults are those of Transformers 4.36 to 5.x. Without VoCo tok
 `compression="voco"` a `<voco>` token is added: the start of training.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from transformers import PretrainedConfig
 
 from vococache.errors import ModelError
 from vococache.model.config import UNTRAINED, UNTRAINED_FRAMES, PromptPieces, VoCoConfig, hf_config
+from vococache.model.files import read_json
 from vococache.model.foreign import (
     CLIP_MEAN,
     CLIP_STD,
@@ -47,17 +47,18 @@ FAMILIES: dict[str, tuple[str, str, int, dict[str, Any]]] = {
 
 
 def family_config(
-    folder: Path, data: dict[str, Any], kind: str | None, stored: set[str]
+    folder: Path, data: dict[str, Any], kind: str | None, stored: set[str], chat_template: str | None = None
 ) -> tuple[VoCoConfig, Any, int]:
     """Config and tokenizer of a family's folder, and how many embedding rows `<voco>` adds (0 without).
 
     `kind`: the compression wanted; None is "voco" where the tokenizer knows `<voco>`, else "cover". `stored`: the names
-    of the weights.
+    of the weights. `chat_template`: instead of the folder's own.
     """
     family = data["model_type"]
     text_type, vision_type, layer, defaults = FAMILIES[family]
     text = _text({"model_type": text_type} | data["text_config"])
-    text.tie_word_embeddings = _tied(data, text, stored)
+    # Whatever a config says: an output projection that is stored counts, as in Transformers 5.
+    text.tie_word_embeddings = not any(name.endswith("lm_head.weight") for name in stored)
     tokenizer = load_tokenizer(folder, text)
     vision = _vision(
         family, {"model_type": vision_type} | data["vision_config"], data.get("vision_feature_layer", layer)
@@ -75,7 +76,7 @@ def family_config(
         text=text,
         vision=vision,
         voco_token_id=voco_id,
-        prompt=own(folder, data, text, tokenizer),
+        prompt=own(folder, data, text, tokenizer, chat_template),
         family="llava" if family == "llava_next" else family,
         connector=connector,
         compression="cover" if untrained else "voco",
@@ -133,13 +134,6 @@ def _text(data: dict[str, Any]) -> PretrainedConfig:
     return hf_config(data)
 
 
-def _tied(data: dict[str, Any], text: PretrainedConfig, stored: set[str]) -> bool:
-    """Is the output projection the embedding? Where none is stored it must be, whatever a config says."""
-    if not any(name.endswith("lm_head.weight") for name in stored):
-        return True
-    return bool(data.get("tie_word_embeddings", text.tie_word_embeddings))
-
-
 def _vision(family: str, data: dict[str, Any], layer: Any) -> PretrainedConfig:
     if family in ("idefics3", "smolvlm"):
         data = data | {"model_type": FAMILIES[family][1]}  # some folders name the whole model
@@ -173,9 +167,13 @@ def add_voco(text: PretrainedConfig, tokenizer: Any) -> tuple[int, int]:
     return voco_id, new_rows
 
 
-def _voco_prompt(folder: Path, data: dict[str, Any], text: PretrainedConfig, tokenizer: Any) -> PromptPieces:
+def _voco_prompt(
+    folder: Path, data: dict[str, Any], text: PretrainedConfig, tokenizer: Any, chat_template: str | None
+) -> PromptPieces:
     """The paper's layout: its prompt for LLaVA-1.5, else the checkpoint's own chat template without the medium."""
     prompt = vicuna_prompt(text, tokenizer)
+    if chat_template is not None:
+        raise ModelError("a chat template of your own is for compression without VoCo tokens")
     if tokenizer is None or (data["model_type"] == "llava" and text.model_type == "llama"):
         return prompt
     chat = chat_prompt(folder, data, text, tokenizer)
@@ -191,9 +189,9 @@ def _voco_prompt(folder: Path, data: dict[str, Any], text: PretrainedConfig, tok
 def preprocessing(folder: Path, data: dict[str, Any], vision: PretrainedConfig, untrained: bool) -> dict[str, Any]:
     """Geometry, mean, std and sampling as the family's video processor has them, or its image processor."""
     family = data["model_type"]
-    processor = _json(folder / "processor_config.json")
-    image = _json(folder / "preprocessor_config.json") or processor.get("image_processor", {})
-    video = _json(folder / "video_preprocessor_config.json") or processor.get("video_processor", {})
+    processor = read_json(folder / "processor_config.json")
+    image = read_json(folder / "preprocessor_config.json") or processor.get("image_processor") or {}
+    video = read_json(folder / "video_preprocessor_config.json") or processor.get("video_processor") or {}
     found = image | video
     side = vision.image_size if isinstance(vision.image_size, int) else vision.image_size[0]
     idefics = family in ("idefics3", "smolvlm")
@@ -222,13 +220,3 @@ def preprocessing(folder: Path, data: dict[str, Any], vision: PretrainedConfig, 
         "image_std": tuple(found.get("image_std", HALF if idefics else CLIP_STD)),
         "sampling": rate if untrained else None,
     }
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise ModelError(f"{path} is not readable JSON: {error}") from None
-    return found if isinstance(found, dict) else {}

@@ -1,6 +1,5 @@
 """The official layout of VoCo-LLaMA and LLaVA-1.5 in our terms, and what it shares with the Hugging Face folders."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from transformers import AutoTokenizer, LlamaTokenizer, PretrainedConfig
 
 from vococache.errors import ModelError
 from vococache.model.config import UNTRAINED, UNTRAINED_FRAMES, PromptPieces, VoCoConfig, hf_config
+from vococache.model.files import read_json
 from vococache.model.images import FrameGeometry
 from vococache.model.prompts import chat_prompt
 
@@ -48,10 +48,11 @@ class Official:
     new_rows: int
 
 
-def official_config(folder: Path, data: dict[str, Any], kind: str | None) -> Official:
+def official_config(folder: Path, data: dict[str, Any], kind: str | None, chat_template: str | None = None) -> Official:
     """An official VoCo-LLaMA folder, or LLaVA-1.5's in the same layout, which has no `<voco>`.
 
     `kind`: the compression wanted; None is "voco" where the vocabulary has `<voco>`, else "cover".
+    `chat_template`: instead of the folder's own, without VoCo tokens.
     """
     tower = data.get("mm_vision_tower") or data.get("vision_tower") or ""
     vision_folder = folder / tower if (folder / tower / "config.json").is_file() else Path(tower)
@@ -64,12 +65,14 @@ def official_config(folder: Path, data: dict[str, Any], kind: str | None) -> Off
         raise ModelError("mm_use_im_start_end, tokens of its own around a picture, is not supported")
     if data.get("mm_vision_select_feature", "patch") != "patch":
         raise ModelError(f"vision feature {data['mm_vision_select_feature']!r} is not supported; expected 'patch'")
-    vision = vision_config(json.loads((vision_folder / "config.json").read_text()), data["mm_vision_select_layer"])
+    vision = vision_config(read_json(vision_folder / "config.json"), data["mm_vision_select_layer"])
     text = hf_config(data | {"model_type": "llama"})
     tokenizer = load_tokenizer(folder, text)
     known = text.vocab_size > OFFICIAL_VOCO_ID
     kind = kind or ("voco" if known else "cover")
     untrained = not known and kind in UNTRAINED
+    if chat_template is not None and not untrained:
+        raise ModelError("a chat template of your own is for compression without VoCo tokens")
     new_rows = 0 if known or untrained else OFFICIAL_VOCO_ID + 1 - text.vocab_size
     text.vocab_size += new_rows
     if new_rows and tokenizer is not None:
@@ -79,7 +82,7 @@ def official_config(folder: Path, data: dict[str, Any], kind: str | None) -> Off
         vision=vision,
         voco_token_id=None if untrained else OFFICIAL_VOCO_ID,
         projector=data.get("mm_projector_type", "linear"),
-        prompt=chat_prompt(folder, {"model_type": "llava"}, text, tokenizer)
+        prompt=chat_prompt(folder, {"model_type": "llava"}, text, tokenizer, chat_template)
         if untrained
         else vicuna_prompt(text, tokenizer),
         compression="cover" if untrained else "voco",
@@ -125,8 +128,7 @@ def vision_config(data: dict[str, Any], feature_layer: int) -> PretrainedConfig:
 
 def tower_preprocessing(folder: Path, image_size: int, *, pad: bool) -> dict[str, Any]:
     """Geometry, mean and std from a folder's preprocessor_config.json (CLIP's where there is none)."""
-    path = folder / "preprocessor_config.json"
-    data = json.loads(path.read_text()) if path.is_file() else {}
+    data = read_json(folder / "preprocessor_config.json")
     mean = tuple(data.get("image_mean", CLIP_MEAN))
     red, green, blue = (int(value * 255) for value in mean)
     geometry = FrameGeometry(

@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
 
 from vococache.errors import ModelError
 
-_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+))?")
+_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*?)(@(?P<revision>[\w./-]+))?")
 # Configs, tokenizers, weights; neither code nor pickles, nor a second copy of the weights in another layout.
 WANTED = ("*.json", "*.jinja", "*.safetensors", "tokenizer.model", "merges.txt", "vocab.txt")
 LEFT_OUT = ("consolidated*", "original/*", "onnx/*", "*.index.fp*", "*/*.safetensors")

@@ -4,7 +4,6 @@ In a segment of several frames only what encloses a picture is repeated. Frame n
 processors write between frames, are left out: a segment is compressed before anything knows where it will be read.
 """
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from transformers import PretrainedConfig
 
 from vococache.errors import ModelError
 from vococache.model.config import VICUNA_FOLLOWUP, VICUNA_TEMPLATE, PromptPieces
+from vococache.model.files import read_json
 
 # What a family's processor puts around a picture's tokens, and the placeholder's usual name.
 ENCLOSING = {
@@ -23,30 +23,40 @@ ENCLOSING = {
 VIDEO_FAMILIES = ("llava_onevision", "llava_next_video")  # whose templates have a placeholder for videos
 QUESTION = "{question}"
 # LLaVA-1.5's, for checkpoints that bring none.
+_OWN = "give one of your own (chat_template, --chat-template FILE)"
 _VICUNA = VICUNA_TEMPLATE.replace(QUESTION, "{medium}\n{question}")
 
 
-def chat_prompt(folder: Path, data: dict[str, Any], text: PretrainedConfig, tokenizer: Any) -> PromptPieces:
-    """The prompt around a video. Raises `ModelError` where the chat template cannot be used."""
+def chat_prompt(
+    folder: Path, data: dict[str, Any], text: PretrainedConfig, tokenizer: Any, override: str | None = None
+) -> PromptPieces:
+    """The prompt around a video, by the chat template `override`, else the checkpoint's own, else LLaVA-1.5's.
+
+    Raises `ModelError` where the template cannot be used.
+    """
     stop = stop_ids(folder, text, tokenizer)
     family = data["model_type"]
     bos = None if tokenizer is None else own_bos(tokenizer)
     if tokenizer is None:  # ids alone: whoever has no tokenizer gives the prefix
+        if override is not None:
+            raise ModelError(f"{folder} has no tokenizer, which a chat template needs: give prefix_ids")
         bos = text.bos_token_id
         return PromptPieces(
             bos_id=bos, newline_ids=(), text_newline_ids=(), stop_ids=stop, prefix_ids=() if bos is None else (bos,)
         )
     medium = _placeholder(data, tokenizer)
-    template = _template(folder, tokenizer)
+    template = _template(folder, tokenizer) if override is None else override
     if template is None:
         first = _VICUNA.replace("{medium}", medium)
-        followup, before_answer = VICUNA_FOLLOWUP, " "
+        followup, before_answer = VICUNA_FOLLOWUP.replace("</s>", tokenizer.eos_token or ""), " "
     else:
         first, before_answer, followup = _turns(folder, template, tokenizer, family)
         first = first.replace("<video>", medium).replace("<image>", medium)
     before, found, after = first.partition(medium)
     if not found or QUESTION not in after or medium in after:
-        raise ModelError(f"the chat template in {folder} does not put one medium in front of a question: {first!r}")
+        raise ModelError(
+            f"the chat template of {folder} does not put one medium in front of a question: {first!r}; {_OWN}"
+        )
     opening, closing = _enclosing(family, tokenizer)
     # Encoded with the placeholder beside it: what a tokenizer makes of a text depends on its neighbours.
     prefix = _encode(tokenizer, before + opening + medium)[:-1]
@@ -55,13 +65,16 @@ def chat_prompt(folder: Path, data: dict[str, Any], text: PretrainedConfig, toke
         prefix = (bos, *prefix)
     return PromptPieces(
         bos_id=bos, newline_ids=(), text_newline_ids=(), stop_ids=stop, template=closing + after, followup=followup,
-        before_answer=before_answer, prefix_ids=prefix, between_ids=between, medium=medium,
+        before_answer=before_answer, prefix_ids=prefix, between_ids=between, medium=medium, chat_template=override,
     )  # fmt: skip
 
 
 def text_prompt(folder: Path, text: PretrainedConfig, tokenizer: Any, pieces: PromptPieces) -> PromptPieces:
-    """`pieces` with the chat template of a text-only model: a medium stands in front of all of it."""
-    first, before_answer, followup = _turns(folder, str(tokenizer.chat_template), tokenizer, None)
+    """`pieces` with the chat template of a text-only model, where it has one: a medium stands in front of all of it."""
+    template = _template(folder, tokenizer)
+    if template is None:
+        return pieces
+    first, before_answer, followup = _turns(folder, template, tokenizer, None)
     bos = own_bos(tokenizer)
     if bos is not None:
         first = first.removeprefix(tokenizer.bos_token)
@@ -73,11 +86,8 @@ def text_prompt(folder: Path, text: PretrainedConfig, tokenizer: Any, pieces: Pr
 
 def stop_ids(folder: Path, text: PretrainedConfig, tokenizer: Any) -> tuple[int, ...]:
     """Ids that end an answer: the decoder's, the generation config's, the tokenizer's."""
-    found: list[Any] = [text.eos_token_id]
-    path = folder / "generation_config.json"
-    if path.is_file():
-        found.append(json.loads(path.read_text()).get("eos_token_id"))
-    found.append(getattr(tokenizer, "eos_token_id", None))
+    generation = read_json(folder / "generation_config.json")
+    found = [text.eos_token_id, generation.get("eos_token_id"), getattr(tokenizer, "eos_token_id", None)]
     flat = [token for entry in found for token in (entry if isinstance(entry, list) else [entry])]
     return tuple(dict.fromkeys(token for token in flat if token is not None))
 
@@ -89,16 +99,21 @@ def own_bos(tokenizer: Any) -> int | None:
 
 
 def _template(folder: Path, tokenizer: Any) -> str | None:
-    """The processor's chat template, or the tokenizer's: Jinja text."""
+    """The processor's chat template, or the tokenizer's: Jinja text. Of several by name, the one called "default"."""
     path = folder / "chat_template.jinja"
     if path.is_file():
         return path.read_text()
-    for name in ("chat_template.json", "processor_config.json"):
-        path = folder / name
-        if path.is_file() and (text := json.loads(path.read_text()).get("chat_template")):
-            return str(text)
-    own = tokenizer.chat_template
-    return own if isinstance(own, str) else None
+    stored = [read_json(folder / name).get("chat_template") for name in ("chat_template.json", "processor_config.json")]
+    for found in (*stored, tokenizer.chat_template):
+        if isinstance(found, list):
+            found = {entry["name"]: entry["template"] for entry in found}
+        if isinstance(found, dict):
+            found = found.get("default")
+            if found is None:
+                raise ModelError(f"none of the chat templates of {folder} is called 'default'; {_OWN}")
+        if found:
+            return str(found)
+    return None
 
 
 def _turns(folder: Path, template: str, tokenizer: Any, family: str | None) -> tuple[str, str, str]:
@@ -124,10 +139,12 @@ def _turns(folder: Path, template: str, tokenizer: Any, family: str | None) -> t
     try:
         first, both = render(asked), render(asked, answer, again)
     except Exception as error:  # whatever a template raises
-        raise ModelError(f"the chat template in {folder} cannot be used: {error}") from None
+        raise ModelError(f"the chat template of {folder} cannot be used: {error}; {_OWN}") from None
     head, found, followup = both.partition("{answer}")
     if not found or not head.startswith(first.rstrip()):
-        raise ModelError(f"the chat template in {folder} writes an earlier answer in another place than a new one")
+        raise ModelError(
+            f"the chat template of {folder} writes an earlier answer in another place than a new one; {_OWN}"
+        )
     return first, head[len(first) :], followup
 
 

@@ -106,6 +106,7 @@ def cli() -> None:
 @click.option("--compression", type=click.Choice(["voco", "cover", "pool", "full"]), help="[default: the model's]")
 @click.option("--tokens", type=int, help="Tokens kept of a segment (K).  [default: the model's]")
 @click.option("--segment-frames", type=int, help="Frames compressed together.  [default: the model's]")
+@click.option("--chat-template", type=click.File(), help="Jinja file, of the prompt.  [default: the model's]")
 @dtype_option
 @click.option("--quantize", type=click.Choice(["int8", "int4"]), help="Keep a new store's caches in fewer bits.")
 @device_option
@@ -134,12 +135,14 @@ def ingest(
       voco ingest clips/ --store caches --fps 1
       voco ingest 's3://bucket/raw/*.mp4' --store s3://bucket/caches --address auto
     """
+    if options["chat_template"] is not None:
+        options["chat_template"] = options["chat_template"].read()
     if dry_run:
         from vococache.pipeline.estimate import estimate
 
         planning = (
             "store", "fps", "num_frames", "model", "compression", "tokens", "segment_frames", "dtype", "quantize",
-            "device", "overwrite", "check_content", "retry_failed", "reuse",
+            "chat_template", "device", "overwrite", "check_content", "retry_failed", "reuse",
         )  # fmt: skip
         found = estimate(videos, **{key: options[key] for key in planning})
         (click.echo if as_json else say_lines)(json.dumps(found.to_dict()) if as_json else found.describe())

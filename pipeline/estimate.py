@@ -73,6 +73,7 @@ def estimate(
     compression: str | None = None,
     tokens: int | None = None,
     segment_frames: int | None = None,
+    chat_template: str | None = None,
     dtype: str | None = None,
     quantize: str | None = None,
     device: str | None = None,
@@ -94,7 +95,10 @@ def estimate(
     Sampling(fps=fps, num_frames=num_frames)  # refuses what chooses nothing before a model is loaded
     left_out = LeftOut()
     sources = find_sources([videos] if isinstance(videos, str) else videos, left_out)
-    compressor = Compressor(model=model, compression=compression, dtype=dtype, tokens=tokens, frames=segment_frames)
+    compressor = Compressor(
+        model=model, compression=compression, chat_template=chat_template, dtype=dtype, tokens=tokens,
+        frames=segment_frames,
+    )  # fmt: skip
     loaded = compressor.load(device)
     header = replace(store_header(loaded), quantization=quantize)
     sampling = Sampling.chosen(fps, num_frames, header.sampling)

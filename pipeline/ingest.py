@@ -13,7 +13,7 @@ from vococache.pipeline.collect import Collector
 from vococache.pipeline.events import Event, Watchdog, logger, stalled
 from vococache.pipeline.plan import Plan, Planner, Verdict
 from vococache.pipeline.sources import LeftOut, find_sources
-from vococache.storage import Store, open_store
+from vococache.storage import Store, StoreHeader, open_store
 from vococache.workers.rows import Row, VideoTask
 from vococache.workers.sampling import Sampling
 from vococache.workers.source import is_url
@@ -73,6 +73,7 @@ def ingest(
     compression: str | None = None,
     tokens: int | None = None,
     segment_frames: int | None = None,
+    chat_template: str | None = None,
     dtype: str | None = None,
     quantize: str | None = None,
     device: str | None = None,
@@ -94,7 +95,8 @@ def ingest(
     `videos`: files, folders (recursive), globs, fsspec URLs, CSV/JSONL manifests. `fps` or `num_frames`: which frames,
     by presentation time; by default as the model was made for, or one a second. `model`: a folder, an embedded model's
     name or a Hugging Face hub id. `compression` ("voco", or without VoCo tokens "cover", "pool", "full"), `tokens` (K)
-    and `segment_frames` (F): the model's own when None.
+    and `segment_frames` (F): the model's own when None, and so is `chat_template`, Jinja text that a model without VoCo
+    tokens is asked by.
     `quantize`: "int8" or "int4", how a new store keeps caches; by default as they were computed.
     `device`: "cpu" or "cuda" for the compressor; by default GPUs where Ray has any. `address`: a Ray cluster; by
     default a local Ray is started and stopped. `overwrite`: redo videos that are complete with other sampling
@@ -124,7 +126,10 @@ def ingest(
     report = IngestReport(store=os.fspath(store), left_out=dict(left_out))
     # The actors have working directories of their own.
     store, model = absolute(report.store), absolute(model) if Path(model).is_dir() else model
-    compressor = Compressor(model=model, compression=compression, dtype=dtype, tokens=tokens, frames=segment_frames)
+    compressor = Compressor(
+        model=model, compression=compression, chat_template=chat_template, dtype=dtype, tokens=tokens,
+        frames=segment_frames,
+    )  # fmt: skip
     started = time.perf_counter()
     ours = False
     try:
@@ -167,6 +172,14 @@ def ingest(
         if ours:
             actors.stop_ray()
     return report
+
+
+def as_made(header: StoreHeader) -> dict[str, Any]:
+    """The arguments of `ingest` that a store's caches were made with."""
+    return {
+        "compression": header.compression, "tokens": header.tokens, "segment_frames": header.frames_per_segment,
+        "chat_template": header.prompt.get("chat_template"),
+    }  # fmt: skip
 
 
 def absolute(place: str) -> str:

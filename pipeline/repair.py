@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vococache.errors import StoreError, VideoError
-from vococache.pipeline.ingest import ingest
+from vococache.pipeline.ingest import as_made, ingest
 from vococache.storage import VideoInfo, open_store
 from vococache.storage.maintenance import Problem
 from vococache.workers.source import content_hash
@@ -58,10 +58,8 @@ def repair(
             manifest = Path(folder, "damaged.jsonl")
             manifest.write_text("".join(json.dumps({"id": info.id, "path": info.source}) + "\n" for info in infos))
             report = ingest(
-                str(manifest), store, model=model or header.model, **json.loads(sampling), tokens=header.tokens,
-                segment_frames=header.frames_per_segment, compression=header.compression, dtype=header.compute_dtype,
-                device=device, address=address,
-                redo=True,
+                str(manifest), store, model=model or header.model, **json.loads(sampling), **as_made(header),
+                dtype=header.compute_dtype, device=device, address=address, redo=True,
             )  # fmt: skip
         found.done += report.done
         found.left |= report.failed | report.refused

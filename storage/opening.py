@@ -145,6 +145,10 @@ def _check_same_compressor(url: str, wanted: StoreHeader, found: StoreHeader) ->
                     f"store {url} was made with other settings: expected {name} {ours[name]!r}, found {theirs[name]!r};"
                     f" ask for {option} {theirs[name]}, or use another store"
                 )
+        if wanted.prompt.get("chat_template") != found.prompt.get("chat_template"):
+            raise StoreMismatchError(
+                f"store {url} was made with another chat template: use that (--chat-template), or another store"
+            )
     if wanted.fingerprint != found.fingerprint:
         raise StoreMismatchError(
             f"store {url} belongs to another compressor: expected {wanted.fingerprint[:12]} ({wanted.model}),"

@@ -23,18 +23,22 @@ class Compressor:
     """Which model compresses, and how: everything that the compressor fingerprint depends on.
 
     `dtype`: of computation, the device's default when None. `compression`, `tokens` (K) and `frames` (of a segment):
-    the model's own when None. With VoCo tokens fewer is exact, more the model does not have; without, any are possible.
+    the model's own when None; so is `chat_template` (Jinja text). With VoCo tokens fewer is exact, more the model does
+    not have; without, any are possible.
     """
 
     model: str
     compression: str | None = None
+    chat_template: str | None = None
     dtype: str | None = None
     tokens: int | None = None
     frames: int | None = None
 
     def load(self, device: str | None = None) -> VoCoModel:
         """The model, ready to compress. Raises `InputError` where it does not have that K or segment size."""
-        model = load_model(self.model, compression=self.compression, dtype=self.dtype, device=device)
+        model = load_model(
+            self.model, compression=self.compression, chat_template=self.chat_template, dtype=self.dtype, device=device
+        )
         config = model.config
         if config.untrained:
             model.config = config.with_voco(tokens=self.tokens, frames=self.frames)

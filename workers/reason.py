@@ -72,6 +72,7 @@ class ReasonStage:
         if prefix is not None:
             asked |= {
                 "prefix_ids": prefix, "num_voco_tokens": header.tokens, "frames_per_segment": header.frames_per_segment,
+                "chat_template": header.prompt.get("chat_template"),
             }  # fmt: skip
         return cls(load_model(model or header.model, dtype=dtype, device=device, **asked), store)
 
@@ -124,9 +125,11 @@ class ReasonStage:
         """How many tokens of each segment are read, by default all. Refuses what the store has not."""
         has = self.store.header.tokens
         if tokens not in (None, has) and self.model.config.untrained:
+            kind = "" if self.store.header.compression == "cover" else "--compression cover "
             raise InputError(
                 f"fewer tokens of a segment are exact with VoCo tokens alone: a store compressed by"
-                f" {self.store.header.compression!r} is read with all {has}; ingest with --tokens {tokens} for fewer"
+                f" {self.store.header.compression!r} is read with all {has}; for fewer ingest with"
+                f" {kind}--tokens {tokens}"
             )
         if tokens is not None and not 1 <= tokens <= has:
             raise InputError(f"the store keeps 1 to {has} tokens of a segment, asked for {tokens}")

@@ -30,8 +30,8 @@ from vococache.pipeline.evaluation.records import (
     by_video,
     read_answers,
 )
-from vococache.pipeline.ingest import absolute, ingest
-from vococache.storage import VideoInfo, open_store, safe_key
+from vococache.pipeline.ingest import absolute, as_made, ingest
+from vococache.storage import VideoInfo, is_store, open_store, safe_key
 from vococache.storage.objects import redact
 
 if TYPE_CHECKING:
@@ -183,9 +183,11 @@ def _ingest(evaluation: Evaluation, files: dict[str, list[Path]]) -> dict[str, s
             raise InputError(f"{paths[0]} and {paths[1]} both may be video {stem!r}: remove one")
     if not files:
         return {}
+    made = as_made(open_store(evaluation.store).header) if is_store(evaluation.store) else {}
     report = ingest(
         [str(path) for (path,) in files.values()], evaluation.store, model=evaluation.model, fps=evaluation.fps,
         num_frames=evaluation.num_frames, dtype=evaluation.dtype, device=evaluation.device, address=evaluation.address,
+        **made,
     )  # fmt: skip
     for video, reason in report.refused.items():
         raise InputError(f"video {video!r} is in {evaluation.store} with other settings: {reason}")

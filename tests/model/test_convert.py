@@ -144,3 +144,35 @@ def test_nothing_is_overwritten(official, tmp_path):
     (tmp_path / "out" / "mine").touch()
     with pytest.raises(ModelError, match="not empty"):
         convert(official, tmp_path / "out")
+
+
+LORA = {"peft_type": "LORA", "r": 1, "lora_alpha": 2}
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"pytorch_model.bin.index.json": "{"}, "is not readable JSON"),
+        ({"pytorch_model.bin.index.json": {"weight_map": {"a": 1}}}, "cannot be converted"),
+        ({"pytorch_model.bin": {1: torch.ones(2)}}, "cannot be converted"),
+        ({"pytorch_model.bin": {"a": torch.eye(2).to_sparse()}}, "cannot be converted"),
+        ({"model.safetensors": "xx"}, "cannot be converted"),
+        ({"adapter_config.json": "["}, "is not readable JSON"),
+        ({"adapter_config.json": {"peft_type": "LORA"}, "adapter_model.bin": {}}, "cannot be converted"),
+        ({"adapter_config.json": LORA | {"r": 0}, "adapter_model.bin": {}}, "cannot be converted"),
+        ({"adapter_config.json": LORA | {"rank_pattern": {"a": 2}}, "adapter_model.bin": {}}, "biases or patterns"),
+    ],
+)
+def test_what_cannot_be_converted_is_told_and_leaves_nothing(official, tmp_path, files, message):
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    for name, content in files.items():
+        if name.endswith(".bin"):
+            torch.save(content, folder / name)
+        else:
+            (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(ModelError, match=message) as caught:
+        convert(folder, tmp_path / "out", base=official)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()

@@ -1,12 +1,14 @@
 """Each family untrained, against its own model as Transformers builds, saves and runs it."""
 
 import json
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
@@ -335,6 +337,85 @@ def test_rows_of_different_numbers_of_segments_stand_behind_the_prefix(make, inp
     alone = (cache.slice(0, 2), model.empty_cache(), cache.slice(2, 3))
     for row, part in enumerate(alone):
         torch.testing.assert_close(logits[row], model.read(part, ids[row : row + 1])[0], atol=1e-4, rtol=0)
+
+
+def as_first_saved(name, family):
+    """A weight's name in Transformers 4.36, or in the release that first had the family."""
+    if family in ("smolvlm", "idefics3"):
+        return name
+    name = name.removeprefix("model.")
+    name = re.sub(r"^language_model\.", "language_model.model.", re.sub(r"^lm_head\.", "language_model.lm_head.", name))
+    name = name.replace("language_model.model.lm_head.", "language_model.lm_head.")
+    if family != "internvl" and "vision_model." not in name:
+        name = name.replace("vision_tower.", "vision_tower.vision_model.")
+    return name
+
+
+@pytest.mark.parametrize("named", ["first", "now"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_weights_are_found_under_old_and_new_names(make, name, named):
+    made = make(name)
+    expected = load(made).state_dict()
+    weights = {
+        as_first_saved(name, made.family) if named == "first" else name: weight.contiguous()
+        for name, weight in made.stock.state_dict().items()
+    }
+    save_file(weights, made.folder / "model.safetensors")
+    found = load(made).state_dict()
+    assert all(weight.equal(found[name]) for name, weight in expected.items())
+
+
+@pytest.mark.parametrize("outer", [True, False, None])
+@pytest.mark.parametrize("inner", [True, False, None])
+def test_a_stored_output_projection_counts_whatever_a_config_says_of_tying(make, inputs, outer, inner):
+    """As in Transformers 5; without one it is the embedding."""
+    made = make("llava_onevision")
+    data = json.loads((made.folder / "config.json").read_text())
+    for part, tied in ((data, outer), (data["text_config"], inner)):
+        part.pop("tie_word_embeddings", None)
+        part |= {} if tied is None else {"tie_word_embeddings": tied}
+    (made.folder / "config.json").write_text(json.dumps(data))
+    made.stock = LlavaOnevisionForConditionalGeneration.from_pretrained(made.folder).eval()
+    model = load(made, compression="full", frames_per_segment=2)
+    pixels, text = inputs(model)
+    with torch.no_grad():
+        expected = stock_logits(made, pixels, text)
+        torch.testing.assert_close(model.read(model.compress(pixels), text[None])[0], expected, **TOLERANCE)
+    file = made.folder / "model.safetensors"
+    save_file({name: weight for name, weight in load_file(file).items() if "lm_head" not in name}, file)
+    tied = load(made)
+    assert tied.lm_head.weight is tied.language_model.embed_tokens.weight
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", {"text_config": None}), ("config.json", {"vision_config": []}),
+        ("config.json", {"model_type": ["llava"]}), ("config.json", {"vision_config": {"patch_size": 0}}),
+        ("config.json", {"text_config": {"num_attention_heads": "many"}}),
+        ("preprocessor_config.json", {"size": 5}), ("preprocessor_config.json", {"image_mean": 0.5}),
+        ("preprocessor_config.json", {"fps": "often"}), ("generation_config.json", []), ("generation_config.json", "{"),
+        ("model.safetensors.index.json", []), ("model.safetensors.index.json", {"weight_map": {"a": 1}}),
+        ("model.safetensors.index.json", {"weight_map": {"a": "gone.safetensors"}}),
+    ],
+)  # fmt: skip
+def test_a_malformed_file_of_a_folder_is_told_in_one_line(make, file, content):
+    made = make("llava")
+    path = made.folder / file
+    if file == "config.json":
+        content = json.loads(path.read_text()) | content
+    if file == "model.safetensors.index.json":
+        (made.folder / "model.safetensors").rename(made.folder / "other.safetensors")
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(ModelError) as caught:
+        load(made)
+    assert "\n" not in str(caught.value)
+
+
+def test_processors_without_settings_leave_the_defaults(make):
+    made = make("llava")
+    (made.folder / "processor_config.json").write_text('{"image_processor": null, "video_processor": null}')
+    assert load(made).config.geometry.size == 12
 
 
 def test_families_that_cannot_be_cached_are_refused_by_name(tmp_path):

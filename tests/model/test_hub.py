@@ -110,6 +110,12 @@ def test_what_the_hub_refuses_is_one_line(monkeypatch, kind, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["./tiny", "../tiny", ".cache/tiny"])
+def test_a_folder_that_is_not_there_is_no_hub_id(cache, name):
+    with pytest.raises(ModelError, match="unknown model"):
+        locate(name)
+
+
 def test_a_repository_without_a_config(cache, tmp_path):
     (cache / "snapshots" / COMMIT / "config.json").unlink()
     with pytest.raises(ModelError, match=r"'org/tiny' on the Hugging Face hub has no config.json"):

@@ -19,6 +19,7 @@ from transformers import (
 
 import vococache
 from vococache.errors import ModelError
+from vococache.model.checkpoints import save_pretrained
 from vococache.workers.reason import question_ids
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<image>", "<video>", "<|im_start|>", "<|im_end|>", "<end_of_utterance>",
@@ -157,6 +158,44 @@ def test_without_a_template_it_is_llavas(folder):
     assert text.startswith("<s>A chat between a curious user")
     assert text.endswith("USER: ")
     assert model.tokenizer.decode(question_ids(model, "What?")) == "\nWhat? ASSISTANT:"
+
+
+def test_without_a_template_turns_end_as_the_tokenizer_ends_them(folder):
+    tokenizer = letters()
+    tokenizer.eos_token = "<|im_end|>"
+    prompt = vococache.load_model(folder("llava", tokenizer), device="cpu").config.prompt
+    assert prompt.followup.startswith("<|im_end|>USER: {question}"), "not </s> as four letters"
+
+
+@pytest.mark.parametrize("where", ["tokenizer_config", "chat_template"])
+def test_of_several_templates_the_default_is_taken(folder, where):
+    several = [{"name": "rag", "template": "{{ 'no' }}"}, {"name": "default", "template": VICUNA}]
+    path = folder("llava", letters(bos=True))
+    file = path / f"{where}.json"
+    found = json.loads(file.read_text()) if file.is_file() else {}
+    file.write_text(json.dumps(found | {"chat_template": several}))
+    prompt = vococache.load_model(path, device="cpu").config.prompt
+    assert (prompt.template, prompt.followup) == ("\n{question} ASSISTANT:", " USER: {question} ASSISTANT:")
+    file.write_text(json.dumps(found | {"chat_template": several[:1]}))
+    with pytest.raises(ModelError, match=r"none of the chat templates of .* is called 'default'"):
+        vococache.load_model(path, device="cpu")
+
+
+def test_a_template_of_ones_own_wins_even_over_one_that_cannot_be_used(folder, tmp_path):
+    path = folder("llava", letters("{{ raise_exception('no') }}", bos=True))
+    with pytest.raises(ModelError, match=r"cannot be used: no; give one of your own \(chat_template"):
+        vococache.load_model(path, device="cpu")
+    model = vococache.load_model(path, chat_template=VICUNA, device="cpu")
+    before, after = whole(model, "USER: <image>\nQUESTION ASSISTANT:")
+    assert list(model.config.prompt.prefix_ids) == [1, *before]
+    assert question_ids(model, "What moves?").tolist() == after
+    save_pretrained(model, tmp_path / "ours")
+    again = vococache.load_model(tmp_path / "ours", chat_template=VICUNA, device="cpu")
+    assert again.config.prompt == model.config.prompt
+    with pytest.raises(ModelError, match=r"has its prompt in config\.json"):
+        vococache.load_model(tmp_path / "ours", chat_template=CHATML, device="cpu")
+    with pytest.raises(ModelError, match="is for compression without VoCo tokens"):
+        vococache.load_model(path, compression="voco", chat_template=VICUNA, device="cpu")
 
 
 def test_voco_tokens_in_a_chatml_model_get_its_template(folder):

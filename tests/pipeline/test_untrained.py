@@ -55,7 +55,7 @@ def test_questions_are_answered_without_naming_the_model(store: Path) -> None:
     assert [answer.question for answer in answers] == ["What?", "Who is it?"]
     alone = vococache.ask(store, "plain", "Who is it?", max_new_tokens=3)
     assert alone[0].answer == answers[1].answer
-    with pytest.raises(InputError, match="compressed by 'pool' is read with all 4"):
+    with pytest.raises(InputError, match="with all 4; for fewer ingest with --compression cover --tokens 2"):
         vococache.ask(store, "plain", "What?", tokens=2)
     with pytest.raises(ContextLimitError):
         vococache.ask(store, "plain", "What?" * 200)

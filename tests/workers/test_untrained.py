@@ -141,9 +141,31 @@ def test_fewer_tokens_of_a_segment_are_refused_in_one_line(make: Callable[..., t
     store, compressor = make()
     put(store, compressor, "v", 2)
     stage = ReasonStage.of(store)
-    with pytest.raises(InputError, match=r"compressed by 'cover' is read with all 3; ingest with --tokens 2"):
+    with pytest.raises(InputError, match=r"compressed by 'cover' is read with all 3; for fewer ingest with --tokens 2"):
         stage.load(["v"], tokens=2)
     assert stage.load(["v"], tokens=3).tokens == 3
+
+
+def test_a_chat_template_of_ones_own_is_asked_by_without_naming_it_again(
+    make: Callable[..., tuple[Store, Compressor]], folder: Path
+) -> None:
+    template = (
+        "{% for turn in messages %}{{ turn['role'] }}> {% for part in turn['content'] %}{% if part['type'] == 'text' %}"
+        "{{ part['text'] }}{% else %}{{ bos_token }}{% endif %}{% endfor %};{% endfor %}assistant>"
+    )
+    store, compressor = make(chat_template=template)
+    frames = put(store, compressor, "v", 2)
+    stage = ReasonStage.of(store)
+    model, own = stage.model, Compressor(model=str(folder), compression="cover", tokens=KEPT, frames=FRAMES).load("cpu")
+    assert model.config.prompt.template == "{question};assistant>" != own.config.prompt.template
+    assert store.header.prompt == model.config.prompt.to_dict()
+    fresh = model.compress(model.pixel_values(frames))
+    stored = stage.read(stage.select("v", None, None))
+    torch.testing.assert_close(logits(model, stored), logits(model, fresh), atol=1e-5, rtol=0)
+    with pytest.raises(StoreMismatchError, match="another compressor"):
+        ReasonStage(own, store)
+    with pytest.raises(StoreMismatchError, match="another chat template"):
+        make()
 
 
 def test_the_prefix_takes_room(make: Callable[..., tuple[Store, Compressor]]) -> None:

@@ -16,8 +16,9 @@ from vococache.errors import InputError
 from vococache.pipeline.cli import cli
 from vococache.pipeline.evaluation import report
 from vococache.pipeline.evaluation.datasets import DATA_SETS, read_items
-from vococache.pipeline.evaluation.records import Record, read_answers
+from vococache.pipeline.evaluation.records import ANSWERED, Record, read_answers
 from vococache.pipeline.evaluation.run import Evaluation, evaluate, merge
+from vococache.pipeline.ingest import ingest
 from vococache.pipeline.synthetic import layouts
 from vococache.pipeline.synthetic.layouts import write_dataset
 from vococache.storage import open_store
@@ -277,3 +278,14 @@ def test_a_shard_does_not_take_another_shards_file(corpus: Corpus, tmp_path: Pat
         (record,) = records_of(evaluate(evaluation, tmp_path / "run"))
         found[record.video] = record.status
     assert found == {known: "answered", f"v_{known}": "missing"}
+
+
+def test_a_store_made_with_settings_of_its_own_is_gone_on_with(corpus: Corpus, tmp_path: Path) -> None:
+    """What it lacks is ingested as the rest was, not as the model would have it."""
+    store = str(tmp_path / "store")
+    evaluation = corpus.evaluation("activitynet-qa", store=store)
+    assert evaluation.videos is not None
+    ingest(str(min(evaluation.videos.iterdir())), store, fps=2.0, tokens=2)
+    settings, records = read_answers(evaluate(evaluation, tmp_path / "out"))
+    assert settings["tokens_a_segment"] == 2
+    assert {record.status for record in records} == {ANSWERED}
