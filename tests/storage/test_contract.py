@@ -168,10 +168,8 @@ def test_opening_another_compressors_store_is_refused(store: Store) -> None:
     other = dataclasses.replace(HEADER, fingerprint="0" * 64, model="other")
     with pytest.raises(StoreMismatchError, match="another compressor"):
         open_store(store.url, "a", header=other)
-    with pytest.raises(StoreMismatchError, match="was made with --tokens 2, found 3 asked for"):
-        open_store(store.url, "r", header=dataclasses.replace(HEADER, tokens=3))
     with pytest.raises(StoreMismatchError, match="expected tokens 3, found 2"):
-        open_store(store.url, "r", header=dataclasses.replace(HEADER, tokens=3, model="elsewhere"))
+        open_store(store.url, "r", header=dataclasses.replace(HEADER, tokens=3))
     looser = dataclasses.replace(HEADER, chunk_segments=99, micro_batch=99, model="elsewhere")
     assert open_store(store.url, "a", header=looser).header == HEADER
 
