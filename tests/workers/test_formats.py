@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -27,8 +28,9 @@ CONTAINERS = [
 
 
 @pytest.fixture(scope="module")
-def decoder() -> Decoder:
-    return Decoder()
+def decoder() -> Iterator[Decoder]:
+    with Decoder() as decoder:
+        yield decoder
 
 
 def reason(decoder: Decoder, path: Path) -> str:
