@@ -53,9 +53,10 @@ class Damage:
         FFmpeg flags a packet where a stream's count of pieces shows a gap: it, or the next one, may lack something, and
         what follows up to the next keyframe is lost with it. But where that keyframe follows at once, a recording may
         have ended with all that it has. So these two are decoded once more, strictly, which does not notice all damage.
-        The last packet of a stream may be cut off without a flag.
+        The first packet of a stream may lack something without a flag, and the last one may be cut off.
         """
         suspects = 0
+        is_first = True
         end: int | None = None
         for sample, following in _with_next(samples):
             end = sample.end if end is None else max(end, sample.end)
@@ -72,9 +73,12 @@ class Damage:
                 self.packets += 1
                 suspects = suspects or 2
             in_doubt = suspects == 1 and following is not None and not following.is_key
-            if in_doubt or ((suspects or following is None) and not self._is_whole(bool(suspects))):
+            is_end = is_first or following is None
+            is_first = False
+            if in_doubt or ((suspects or is_end) and not self._is_whole(bool(suspects))):
                 self.packets += suspects == 0
                 suspects, self._lost = 0, True
+                self._end = sample.time if self._end is None else self._end
                 continue
             self._end = sample.end if self._end is None else max(self._end, sample.end)
             if suspects:

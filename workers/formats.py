@@ -67,24 +67,26 @@ def what_it_is(path: str) -> str | None:
     return _what_mp4(path) if head[4:8].isalpha() else None
 
 
-def boxes(path: str) -> Iterator[bytes]:
-    """The kinds of the outermost boxes of an MP4 file."""
+def boxes(path: str) -> Iterator[tuple[bytes, int]]:
+    """The outermost boxes of an MP4 file: of which kind each is, and where it ends."""
     with Path(path).open("rb") as file:
         at, end = 0, Path(path).stat().st_size
         while at < end:
             file.seek(at)
             head = file.read(16)
             size, kind = int.from_bytes(head[:4], "big"), head[4:8]
-            yield kind
             size = int.from_bytes(head[8:16], "big") if size == 1 else size
+            yield kind, at + size
             if size < 8:
                 break
             at += size
 
 
 def _what_mp4(path: str) -> str | None:
-    kinds = set(boxes(path))
-    if b"moov" in kinds or not kinds & {b"ftyp", b"styp", b"moof", b"mdat", b"sidx"}:
+    kinds = dict(boxes(path))
+    if kinds.get(b"moov", 0) > Path(path).stat().st_size:
+        return "an MP4 that is cut off within its index (moov)"
+    if b"moov" in kinds or not kinds.keys() & {b"ftyp", b"styp", b"moof", b"mdat", b"sidx"}:
         return None
     if b"moof" in kinds or b"styp" in kinds:
         return "a fragment of MP4 without its head (moov), which lies in a file of its own: join them"

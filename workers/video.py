@@ -61,6 +61,8 @@ class Video:
         self._path = path
         self._beat = beat
         self._container = self._open()
+        if "mp4" in self._container.format.name and (what := what_it_is(path)):
+            raise VideoError(what)  # FFmpeg takes what is left of an index for the whole
         self.stream = self._shown_stream()
         self.context = self.stream.codec_context
         if _pixels(self.context) > max_pixels:
@@ -73,7 +75,7 @@ class Video:
         self._is_avi = name == "avi"  # counts packets and keeps no presentation times
         # Does the container say for how long each frame is shown? Otherwise FFmpeg guesses.
         self._keeps_durations = "mp4" in name or "matroska" in name
-        self._is_fragmented = "mp4" in name and b"moof" in boxes(path)
+        self._is_fragmented = "mp4" in name and any(kind == b"moof" for kind, _ in boxes(path))
         self._may_jump = bool(self._container.format.flags & TS_DISCONT)
         # A loss in what is made for broadcast is a loss; a file that has an index is whole, or it is broken.
         self.is_broadcast = self._may_jump or self._is_fragmented

@@ -82,6 +82,25 @@ def test_a_broken_packet_costs_a_moment(decoder: Decoder, tmp_path: Path, codec:
         assert wrong / fps <= findings["damage"]["seconds"] + 2.5 / fps
 
 
+@pytest.mark.parametrize("kind", ["lost", "three lost"])
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_broken_packet_at_the_start(decoder: Decoder, tmp_path: Path, codec: str, kind: str) -> None:
+    """Of the very first picture FFmpeg may flag nothing: the video starts with the next that is whole."""
+    fps = CODECS[codec].get("fps", 10)
+    path = tmp_path / "clip.ts"
+    packets = recorded(path, **CODECS[codec])
+    places = of_video(packets)
+    starts = [n for n, place in enumerate(places) if packets[place][1] & 0x40]
+    told = 0
+    for nth in range(1, starts[1]):
+        path.write_bytes(b"".join(DAMAGE[kind](packets, places[nth])))
+        numbers, _, findings = look(decoder, path, fps)
+        assert numbers == list(range(numbers[0], 60))
+        assert "damage" not in findings or 0 < findings["damage"]["seconds"] <= 16 / fps
+        told += numbers[0] > 0 and "damage" in findings
+    assert told  # but for what looks like a recording that starts between two keyframes
+
+
 @pytest.mark.parametrize("kind", ["overwritten", "lost"])
 def test_a_hole_in_a_program_stream(decoder: Decoder, tmp_path: Path, kind: str) -> None:
     """It counts nothing: its damage is what cannot be decoded."""

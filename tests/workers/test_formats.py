@@ -137,3 +137,15 @@ def test_a_copy_that_lost_its_index_is_named(tmp_path: Path, decoder: Decoder) -
     assert whole.rindex(b"moov") > whole.rindex(b"mdat")
     (tmp_path / "cut.mp4").write_bytes(whole[: whole.rindex(b"moov") - 4])
     assert "index (moov) is missing" in reason(decoder, tmp_path / "cut.mp4")
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mov"])
+@pytest.mark.parametrize("share", [0.02, 0.2, 0.5, 0.8, 0.99])
+def test_a_copy_that_lost_a_part_of_its_index_is_named(
+    tmp_path: Path, decoder: Decoder, suffix: str, share: float
+) -> None:
+    whole = make_clip(tmp_path / f"whole.{suffix}").read_bytes()
+    start = whole.rindex(b"moov") - 4
+    path = tmp_path / f"cut.{suffix}"
+    path.write_bytes(whole[: start + max(8, int(share * (len(whole) - start)))])
+    assert "cut off" in reason(decoder, path)
