@@ -5,7 +5,7 @@ Runs in the decoder child; free of torch.
 
 import io
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -115,7 +115,7 @@ def _placed(video: Video) -> Iterator[tuple[int, Any]]:
     """
     waiting: deque[Any] = deque()
     times: list[int] = []  # a heap: of packets sent
-    seen: set[int] = set()  # those of them that gave a picture
+    seen: Counter[int] = Counter()  # those of them that gave a picture; two may be of one time
     for sent, frame in _decoded(video):
         if not video.is_unordered:
             if frame is not None and frame.opaque[0] >= frame.opaque[1]:
@@ -125,16 +125,18 @@ def _placed(video: Video) -> Iterator[tuple[int, Any]]:
             heappush(times, sent)
         if frame is not None:
             waiting.append(frame)
-            seen.add(frame.opaque[0])
+            seen[frame.opaque[0]] += 1
         ends = sent is None and frame is None
         patience = MAX_REORDERED if video.context.reorder_depth and not ends else 0
         while waiting:
-            if times[0] not in seen and len(waiting) <= patience:
+            if not seen[times[0]] and len(waiting) <= patience:
                 break
             time = heappop(times)
-            if time in seen:
-                seen.discard(time)
+            if seen[time]:
+                seen[time] -= 1
                 yield time, waiting.popleft()
+            if not seen[time]:
+                del seen[time]
         if ends:
             times.clear()
 
