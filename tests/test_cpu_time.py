@@ -14,7 +14,7 @@ cache = model.compress(torch.zeros(8, model.config.frames_per_segment, 3, size, 
 ids = torch.tensor([model.encode_text("What is it? Answer:")])
 model.generate_ids(cache, ids, max_new_tokens=4)
 started = time.process_time()
-for _ in range(10):
+for _ in range(50):
     model.generate_ids(cache, ids, max_new_tokens=16)
 print(time.process_time() - started)
 """
