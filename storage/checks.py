@@ -144,7 +144,7 @@ def timestamps_bytes(header: StoreHeader, segments: int) -> int:
 
 def _wrong_type(fields: Fields, expected: Mapping[str, type]) -> str | None:
     """The first of the `expected` fields that is of another type, and its value; None if all are of theirs."""
-    found = [type(value) for value in map(fields.get, expected)]
+    found = [*map(type, map(fields.get, expected))]
     if found == [*expected.values()]:  # `list` asks twice for each of a hundred thousand videos
         return None
     wrong = next(name for name, kind in zip(expected, found, strict=True) if kind is not expected[name])

@@ -7,13 +7,13 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from io import FileIO
-from typing import IO, Any, NamedTuple, TypeVar, cast
+from typing import IO, Any, TypeVar, cast
 
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
-from vococache.errors import CorruptionError, VoCoError
+from vococache.errors import CorruptionError
 from vococache.storage.documents import Bytes, Stamp
 from vococache.storage.format import TEMPORARY
 from vococache.storage.objects import PLAIN, SMALL, Entry, Objects
@@ -25,13 +25,6 @@ T = TypeVar("T")
 READ_BLOCK = 256 << 10
 FOLDER_KIND = "folder"
 FOLDER = os.O_DIRECTORY | getattr(os, "O_PATH", os.O_RDONLY)  # enough to reach what is in it
-
-
-class Base(NamedTuple):
-    """An open folder, and of how many names of a key it is the end."""
-
-    folder: int
-    names: int
 
 
 class LocalObjects(Objects):
@@ -47,42 +40,33 @@ class LocalObjects(Objects):
         self.threads = min(4, os.cpu_count() or 1)
 
     def get(self, key: str) -> bytes | None:
-        return self._get(key)
+        with self._errors("read", key):
+            file = self._open(key)
+            return None if file is None else _read_whole(file)
 
-    def _get(self, key: str, base: Base | None = None) -> bytes | None:
-        try:  # plain calls: `list` makes them for each of a hundred thousand videos
-            file = self._open(key, base)
-            if file is None:
-                return None
+    def get_each(
+        self, prefix: str, name: str, wanted: Callable[[str], bool]
+    ) -> Iterable[tuple[str, bytes | CorruptionError | None]]:
+        # One after the other: small files come from the page cache, and threads would only wait for each other. The
+        # folder of all is opened once, and its listing says which of its entries are folders, and not links to some.
+        with self._errors("list", prefix):
             try:
-                data = os.read(file, SMALL)
-                return data if len(data) < SMALL else data + os.read(file, os.fstat(file).st_size)
-            finally:
-                os.close(file)
-        except OSError as error:
-            if isinstance(error, VoCoError):
-                raise
-            raise self._error("read", key, error) from None
-
-    def get_many(self, keys: Sequence[str]) -> Iterable[bytes | CorruptionError | None]:
-        # Small files from the page cache: threads would only wait for each other. What the keys share is opened once.
-        common = os.path.commonpath(keys) if keys else ""
-        shared = common.split("/")[: min(key.count("/") for key in keys)] if common else []
-        with self._errors("read", "/".join(shared)):
-            try:
-                folder = self._folder(shared)
+                top = self._in_folder(_open_folder, f"{prefix}/.")
             except (FileNotFoundError, NotADirectoryError):
-                yield from (None for _ in keys)
                 return
-        base = Base(folder, len(shared))
         try:
-            for key in keys:
-                try:
-                    yield self._get(key, base)
+            with os.scandir(top) as entries:
+                found = sorted(
+                    (entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries if wanted(entry.name)
+                )
+            for folder, is_folder in found:
+                file = _open_in(top, f"{folder}/{name}") if is_folder else None
+                try:  # whatever is in the way has its name told
+                    yield folder, self.get(f"{prefix}/{folder}/{name}") if file is None else _read_whole(file)
                 except CorruptionError as error:
-                    yield error
+                    yield folder, error
         finally:
-            os.close(folder)
+            os.close(top)
 
     def read_into(self, key: str, out: npt.NDArray[np.uint8]) -> Stamp | None:
         with self._errors("read", key):
@@ -160,10 +144,10 @@ class LocalObjects(Objects):
             return sorted(entry._replace(key=f"{above}/{entry.key}".lstrip("/")) for entry in entries)
         return []
 
-    def _open(self, key: str, base: Base | None = None) -> int | None:
+    def _open(self, key: str) -> int | None:
         """A descriptor of a plain file; None if there is none. Raises `CorruptionError` for anything but that."""
         try:
-            return self._in_folder(_open_plain, key, base)
+            return self._in_folder(_open_plain, key)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except _NotPlain as error:
@@ -181,23 +165,22 @@ class LocalObjects(Objects):
                 os.close(folder)
                 raise
 
-    def _in_folder(self, function: Callable[..., T], key: str, base: Base | None = None) -> T:
+    def _in_folder(self, function: Callable[..., T], key: str) -> T:
         """`function` of the last name of `key` and `dir_fd`, the folder that holds it."""
         *folders, name = key.split("/")
-        folder = self._folder(folders, base)
+        folder = self._folder(folders)
         try:
             return function(name, dir_fd=folder)
         finally:
-            if base is None or folder != base.folder:
-                os.close(folder)
+            os.close(folder)
 
-    def _folder(self, names: Sequence[str], base: Base | None = None, *, make: bool = False) -> int:
+    def _folder(self, names: Sequence[str], *, make: bool = False) -> int:
         """A descriptor of a folder beneath the root. Raises `CorruptionError` where anything else is on the way."""
         if make:
             with suppress(FileExistsError):
                 os.makedirs(self.url)
-        folder, known = base or (os.open(self.url, FOLDER), 0)
-        for depth, name in enumerate(names[known:], known + 1):
+        folder = os.open(self.url, FOLDER)
+        for depth, name in enumerate(names, 1):
             above = folder
             try:
                 if make:
@@ -212,8 +195,7 @@ class LocalObjects(Objects):
                     raise
                 raise self._strange("/".join(names[:depth]), kind, FOLDER_KIND) from None
             finally:
-                if base is None or above != base.folder:
-                    os.close(above)
+                os.close(above)
         return folder
 
     def _strange(self, key: str, kind: str, expected: str = PLAIN) -> CorruptionError:
@@ -267,8 +249,31 @@ def _open_plain(name: str, *, dir_fd: int) -> int:
     return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=dir_fd)
 
 
+def _open_in(folder: int, path: str) -> int | None:
+    """A descriptor of a plain file, or None: for `list`, which opens one for each of a hundred thousand videos."""
+    try:
+        if stat.S_ISREG(os.stat(path, dir_fd=folder, follow_symlinks=False).st_mode):
+            return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+    except OSError:
+        pass
+    return None
+
+
+def _read_whole(file: int) -> bytes:
+    """All of an open file, which is closed."""
+    try:
+        data = os.read(file, SMALL)
+        return data if len(data) < SMALL else data + os.read(file, os.fstat(file).st_size)
+    finally:
+        os.close(file)
+
+
+def _open_folder(name: str, *, dir_fd: int) -> int:
+    return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=dir_fd)
+
+
 def _list(name: str, *, dir_fd: int) -> list[str]:
-    folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=dir_fd)
+    folder = _open_folder(name, dir_fd=dir_fd)
     try:
         return os.listdir(folder)
     finally:

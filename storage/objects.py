@@ -79,9 +79,15 @@ class Objects(ABC):
     def walk(self, prefix: str) -> list[Entry]:
         """All objects beneath `prefix`, sorted by key; `prefix` itself where it is one. No link is followed."""
 
-    def get_many(self, keys: Sequence[str]) -> Iterable[bytes | CorruptionError | None]:
-        """`get` of each key, in order; the error itself where it would raise `CorruptionError`."""
-        return self.map(self.get, keys)
+    def get_each(
+        self, prefix: str, name: str, wanted: Callable[[str], bool]
+    ) -> Iterable[tuple[str, bytes | CorruptionError | None]]:
+        """The object `name` of each folder beneath `prefix` whose name is `wanted`, with that, in its order.
+
+        None where a folder has none; the error itself where `get` would raise `CorruptionError`.
+        """
+        folders = sorted(filter(wanted, self.names(prefix)))
+        return zip(folders, self.map(self.get, [f"{prefix}/{folder}/{name}" for folder in folders]), strict=True)
 
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
         """`function` of each item, in order, several at a time."""

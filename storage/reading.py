@@ -35,9 +35,7 @@ class StoreReader:
 
     def list(self) -> Infos:
         """All videos, sorted by id. One whose document is damaged is listed as failed."""
-        videos = self.ids()
-        keys = [f"videos/{video}/{DOCUMENT}" for video in videos]
-        found = zip(videos, self.objects.get_many(keys), strict=True)
+        found = self.objects.get_each("videos", DOCUMENT, is_safe_key)
         with _uncollected():
             return [self._row(video, data) for video, data in found if data is not None]
 

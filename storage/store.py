@@ -249,7 +249,7 @@ class Store(StoreReader):
     def _receipts(self, video: str, token: str) -> list[tuple[ChunkReceipt, str]]:
         """The stored receipts of intent `token`, each with its chunk's version."""
         keys = [entry.key for entry in self.objects.walk(self._key(video, "kv")) if entry.key.endswith(".json")]
-        found = [documents.unseal(RECEIPT, data) for data in self.objects.get_many(keys) if isinstance(data, bytes)]
+        found = [documents.unseal(RECEIPT, data or b"") for data in self.objects.map(self.objects.get, keys)]
         return [
             (ChunkReceipt.from_dict(f), f["version"])
             for f in found
