@@ -145,7 +145,7 @@ def ingest(
             "chat_template", "device", "overwrite", "check_content", "retry_failed", "reuse",
         )  # fmt: skip
         found = estimate(videos, **{key: options[key] for key in planning})
-        (click.echo if as_json else say_lines)(json.dumps(found.to_dict()) if as_json else found.describe())
+        say_lines(json.dumps(found.to_dict()) if as_json else found.describe())
         return 0
     from vococache.pipeline.ingest import ingest as run
 
@@ -265,7 +265,7 @@ def ask(
         say(f"voco: {note}", err=True)
     if not questions:
         for text in asking.chat(stage, videos, _read_lines(), **options):
-            (click.echo if as_json else say_lines)(json.dumps({"answer": text}) if as_json else text)
+            say_lines(json.dumps({"answer": text}) if as_json else text)
         return 0
     found = asking.ask(stage, videos, questions, **options)
     if as_json:

@@ -10,8 +10,11 @@ _received: list[int] = []
 
 @contextmanager
 def caught() -> Iterator[None]:
-    """Within, both raise `KeyboardInterrupt`, and are remembered: Python drops one that falls into a destructor,
-    as Ray has many. One that is ignored already, as in the background, stays so."""
+    """Within, both raise `KeyboardInterrupt`, and are remembered.
+
+    Python drops one that falls into a destructor, as Ray has many. A signal that is ignored already, as in the
+    background, stays so.
+    """
     before = {number: signal.getsignal(number) for number in NUMBERS}
     _received.clear()
 

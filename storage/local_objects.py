@@ -13,7 +13,7 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
-from vococache.errors import CorruptionError
+from vococache.errors import CorruptionError, VoCoError
 from vococache.storage.documents import Bytes, Stamp
 from vococache.storage.format import TEMPORARY
 from vococache.storage.objects import PLAIN, SMALL, Entry, Objects
@@ -61,10 +61,15 @@ class LocalObjects(Objects):
                 )
             for folder, is_folder in found:
                 file = _open_in(top, f"{folder}/{name}") if is_folder else None
+                key = f"{prefix}/{folder}/{name}"
+                data: bytes | CorruptionError | None
                 try:  # whatever is in the way has its name told
-                    yield folder, self.get(f"{prefix}/{folder}/{name}") if file is None else _read_whole(file)
+                    data = self.get(key) if file is None else _read_whole(file)
                 except CorruptionError as error:
-                    yield folder, error
+                    data = error
+                except OSError as error:
+                    raise error if isinstance(error, VoCoError) else self._error("read", key, error) from None
+                yield folder, data
         finally:
             os.close(top)
 
