@@ -11,7 +11,7 @@ from PIL import Image
 from tests.pipeline.training.test_run import in_process, losses, weights
 
 from vococache.errors import InputError
-from vococache.pipeline.training.run import train
+from vococache.pipeline.training.job import train
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python")
 SHARDED = {
