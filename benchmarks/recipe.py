@@ -11,7 +11,7 @@ from common import report
 
 from vococache.model.costs import compress_flops, read_flops
 from vococache.model.scratch import llava_7b
-from vococache.model.training_costs import STATE_BYTES, Step, activation_bytes, parameters, step_flops
+from vococache.model.training_costs import STATE_BYTES, TrainingStep, activation_bytes, parameters, step_flops
 
 RECIPES = Path(__file__).parent.parent / "pipeline/training/recipes"
 GPUS, RATE, SHARE = 8, 312e12, 0.4  # A100 in bfloat16; 40% is what trainings of this size report
@@ -36,7 +36,8 @@ def main() -> None:
         trainer = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())["trainer"]
         rows = trainer["per_device_train_batch_size"]
         accumulated = trainer.get("gradient_accumulation_steps", 1)
-        step = Step(segments=rows * data["segments"], rows=rows, text=data["text"], labels=rows * data["labels"])
+        segments, labels = rows * data["segments"], rows * data["labels"]
+        step = TrainingStep(segments=segments, rows=rows, text=data["text"], labels=labels)
         flops = accumulated * GPUS * step_flops(config, step, checkpointing=True)
         steps = data["rows"] * trainer["num_train_epochs"] / (rows * accumulated * GPUS)
         sizes = {

@@ -13,7 +13,7 @@ import torch
 from common import report
 
 from vococache.model import load_model
-from vococache.pipeline.comparison import ask_unseen, unseen_clips
+from vococache.pipeline.paper.retention import ask_unseen, unseen_clips
 
 FRAMES = 8
 TOKENS = 36  # of a frame

@@ -8,7 +8,7 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from vococache.errors import InputError
-from vococache.pipeline.training.run import FIGURES, train
+from vococache.pipeline.training.job import FIGURES, train
 from vococache.pipeline.training.settings import TrainSettings
 from vococache.workers.actors import start_ray
 

@@ -18,8 +18,8 @@ from vococache.model.config import VoCoConfig
 from vococache.model.voco import IGNORED_LABEL, VoCoModel
 from vococache.pipeline.training.conversations import Conversation
 from vococache.pipeline.training.examples import Example, Text, encode_turns
-from vococache.workers.media import MediaReader
-from vococache.workers.sampling import Sampling
+from vococache.workers.video.sampling import FrameSampling
+from vococache.workers.video.whole import MediaReader
 
 Cause = Literal["empty", "missing", "broken", "too long"]
 # Stands for a row that turned out useless: no frames and no labels, so that no loss comes from it.
@@ -27,7 +27,7 @@ NOTHING = Example([Text([0], [IGNORED_LABEL])])
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
+class LeftOutRow:
     """A row that is not trained on. `row`: its place among the conversations; `medium`: its file, "" where text."""
 
     row: int
@@ -50,7 +50,7 @@ class MediaReport:
     names: dict[str, dict[str, str]]
 
     @classmethod
-    def of(cls, left_out: Iterable[LeftOut]) -> "MediaReport":
+    def of(cls, left_out: Iterable[LeftOutRow]) -> "MediaReport":
         """Each row counts once, whichever process met it in whichever epoch."""
         rows = {(item.cause, item.row): item for item in left_out}.values()
         names: dict[str, dict[str, str]] = {}
@@ -69,10 +69,10 @@ def read_report(path: Path) -> MediaReport:
     """All that was appended to a `report.jsonl`, also by earlier runs in the same folder; nothing if it is absent."""
     if not path.exists():
         return MediaReport({}, {})
-    return MediaReport.of(LeftOut(**json.loads(line)) for line in path.read_bytes().splitlines())
+    return MediaReport.of(LeftOutRow(**json.loads(line)) for line in path.read_bytes().splitlines())
 
 
-def record(report: Path, left_out: Iterable[LeftOut]) -> None:
+def record(report: Path, left_out: Iterable[LeftOutRow]) -> None:
     """Append rows to a report."""
     with report.open("ab", buffering=0) as file:  # unbuffered: each line is one write
         for item in left_out:
@@ -98,7 +98,7 @@ class ConversationExamples(Dataset[Example]):
         self,
         model: VoCoModel,
         conversations: Sequence[Conversation],
-        sampling: Sampling,
+        sampling: FrameSampling,
         report: Path,
         *,
         max_frames: int | None = None,
@@ -155,6 +155,6 @@ class ConversationExamples(Dataset[Example]):
             return None
         return self.media.image(row.medium) if row.kind == "image" else self.media.video(row.medium)
 
-    def _left_out(self, number: int, cause: Cause, reason: str) -> LeftOut:
+    def _left_out(self, number: int, cause: Cause, reason: str) -> LeftOutRow:
         row = self.conversations[number]
-        return LeftOut(number, row.id, "" if row.medium is None else str(row.medium), cause, reason)
+        return LeftOutRow(number, row.id, "" if row.medium is None else str(row.medium), cause, reason)

@@ -28,7 +28,7 @@ from vococache.model.voco import IGNORED_LABEL, VoCoModel
 from vococache.pipeline.synthetic.questions import all_questions
 from vococache.pipeline.synthetic.render import EDGES, PALETTE, frames, strange_palette
 from vococache.pipeline.synthetic.scene import BACKGROUNDS, COLOURS, RADII, SHAPES, Scene, make_scene
-from vococache.pipeline.training.run import last_checkpoint
+from vococache.pipeline.training.job import last_checkpoint
 from vococache.pipeline.training.trainer import CsvLog, NoLastCheckpoint, training_arguments
 
 COVERED = 0.06  # share of a patch that an object must cover to be what the patch shows

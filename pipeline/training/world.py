@@ -13,7 +13,7 @@ from vococache.pipeline.synthetic.questions import questions
 from vococache.pipeline.synthetic.render import PALETTE, as_recorded, frames, strange_palette
 from vococache.pipeline.synthetic.scene import LOOKS, make_scene
 from vococache.pipeline.training.examples import Example, encode_turns
-from vococache.workers.media import as_segments
+from vococache.workers.video.whole import as_segments
 
 RECORDED = 0.25  # share of clips that go through a real encoder; the others only get the camera's noise
 STRANGE = 0.35  # share of training clips in paints without a name

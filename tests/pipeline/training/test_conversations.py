@@ -23,13 +23,13 @@ from vococache.model.scratch import byte_tokenizer, random_model, small_config
 from vococache.model.voco import IGNORED_LABEL, VoCoModel
 from vococache.pipeline.training.conversations import CAPTION_REQUESTS, Conversation, read_conversations
 from vococache.pipeline.training.examples import Example, collate, encode_turns
-from vococache.pipeline.training.media import ConversationExamples, LeftOut, MediaReport, read_report
+from vococache.pipeline.training.media import ConversationExamples, LeftOutRow, MediaReport, read_report
 from vococache.storage import open_store
 from vococache.workers.compress import store_header
 from vococache.workers.decode import DecodeStage
-from vococache.workers.media import read_image
 from vococache.workers.rows import VideoTask
-from vococache.workers.sampling import Sampling
+from vococache.workers.video.sampling import FrameSampling
+from vococache.workers.video.whole import read_image
 
 SHAPE = (96, 64)  # of the clips, in pixels
 
@@ -207,10 +207,12 @@ def make(model: VoCoModel, media: Path, tmp_path: Path) -> Iterator[Callable[...
     """Examples over media by their names ("" for text)."""
     made = []
 
-    def build(*names: str, sampling: Sampling | None = None, max_frames: int | None = None) -> ConversationExamples:
+    def build(
+        *names: str, sampling: FrameSampling | None = None, max_frames: int | None = None
+    ) -> ConversationExamples:
         rows = [about(media, name) for name in names]
         report = tmp_path / "report.jsonl"
-        examples = ConversationExamples(model, rows, sampling or Sampling(fps=2.0), report, max_frames=max_frames)
+        examples = ConversationExamples(model, rows, sampling or FrameSampling(fps=2.0), report, max_frames=max_frames)
         made.append(examples)
         return examples
 
@@ -226,7 +228,7 @@ def about(folder: Path, name: str) -> Conversation:
     return Conversation(f"about {name}", folder / name, "image" if name[-4:] in (".png", ".jpg") else "video", turns)
 
 
-def ingested(model: VoCoModel, path: Path, sampling: Sampling, folder: Path) -> np.ndarray:
+def ingested(model: VoCoModel, path: Path, sampling: FrameSampling, folder: Path) -> np.ndarray:
     """The segments that ingest would compress."""
     store = open_store(str(folder / "store"), "a", header=store_header(model))
     stage = DecodeStage(
@@ -256,9 +258,9 @@ def silent(example: Example) -> bool:
 @pytest.mark.parametrize(
     ("name", "sampling"),
     [
-        ("clip.mp4", Sampling(fps=2)),  # 7 frames: the last segment is half full
-        ("clip.mp4", Sampling(num_frames=2)),  # a single segment
-        ("deep.mkv", Sampling(fps=2)),
+        ("clip.mp4", FrameSampling(fps=2)),  # 7 frames: the last segment is half full
+        ("clip.mp4", FrameSampling(num_frames=2)),  # a single segment
+        ("deep.mkv", FrameSampling(fps=2)),
     ],
 )
 def test_frames_are_those_of_ingest(
@@ -267,7 +269,7 @@ def test_frames_are_those_of_ingest(
     media: Path,
     tmp_path: Path,
     name: str,
-    sampling: Sampling,
+    sampling: FrameSampling,
 ) -> None:
     frames = make(name, sampling=sampling)[0].frames
     assert frames is not None
@@ -279,7 +281,7 @@ def test_frames_are_those_of_ingest(
 def test_a_long_video_is_spread_over_the_frames_there_are(
     make: Callable[..., ConversationExamples], media: Path
 ) -> None:
-    examples = make("clip.mp4", sampling=Sampling(fps=2), max_frames=4)
+    examples = make("clip.mp4", sampling=FrameSampling(fps=2), max_frames=4)
     assert numbers(examples[0].frames) == [[4, 12], [21, 29]]
     examples.media.max_frames = 7  # enough
     assert numbers(examples[0].frames) == [[0, 5], [10, 15], [20, 25], [30, 30]]
@@ -435,7 +437,8 @@ def test_lines_of_a_report_are_short_and_whole(tmp_path: Path) -> None:
     """Longer ones might be torn where several processes append."""
     path = tmp_path / "report.jsonl"
     items = [
-        LeftOut(index, text * 5000, text * 5000, "broken", text * 5000) for index, text in enumerate("a\n\0é🎈\ud800")
+        LeftOutRow(number, text * 5000, text * 5000, "broken", text * 5000)
+        for number, text in enumerate("a\n\0é🎈\ud800")
     ]
     path.write_bytes(b"".join(item.to_line() for item in items))
     assert all(len(item.to_line()) < 4096 for item in items)

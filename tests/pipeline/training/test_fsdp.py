@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tests.pipeline.training.test_run import in_process, losses, weights
+from tests.pipeline.training.test_job import in_process, losses, weights
 
 from vococache.errors import InputError
-from vococache.pipeline.training.run import train
+from vococache.pipeline.training.job import train
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python")
 SHARDED = {
