@@ -18,7 +18,6 @@ import av
 from av.stream import Disposition
 
 from vococache.errors import VideoError
-from vococache.workers.transport import find_losses
 from vococache.workers.video.clock import MAX_STEP_SECONDS, Clock, Timeline, spread, unstretched
 from vococache.workers.video.damage import Damage, Sample, check_damage
 from vococache.workers.video.formats import (
@@ -30,6 +29,7 @@ from vococache.workers.video.formats import (
     length_without_zeros,
     what_it_is,
 )
+from vococache.workers.video.transport import find_losses
 
 HEAD_PACKETS = 32  # looked at before the first time is given
 PS_HEAD_PACKETS = 256  # of program streams, in which some small ones have no time

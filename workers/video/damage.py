@@ -11,7 +11,7 @@ from typing import Any
 import av
 
 from vococache.errors import VideoError
-from vococache.workers.transport import Losses
+from vococache.workers.video.transport import Losses
 
 MAX_DAMAGE = 0.5  # of a video's duration, by default
 MAX_GROUP = 1000  # packets that are decoded once more to learn whether the last of them is whole

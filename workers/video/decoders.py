@@ -19,12 +19,12 @@ import numpy as np
 
 from vococache.errors import VideoError
 from vococache.model.images import Frame, FrameGeometry
-from vococache.workers.pieces import Piece, cut
 from vococache.workers.video.clock import JITTER_SECONDS, MAX_REORDERED
 from vococache.workers.video.container import Video
 from vococache.workers.video.damage import bare_decoder
 from vococache.workers.video.hdr import is_hdr
 from vococache.workers.video.picture import Presentation, rgb, view_of
+from vococache.workers.video.pieces import Piece, cut
 from vococache.workers.video.sampling import Targets
 
 # A chosen frame: its time in seconds, how often it was chosen, and how to get its RGB picture.

@@ -9,7 +9,7 @@ from tests.clips import make_clip, read_frame_number
 
 from vococache.errors import VideoError
 from vococache.model.images import FrameGeometry
-from vococache.workers import transport
+from vococache.workers.video import transport
 from vococache.workers.video.process import DecoderProcess, available_decoders
 from vococache.workers.video.sampling import FrameSampling
 
