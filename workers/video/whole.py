@@ -38,8 +38,8 @@ class MediaReader:
 
     def image(self, picture: Path | Image.Image) -> np.ndarray:
         """One segment, of one picture. Raises `VideoError`."""
-        read = read_image if isinstance(picture, Path) else fitted_image
-        frame = read(picture, self.geometry)
+        shape = self.geometry
+        frame = read_image(picture, shape) if isinstance(picture, Path) else fitted_image(picture, shape)
         return as_segments([frame], self.per_segment)
 
     def video(self, path: Path) -> np.ndarray:
