@@ -44,8 +44,8 @@ def run(count: int) -> dict[str, float]:
     """An ingest of `count` videos with stages that do nothing; figures of the driver."""
     import ray
 
+    from vococache.pipeline.ingest.driver import IngestReport, Job
     from vococache.pipeline.ingest.plan import Planner
-    from vococache.pipeline.job import IngestReport, Job
     from vococache.workers.cluster import board, pools, runtime, stages
     from vococache.workers.video.sampling import FrameSampling
 

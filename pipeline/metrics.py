@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
 from vococache.errors import InputError
+from vococache.pipeline.ingest.driver import Progress
 from vococache.pipeline.ingest.events import OUTCOMES, Event
-from vococache.pipeline.job import Progress
 
 
 class Metrics:

@@ -30,7 +30,7 @@ from vococache.pipeline.cli.terminal import escaped, say, say_lines
 from vococache.pipeline.ingest.events import OUTCOMES, Event
 
 if TYPE_CHECKING:
-    from vococache.pipeline.job import IngestReport, Progress
+    from vococache.pipeline.ingest.driver import IngestReport, Progress
 
 EXIT_SOME_FAILED = 1  # the job ran; some of its videos failed, or damage was found
 EXIT_BAD_INPUT = 2  # nothing was done

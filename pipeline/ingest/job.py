@@ -11,10 +11,10 @@ from typing import Any
 
 from vococache.errors import InputError
 from vococache.model.images import FrameGeometry
+from vococache.pipeline.ingest.driver import IngestReport, Job, Progress
 from vococache.pipeline.ingest.events import Event
 from vococache.pipeline.ingest.plan import Planner
 from vococache.pipeline.ingest.sources import LeftOutFiles, find_sources
-from vococache.pipeline.job import IngestReport, Job, Progress
 from vococache.storage import Store, StoreHeader, is_store, open_store
 from vococache.storage.format import FRAME_BYTES
 from vococache.workers.compressor import Compressor

@@ -16,7 +16,7 @@ from ray.data import DataContext
 
 import vococache
 from vococache.errors import InputError, StoreError, WorkersLostError
-from vococache.pipeline import job
+from vococache.pipeline.ingest import driver
 from vococache.storage import open_store
 from vococache.workers.cluster import board, stages
 from vococache.workers.cluster.pools import Pools
@@ -167,4 +167,4 @@ def test_what_ray_loses_every_time_is_an_error(clips: Path, tmp_path: Path, monk
     monkeypatch.setattr(stages, "run_stages", losing)
     with pytest.raises(WorkersLostError):
         vococache.ingest(str(clips / "plain.mp4"), str(tmp_path / "store"))
-    assert passes == [1] * job.MAX_PASSES
+    assert passes == [1] * driver.MAX_PASSES

@@ -9,10 +9,10 @@ import pytest
 
 import vococache
 from vococache.errors import InputError
-from vococache.pipeline import job
 from vococache.pipeline.cli.command import cli
+from vococache.pipeline.ingest import driver
+from vococache.pipeline.ingest.driver import Progress
 from vococache.pipeline.ingest.events import Event
-from vococache.pipeline.job import Progress
 from vococache.pipeline.metrics import Metrics, served
 
 
