@@ -36,7 +36,7 @@ def test_a_job_tells_how_far_it_is(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(job, "PROGRESS_S", 0.2)
+    monkeypatch.setattr(driver, "PROGRESS_S", 0.2)
     names = [str(clips / name) for name in ("plain.mp4", "short.mkv", "text.mp4")]
     command = ["ingest", *names, "--store", str(tmp_path / "store")]
     assert cli.main(command, standalone_mode=False) == 1
