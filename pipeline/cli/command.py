@@ -147,11 +147,7 @@ def ingest(
     if dry_run:
         from vococache.pipeline.ingest.estimate import estimate
 
-        planning = (
-            "store", "fps", "num_frames", "model", "compression", "tokens", "segment_frames", "dtype", "quantize",
-            "chat_template", "device", "overwrite", "check_content", "retry_failed", "reuse",
-        )  # fmt: skip
-        found = estimate(videos, **{key: options[key] for key in planning})
+        found = estimate(videos, **options)
         say_lines(json.dumps(found.to_dict()) if as_json else found.describe())
         return 0
     from vococache.pipeline.ingest.job import ingest as run
