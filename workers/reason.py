@@ -113,17 +113,20 @@ class ReasonStage:
         positions that the questions and answers will need; a cache that leaves less is refused before it is read
         with `ContextLimitError`, which names the time window that would fit.
         """
+        started = time.perf_counter()
         k = self.check_tokens(tokens)
         spans = [self.select(video, start, end) for video in videos]
         self.check_room(spans, k, room)
-        return self.place(spans, k)
+        context = self.place(spans, k)
+        context.load_seconds = time.perf_counter() - started
+        return context
 
     def place(self, spans: Sequence[SegmentSpan], k: int) -> Context:
         """These spans with the first `k` tokens of each segment, one after the other, placed for reading."""
         started = time.perf_counter()
         caches = [self.read(span, k) for span in spans]
         placed = self.model.place(VoCoCache.join(caches) if len(caches) > 1 else caches[0])
-        return Context(spans=spans, tokens=k, placed=placed, load_seconds=time.perf_counter() - started)
+        return Context(spans=list(spans), tokens=k, placed=placed, load_seconds=time.perf_counter() - started)
 
     def check_tokens(self, tokens: int | None) -> int:
         """How many tokens of each segment are read, by default all. Refuses what the store has not."""

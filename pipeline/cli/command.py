@@ -18,6 +18,7 @@ from vococache.pipeline.cli import bench as cli_bench
 from vococache.pipeline.cli import convert as cli_convert
 from vococache.pipeline.cli import evaluate as cli_eval
 from vococache.pipeline.cli import frames as cli_frames
+from vococache.pipeline.cli import serve as cli_serve
 from vococache.pipeline.cli import signals
 from vococache.pipeline.cli import store as cli_store
 from vococache.pipeline.cli import synthetic as cli_synthetic
@@ -309,6 +310,6 @@ def demo(seed: int, clips: int, out: Path, as_json: bool) -> int:
     return 0
 
 
-for module in (cli_bench, cli_convert, cli_eval, cli_frames, cli_store, cli_synthetic, cli_train):
+for module in (cli_bench, cli_convert, cli_eval, cli_frames, cli_serve, cli_store, cli_synthetic, cli_train):
     for command in module.COMMANDS:
         cli.add_command(command)
