@@ -4,6 +4,7 @@ A page of another origin can make a browser send requests here, or have its own 
 rebinding). So the host must be one that was meant, and a request that a browser marks as another origin's is refused.
 """
 
+import hashlib
 import hmac
 from collections.abc import Collection
 from http.cookies import SimpleCookie
@@ -16,7 +17,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vococache.pipeline.serve.errors import error_response
 
-COOKIE = "voco_token"
 MAX_BODY = 1 << 20
 TOO_LARGE = f"the body is larger than {MAX_BODY:,} bytes"
 # What shows nothing of the store: the page itself asks for the token.
@@ -90,25 +90,34 @@ class Guard:
         if length.isdigit() and int(length) > MAX_BODY:
             return error_response(413, TOO_LARGE, "invalid_request_error", "content_too_large")
         path = scope["path"]
-        if self.token is None or path in PUBLIC or path.startswith(PUBLIC_BELOW) or self._knows(scope, headers):
+        if path in PUBLIC or path.startswith(PUBLIC_BELOW) or self._is_allowed(scope, headers):
             return None
         refusal = error_response(401, "expected the service's token", "authentication_error", "invalid_api_key")
         refusal.headers["www-authenticate"] = "Bearer"
         return refusal
 
-    def _knows(self, scope: Scope, headers: Headers) -> bool:
-        """Does the request show the token, as a bearer's or in the page's cookie?"""
+    def _is_allowed(self, scope: Scope, headers: Headers) -> bool:
+        """Does the request show the token, where one is needed, as a bearer's or in the page's cookie?"""
+        if self.token is None:
+            return True
         shown = headers.get("authorization", "")
-        given = shown[7:] if shown[:7].lower() == "bearer " else Request(scope).cookies.get(COOKIE, "")
-        return hmac.compare_digest(given.encode(), (self.token or "").encode())
+        cookie = Request(scope).cookies.get(cookie_name(self.token), "")
+        given = shown[7:] if shown[:7].lower() == "bearer " else cookie
+        return hmac.compare_digest(given.encode(), self.token.encode())
+
+
+def cookie_name(token: str) -> str:
+    """The cookie's name: another service's on the same host, which a browser does not tell by its port, has another."""
+    return f"voco_{hashlib.sha256(token.encode()).hexdigest()[:8]}"
 
 
 def session_cookie(token: str) -> str:
     """The `Set-Cookie` that lets the page's pictures and player show the token, which scripts cannot read."""
-    cookie = SimpleCookie({COOKIE: token})
+    key = cookie_name(token)
+    cookie = SimpleCookie({key: token})
     for name, value in (("httponly", True), ("samesite", "Strict"), ("path", "/")):
-        cookie[COOKIE][name] = value
-    return cookie[COOKIE].OutputString()
+        cookie[key][name] = value
+    return cookie[key].OutputString()
 
 
 def host_name(host: str) -> str:

@@ -209,10 +209,10 @@ def test_a_hostile_name_is_a_video_like_any_other(openai_client: openai.OpenAI) 
     assert create(openai_client, asked("what moves?", url)).voco["segments"][0]["video"] == hostile_id()
 
 
-def long_answer(url: str) -> Any:
+def long_answer(url: str, tokens: int = 512) -> Any:
     made = client(url)
     return made.chat.completions.create(
-        model="model", messages=asked("why?", "voco:clip-0"), max_tokens=512, stream=True  # type: ignore[arg-type]
+        model="model", messages=asked("why?", "voco:clip-0"), max_tokens=tokens, stream=True  # type: ignore[arg-type]
     )  # fmt: skip
 
 
@@ -235,13 +235,13 @@ def test_past_the_queue_questions_are_refused_and_who_leaves_frees_a_place(slow_
             )  # fmt: skip
         until(lambda: metric(url, "voco_questions") == 0)
         assert metric(url, "voco_cancelled_total") == 3
-        assert len(text_of(long_answer(url))) > 100, "the next one is answered"
+        assert len(text_of(long_answer(url, 60))) > 10, "the next one is answered"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_when_what_was_asked_is_answered(slow_shelf: Path, number: signal.Signals) -> None:
     with serving(slow_shelf) as (child, url):
-        stream = long_answer(url)
+        stream = long_answer(url, 60)
         next(stream)
         child.send_signal(number)
         finish = [chunk.choices[0].finish_reason for chunk in stream][-1]
