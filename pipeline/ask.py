@@ -7,9 +7,10 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from vococache.errors import InputError
+from vococache.workers.spans import SegmentSpan
 
 if TYPE_CHECKING:
-    from vococache.workers.reason import ReasonStage, SegmentSpan
+    from vococache.workers.reason import ReasonStage
 
 MAX_NEW_TOKENS = 64
 
@@ -24,7 +25,7 @@ class AskAnswer:
     question: str
     answer: str
     videos: list[str]
-    segments: "list[SegmentSpan]"
+    segments: list[SegmentSpan]
     timings: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:

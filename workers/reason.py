@@ -19,17 +19,7 @@ from vococache.model.generate import GenerationOptions, generate
 from vococache.model.voco import VoCoModel
 from vococache.storage import Store
 from vococache.workers.compress import check_fingerprint
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SegmentSpan:
-    """Segments `start` to `stop` (exclusive) of one video, and the times of their first and last frames."""
-
-    video: str
-    start: int
-    stop: int
-    start_time: float
-    end_time: float
+from vococache.workers.spans import SegmentSpan
 
 
 @dataclass(kw_only=True, slots=True)

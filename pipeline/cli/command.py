@@ -5,7 +5,6 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -14,6 +13,7 @@ import click
 
 from vococache import __version__
 from vococache.errors import InputError, VoCoError
+from vococache.pipeline.cli import ask as cli_ask
 from vococache.pipeline.cli import bench as cli_bench
 from vococache.pipeline.cli import convert as cli_convert
 from vococache.pipeline.cli import evaluate as cli_eval
@@ -34,25 +34,7 @@ if TYPE_CHECKING:
 EXIT_SOME_FAILED = 1  # the job ran; some of its videos failed, or damage was found
 EXIT_BAD_INPUT = 2  # nothing was done
 
-model_option = click.option("--model", help="Folder, embedded model's name or Hugging Face hub id.")
 device_option = click.option("--device", help="cpu or cuda. [default: a GPU where there is one]")
-window_options = (
-    click.option("--start", type=float, help="Use segments from this second on."),
-    click.option("--end", type=float, help="Use segments up to this second."),
-    click.option("--tokens", type=int, help="Read only the first so many VoCo tokens of each segment."),
-    click.option("--max-new-tokens", type=click.IntRange(1), default=64, show_default=True, help="Longest answer."),
-)
-
-
-def with_options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Several click options as one decorator."""
-
-    def decorate(function: Any) -> Any:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return decorate
 
 
 def main() -> None:
@@ -232,65 +214,6 @@ class ProgressBar:
 
 
 @cli.command()
-@click.argument("store")
-@click.argument("video")
-@click.argument("questions", nargs=-1)
-@click.option("--video", "more_videos", multiple=True, help="A further video, read behind the first. Repeatable.")
-@with_options(*window_options)
-@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
-@click.option("--top-p", type=float, default=1.0, show_default=True, help="Sample from the likeliest tokens only.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the sampling.")
-@model_option
-@dtype_option
-@device_option
-@json_option
-def ask(
-    store: str, video: str, questions: tuple[str, ...], more_videos: tuple[str, ...], as_json: bool, **options: Any
-) -> int:
-    """Answer QUESTIONS about VIDEO (an id in STORE) from its cache. Without a question: chat.
-
-    \b
-    Example:
-      voco ask caches holiday "What happens first?" "How many people are there?"
-      voco ask caches holiday --video party --start 60 --end 120 "What is different?" --json
-    """
-    from vococache.pipeline import ask as asking
-
-    videos = [video, *more_videos]
-    asking.check_window(options["start"], options["end"])
-    loading = {key: options.pop(key) for key in ("model", "dtype", "device")}
-    stage = asking.open_reader(store, **loading)
-    for note in asking.notes(stage, videos):
-        say(f"voco: {note}", err=True)
-    if not questions:
-        for text in asking.chat(stage, videos, _read_lines(), **options):
-            say_lines(json.dumps({"answer": text}) if as_json else text)
-        return 0
-    found = asking.ask(stage, videos, questions, **options)
-    if as_json:
-        click.echo(json.dumps({"answers": [answer.to_dict() for answer in found]}))
-        return 0
-    for answer in found:
-        say(answer.question)
-        say_lines("\n".join(f"  {line}" for line in answer.answer.splitlines() or [""]))
-    seconds = ", ".join(f"{name} {1000 * value:.0f} ms" for name, value in found[0].timings.items())
-    spans = ", ".join(f"{s.video} {s.start_time:g}-{s.end_time:g} s" for s in found[0].segments)
-    say(f"({spans}; {seconds})", err=True)
-    return 0
-
-
-def _read_lines() -> Iterator[str]:
-    """Questions from a terminal or a pipe, until its end or an empty line."""
-    while True:
-        if sys.stdin.isatty():
-            click.echo("? ", nl=False, err=True)
-        line = sys.stdin.readline().strip()
-        if not line:
-            return
-        yield line
-
-
-@cli.command()
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the clips.")
 @click.option("--clips", type=click.IntRange(1, 100), default=6, show_default=True, help="How many.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("demo"), show_default=True)
@@ -310,6 +233,6 @@ def demo(seed: int, clips: int, out: Path, as_json: bool) -> int:
     return 0
 
 
-for module in (cli_bench, cli_convert, cli_eval, cli_frames, cli_serve, cli_store, cli_synthetic, cli_train):
+for module in (cli_ask, cli_bench, cli_convert, cli_eval, cli_frames, cli_serve, cli_store, cli_synthetic, cli_train):
     for command in module.COMMANDS:
         cli.add_command(command)

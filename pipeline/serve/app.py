@@ -7,7 +7,6 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
-from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from vococache.pipeline.serve.videos import routes
 from vococache.workers.reason import ReasonStage, answer_text
 
 PAGE = Path(__file__).parent / "page"
+HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "content_too_large"}
 log = logging.getLogger(__name__)
 
 
@@ -265,7 +265,7 @@ def _handle_errors(app: FastAPI, url: str) -> None:
 
     @app.exception_handler(StarletteHTTPException)
     async def http(_: Request, error: HTTPException) -> Response:
-        code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
+        code = HTTP_CODES.get(error.status_code, "http_error")
         return error_response(error.status_code, str(error.detail), "invalid_request_error", code)
 
     @app.exception_handler(Exception)

@@ -20,7 +20,8 @@ from vococache.pipeline.ask import check_window
 from vococache.pipeline.serve.contexts import Key, PlacedContexts, Window
 from vococache.pipeline.serve.metrics import Metrics
 from vococache.storage import VideoInfo
-from vococache.workers.reason import Context, ReasonStage, SegmentSpan, question_ids
+from vococache.workers.reason import Context, ReasonStage, question_ids
+from vococache.workers.spans import SegmentSpan
 
 PASS_QUESTIONS = 64  # in one pass
 PASS_ENTRIES = 16384  # of several videos' caches in one pass: each question's scores are computed over all of them

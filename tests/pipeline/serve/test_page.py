@@ -39,7 +39,7 @@ def page(browser: sync_api.Browser, service: str) -> Iterator[sync_api.Page]:
     page.locator("#videos li").first.wait_for()
     yield page
     context.close()
-    assert [text for text in complaints if "status of 404" not in text] == []
+    assert [text for text in complaints if "the server responded with a status of 40" not in text] == []
 
 
 def open_video(page: sync_api.Page, video: str) -> None:
