@@ -217,20 +217,24 @@ class ProgressBar:
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the clips.")
 @click.option("--clips", type=click.IntRange(1, 100), default=6, show_default=True, help="How many.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("demo"), show_default=True)
+@click.option("--serve", is_flag=True, help="Then serve the store, with its clips: a page to look and ask.")
 @json_option
-def demo(seed: int, clips: int, out: Path, as_json: bool) -> int:
+def demo(seed: int, clips: int, out: Path, serve: bool, as_json: bool) -> int:
     """Make synthetic clips, ingest them through Ray, ask about them from the store, and tell what is right.
 
     \b
     Example:
       voco demo --seed 1
+      voco demo --serve
     """
+    if serve:
+        cli_serve.check_installed()
     from vococache.pipeline.synthetic.demo import run_demo
 
     result = run_demo(out, seed=seed, clips=clips, say=lambda line: say(line, err=as_json))
     if as_json:
         click.echo(json.dumps(result))
-    return 0
+    return cli_serve.run(result["store"], {}, host="127.0.0.1", port=0, token=None, sources=True) if serve else 0
 
 
 for module in (cli_ask, cli_bench, cli_convert, cli_eval, cli_frames, cli_serve, cli_store, cli_synthetic, cli_train):

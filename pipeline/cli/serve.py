@@ -10,20 +10,12 @@ from vococache.pipeline.cli.terminal import say
 
 MIB = 1 << 20
 
-serve_options = (
-    click.option(
-        "--host", default="127.0.0.1", show_default=True, help="Where to listen; elsewhere a token is needed."
-    ),
-    click.option("--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="0: any that is free."),
-    click.option("--token", envvar="VOCO_TOKEN", help="What clients must show.  [default: made where needed]"),
-)
-
 
 @click.command("serve")
 @click.argument("store")
-@serve_options[0]
-@serve_options[1]
-@serve_options[2]
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; elsewhere a token is needed.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="0: any that is free.")
+@click.option("--token", envvar="VOCO_TOKEN", help="What clients must show.  [default: made where needed]")
 @click.option("--sources", is_flag=True, help="Hand out the video files too: the page can play them.")
 @click.option("--queue", type=click.IntRange(1), default=256, show_default=True, help="Most questions at once.")
 @click.option("--cache-mib", type=click.IntRange(1), default=2048, show_default=True, help="Of caches kept in memory.")
@@ -40,11 +32,9 @@ def serve_command(store: str, sources: bool, queue: int, cache_mib: int, **optio
       voco serve caches --sources
       voco serve s3://bucket/caches --host 0.0.0.0 --port 80
     """
-    from vococache.pipeline.ask import open_reader
-
     check_installed()
     loading = {name: options.pop(name) for name in ("model", "dtype", "device")}
-    return run(open_reader(store, **loading), sources=sources, waiting=queue, cache_bytes=cache_mib * MIB, **options)
+    return run(store, loading, sources=sources, waiting=queue, cache_bytes=cache_mib * MIB, **options)
 
 
 def check_installed() -> None:
@@ -55,10 +45,12 @@ def check_installed() -> None:
         raise InputError("fastapi, uvicorn and prometheus_client serve a store: pip install 'vococache[serve]'")
 
 
-def run(stage: Any, *, host: str, port: int, token: str | None, **limits: Any) -> int:
-    """Serve until told to end; returns the exit code."""
+def run(store: str, loading: dict[str, Any], *, host: str, port: int, token: str | None, **limits: Any) -> int:
+    """Serve until told to end; returns the exit code. `loading`: options of `open_reader`."""
+    from vococache.pipeline.ask import open_reader
     from vococache.pipeline.serve.service import Address, serve
 
+    stage = open_reader(store, **loading)
     if note := stage.model.config.extra.get("note"):
         say(f"voco: {note}", err=True)
     try:

@@ -42,8 +42,8 @@ def make_app(
     sources: bool = False,
     waiting: int = 256,
     cache_bytes: int = 2 << 30,
-) -> FastAPI:
-    """The service over a stage. `token`, `hosts`: as `Guard`; `sources`: hand out files; the rest as `Engine`."""
+) -> Guard:
+    """The service as an ASGI application. `token`, `hosts`: as `Guard`; `sources`: hand out files; else as `Engine`."""
     metrics, pictures = Metrics(), Pictures()
     engine = Engine(stage, metrics, waiting=waiting, cache_bytes=cache_bytes)
     name = model_name(stage)
@@ -56,7 +56,6 @@ def make_app(
         pictures.close()
 
     app = FastAPI(title="VoCoCache", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
-    app.add_middleware(Guard, token=token, hosts=hosts)
     _handle_errors(app, stage.store.url)
     created = int(time.time())
 
@@ -121,7 +120,7 @@ def make_app(
         return FileResponse(PAGE / "index.html", headers={"cache-control": "no-cache"})
 
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
-    return app
+    return Guard(app, token=token, hosts=hosts)  # outermost: what answers a fault of ours lies inside too
 
 
 def model_name(stage: ReasonStage) -> str:

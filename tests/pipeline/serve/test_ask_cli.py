@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.pipeline.serve.service import RUN
 
-from vococache.pipeline.ask import ask
+from vococache.pipeline.ask import ask, chat
 from vococache.workers.reason import ReasonStage
 
 LIGHT = """
@@ -45,7 +45,6 @@ def test_a_service_answers_and_nothing_is_loaded(service: str, stage: ReasonStag
 def test_a_chat_with_a_service_keeps_its_turns(
     service: str, stage: ReasonStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vococache.pipeline.ask import chat
 
     monkeypatch.setenv("VOCO_SERVER", service)
     questions = ["what moves?", "and what is its colour?"]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from tests.pipeline.serve.service import hostile_id, serving
 
 from vococache.pipeline.ask import ask
@@ -167,6 +168,23 @@ def test_nothing_that_a_name_or_a_text_holds_becomes_markup(page: sync_api.Page)
     assert page.locator("#talk img, #talk script, #about img, #title *").count() == 0
     page.goto(page.url.partition("#")[0] + "#/%3Cimg%20src%3Dx%20onerror%3Dalert(1)%3E")
     sync_api.expect(page.locator("#failure h2")).to_have_text("<img src=x onerror=alert(1)>", timeout=PATIENCE)
+
+
+def test_a_picture_of_it(page: sync_api.Page, tmp_path: Path) -> None:
+    """The one in the README, where VOCO_PICTURE names its file."""
+    open_video(page, "clip-0")
+    put_question(page, "what moves?")
+    page.fill("#from", "1")
+    page.fill("#to", "2.5")
+    page.press("#to", "Tab")
+    page.locator("#videos li").filter(has_text="clip-3").hover()
+    page.get_by_role("button", name="Ask about clip-3 too").click()
+    put_question(page, "how many objects are there?")
+    page.wait_for_function("[...document.images].every((image) => image.complete)")
+    page.wait_for_function("document.getElementById('player').readyState > 1")
+    path = Path(os.environ.get("VOCO_PICTURE", tmp_path / "page.png"))
+    page.screenshot(path=path)
+    assert len(Image.open(path).convert("RGB").getcolors(1 << 20)) > 1000, "pictures, not only text"
 
 
 def test_a_narrow_screen_shows_one_thing_at_a_time(page: sync_api.Page) -> None:
