@@ -5,6 +5,8 @@ import threading
 import time
 from typing import Annotated, Any
 
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, HTTPException, Query
 from fastapi.responses import FileResponse, Response
 
@@ -87,10 +89,13 @@ def routes(stage: ReasonStage, pictures: Pictures, *, sources: bool) -> APIRoute
             }  # fmt: skip
         return told
 
+    # Of threads of their own: decoding that takes its time keeps no question waiting.
+    few = CapacityLimiter(4)
+
     @router.get("/videos/{video}/thumbnails", response_class=Response)
-    def thumbnails(video: str, count: Annotated[int, Query(ge=1, le=MAX_PICTURES)] = 1) -> Response:
+    async def thumbnails(video: str, count: Annotated[int, Query(ge=1, le=MAX_PICTURES)] = 1) -> Response:
         """So many square pictures side by side as one JPEG, evenly spread over the video."""
-        data = pictures.strip(stage.store.info(video), count)
+        data = await run_sync(lambda: pictures.strip(stage.store.info(video), count), limiter=few)
         if data is None:
             raise HTTPException(404, f"the file of video {video!r} is not at hand, or shows no picture")
         return Response(data, media_type="image/jpeg", headers={"cache-control": PICTURES_KEPT})

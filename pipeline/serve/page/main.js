@@ -6,7 +6,8 @@ import { Shelf } from "./shelf.js";
 import { Talk } from "./talk.js";
 import { Timeline } from "./timeline.js";
 
-const state = { video: null, others: new Map() }; // others: videos that are asked about as well, by id
+// others: videos that are asked about as well, by id; then: what is done once the video that was asked for is shown.
+const state = { video: null, others: new Map(), asked: 0, then: null };
 let shelf, talk, timeline;
 
 function about() {
@@ -42,12 +43,14 @@ function go(id) {
 }
 
 async function show(id) {
+  const ticket = ++state.asked;
   let found;
   try {
     found = await loadVideo(id);
   } catch (error) {
     found = { id, status: "failed", reason: error.message };
   }
+  if (ticket !== state.asked) return; // another one was opened meanwhile
   const ready = found.status === "complete";
   document.body.classList.add("viewing");
   document.title = `${id} · VoCoCache`;
@@ -75,21 +78,29 @@ async function show(id) {
   $("note").hidden = notes.length === 0;
   $("note").replaceChildren(el("b", {}, talk.model.id), ...notes.flatMap((note) => [" · ", note]));
   showAbout();
+  state.then?.();
+  state.then = null;
 }
 
 function route() {
-  const id = decodeURIComponent(location.hash.replace(/^#\/?/, ""));
+  let id = location.hash.replace(/^#\/?/, "");
+  try {
+    id = decodeURIComponent(id);
+  } catch {
+    // As it stands there: no video has such a name, and that is said.
+  }
   if (id) return show(id);
   document.body.classList.remove("viewing");
   return null;
 }
 
-async function seek(span) {
-  if (span.video !== state.video?.id) {
+function seek(span) {
+  if (span.video === state.video?.id) {
+    timeline.seek(span.start_time);
+  } else {
+    state.then = () => timeline.seek(span.start_time);
     go(span.video);
-    await show(span.video);
   }
-  timeline.seek(span.start_time);
 }
 
 function keys(event) {

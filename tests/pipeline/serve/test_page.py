@@ -172,6 +172,8 @@ def test_nothing_that_a_name_or_a_text_holds_becomes_markup(page: sync_api.Page)
 
 def test_a_picture_of_it(page: sync_api.Page, tmp_path: Path) -> None:
     """The one in the README, where VOCO_PICTURE names its file."""
+    page.fill("#search", "clip")
+    sync_api.expect(page.locator("#count")).to_have_text("4 of 6 videos", timeout=PATIENCE)
     open_video(page, "clip-0")
     put_question(page, "what moves?")
     page.fill("#from", "1")
@@ -180,8 +182,9 @@ def test_a_picture_of_it(page: sync_api.Page, tmp_path: Path) -> None:
     page.locator("#videos li").filter(has_text="clip-3").hover()
     page.get_by_role("button", name="Ask about clip-3 too").click()
     put_question(page, "how many objects are there?")
-    page.wait_for_function("[...document.images].every((image) => image.complete)")
-    page.wait_for_function("document.getElementById('player').readyState > 1")
+    sync_api.expect(page.locator("#player")).to_have_js_property("readyState", 4, timeout=PATIENCE)
+    for image in page.locator("#videos img, #strip").all():
+        sync_api.expect(image).to_have_js_property("complete", True, timeout=PATIENCE)
     path = Path(os.environ.get("VOCO_PICTURE", tmp_path / "page.png"))
     page.screenshot(path=path)
     assert len(Image.open(path).convert("RGB").getcolors(1 << 20)) > 1000, "pictures, not only text"
@@ -218,6 +221,6 @@ def test_the_page_asks_for_the_token(browser: sync_api.Browser, shelf: Path) -> 
         page.locator("#videos li").first.wait_for()
         assert "token" not in page.url
         open_video(page, "clip-1")  # whose pictures and file come with the cookie
-        page.wait_for_function("document.getElementById('player').readyState > 0")
+        sync_api.expect(page.locator("#player")).to_have_js_property("readyState", 4, timeout=PATIENCE)
         assert put_question(page, "what moves?").locator(".took").count() == 1
         context.close()
