@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import psutil
-from common import fill, report
+from common import figure, fill, report
 
 from vococache.model.cache import PlacedCache
 from vococache.model.generate import GenerationOptions, generate
@@ -60,6 +60,7 @@ def main() -> None:
                 bare = bare_pass(stage, videos)
                 rows.append((videos, f"bare passes of {PASS}", f"{1 / bare:.0f}"))
                 results.append({"videos": videos, "way": "bare pass", "questions_s": 1 / bare})
+                figure("serve", **results[-1])
                 for clients in CLIENTS:
                     count = max(clients, asked if clients > 1 else asked // 8)
                     load.submit(run_clients, url, clients, videos, clients * 2).result()  # warm
@@ -75,6 +76,7 @@ def main() -> None:
                         {"videos": videos, "way": f"{clients} clients", "questions_s": count / seconds,
                          "questions": count, "median_s": median, "p99_s": last, "rss": [before, after]}
                     )  # fmt: skip
+                    figure("serve", **results[-1])
                 ratios[f"service over bare pass, 64 clients, {videos} videos"] = bare * count / seconds
         alone = process_a_question(stage.store.url)
         rows.append((1, "a process a question", f"{1 / alone:.2f}", f"{1000 * alone:.0f} ms"))
