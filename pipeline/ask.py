@@ -62,7 +62,7 @@ def notes(stage: "ReasonStage", videos: Sequence[str]) -> list[str]:
 
 
 def _readable(sampling: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:g}" for name, value in sampling.items())
+    return ", ".join(f"{name} {value:g}" for name, value in sampling.items() if value is not None)
 
 
 def ask(

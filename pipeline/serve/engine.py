@@ -24,7 +24,7 @@ from vococache.workers.reason import Context, ReasonStage, question_ids
 from vococache.workers.spans import SegmentSpan
 
 PASS_QUESTIONS = 64  # in one pass
-PASS_ENTRIES = 16384  # of several videos' caches in one pass: each question's scores are computed over all of them
+PASS_ENTRIES = 2048  # of several videos' caches in one pass: each question's scores are computed over all of them
 KNOWN_WINDOWS = 4096  # whose segments are remembered
 
 log = logging.getLogger(__name__)
