@@ -8,7 +8,6 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from vococache.errors import InputError
 from vococache.model.cache import VoCoCache
@@ -75,6 +74,8 @@ class QFormer(Summarised):
     """A Q-Former (BLIP-2, arXiv 2301.12597) with K learned queries over the tower's features, then a projection."""
 
     def __init__(self, config: VoCoConfig) -> None:
+        from transformers import Blip2QFormerConfig, Blip2QFormerModel  # three seconds, for this one alone
+
         super().__init__(config)
         width = config.vision.hidden_size
         self.qformer = Blip2QFormerModel(

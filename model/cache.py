@@ -75,18 +75,31 @@ class PlacedCache:
     """A cache rotated to its positions 0..P-1, with room behind it for the text's own keys and values.
 
     Placed once, read by any number of questions: each starts again behind the P cached entries.
-    `buffer`: [layers, 2, kv_heads, capacity, head_dim].
+    `buffer`: [layers, 2, kv_heads, capacity, head_dim]. `lengths`: entries of each cache in it, where several were
+    joined.
     """
 
-    def __init__(self, prefix: Tensor) -> None:
+    def __init__(self, prefix: Tensor, lengths: Sequence[int] | None = None) -> None:
         self.buffer = prefix
         self.prefix = prefix.shape[3]
+        self.lengths = [self.prefix] if lengths is None else list(lengths)
         self.length = self.prefix
         self.steps: dict[tuple[int, int], Any] = {}  # `model.step.Step` by its shape: recordings over this buffer
+
+    @staticmethod
+    def join(caches: Sequence["PlacedCache"]) -> "PlacedCache":
+        """A copy of several side by side, each at its own positions: questions about any of them share a pass."""
+        entries = [cache.buffer[:, :, :, : cache.prefix] for cache in caches]
+        return PlacedCache(torch.cat(entries, dim=3), [cache.prefix for cache in caches])
 
     @property
     def capacity(self) -> int:
         return self.buffer.shape[3]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of memory that it takes now."""
+        return self.buffer.nbytes
 
     def rewind(self, room: int) -> None:
         """Forget all text and make room for `room` entries of it."""

@@ -1,10 +1,10 @@
-"""Generation: several questions behind one placed cache, in one pass, greedy or sampled.
+"""Generation: several questions behind one placed cache or several, in one pass, greedy or sampled.
 
 Letters: B questions, P cached entries, N packed text tokens, A questions in a step.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -14,11 +14,13 @@ from torch import Tensor
 
 from vococache.errors import InputError
 from vococache.model.cache import PlacedCache, put
-from vococache.model.packing import arrange, pack
+from vococache.model.packing import arrange_behind, pack
 from vococache.model.step import next_step, round_up
 
 if TYPE_CHECKING:
     from vococache.model.voco import VoCoModel
+
+Watch = Callable[[int, list[int]], bool]  # is told a question's number and its new ids; False ends its answer
 
 # Each look at what was chosen waits for the GPU; between two looks an answer that has ended goes on for nothing.
 TOKENS_BETWEEN_LOOKS = {"cuda": 8}
@@ -52,29 +54,39 @@ def generate(
     model: "VoCoModel",
     placed: PlacedCache,
     questions: Sequence[Tensor],
-    max_new_tokens: int,
+    max_new_tokens: int | Sequence[int],
     sampling: GenerationOptions,
+    *,
+    behind: Sequence[int] | None = None,
+    watch: Watch | None = None,
 ) -> Generation:
     """Answer `questions` (1-D id tensors, each what follows the last VoCo token) behind one placed cache.
 
     The questions are packed into one row: the cached entries are held once, and each question's logits are
-    those of asking it alone. Raises `ContextLimitError` where a question and its answer do not fit.
+    those of asking it alone. `max_new_tokens`: of all, or of each. `behind`: where several caches were joined
+    (`PlacedCache.join`), the one that each question is about. `watch` is told of new tokens as they come.
+    Raises `ContextLimitError` where a question and its answer do not fit.
     """
-    if not questions or any(len(question) == 0 for question in questions) or max_new_tokens < 1:
+    count = len(questions)
+    limits = [max_new_tokens] * count if isinstance(max_new_tokens, int) else list(max_new_tokens)
+    if not questions or any(len(question) == 0 for question in questions) or min(limits) < 1:
         raise InputError("expected at least one question of at least one token, and at least one new token")
-    model.check_length(placed.prefix + max(len(question) for question in questions) + max_new_tokens)
+    caches = [0] * count if behind is None else list(behind)
+    for question, limit, cache in zip(questions, limits, caches, strict=True):
+        model.check_length(placed.lengths[cache] + len(question) + limit)
     started = time.perf_counter()
     ids, text = pack(questions, model.device)
-    count, length = len(questions), placed.prefix + ids.shape[1]
-    positions, mask = arrange(text, torch.tensor([placed.prefix], device=model.device), placed.prefix)
-    placed.rewind(round_up(length + max_new_tokens * count, count, model) - placed.prefix)
+    length, longest = placed.prefix + ids.shape[1], max(limits)
+    positions, mask = arrange_behind(text, placed.lengths, caches)
+    placed.rewind(round_up(length + longest * count, count, model) - placed.prefix)
     slots = torch.arange(placed.prefix, length, device=model.device)
     extend = partial(put, placed.buffer, slots=slots, width=length)
     hidden = model.text_layers(ids, positions, mask, extend)[0]
     placed.length = length
     ends = torch.tensor([len(question) for question in questions], device=model.device).cumsum(0) - 1
     chooser = Chooser(sampling, count)
-    answers = Answers(model.config.prompt.stop_ids if sampling.stop_ids is None else sampling.stop_ids, count)
+    stop_ids = model.config.prompt.stop_ids if sampling.stop_ids is None else sampling.stop_ids
+    answers = Answers(stop_ids, limits, watch)
     active = list(range(count))
     chosen = chooser.choose(model.logits(hidden[ends]), active)
     going = answers.take([chosen], active)
@@ -83,13 +95,13 @@ def generate(
     # A question's last token has seen all that the question sees.
     step = next_step(model, placed, positions[0, ends] + 1, mask[0, 0, ends])
     made, at_once = 1, TOKENS_BETWEEN_LOOKS.get(model.device.type, 1)
-    while going and made < max_new_tokens:
+    while going and made < longest:
         if 2 * len(going) <= len(active):  # a few that have ended cost less than another shape
             rows = torch.tensor(going, device=model.device)
             active, chosen = [active[row] for row in going], chosen[rows]
             step = next_step(model, placed, step.positions[rows], step.seen[rows, : placed.length])
         fresh: list[Tensor] = []
-        for _ in range(min(at_once, max_new_tokens - made)):
+        for _ in range(min(at_once, longest - made)):
             if placed.length + len(active) > step.width:
                 step = next_step(model, placed, step.positions, step.seen[:, : placed.length])
             chosen = chooser.choose(step(chosen), active)
@@ -103,26 +115,36 @@ def generate(
 
 
 class Answers:
-    """The answers so far, each up to its stop token."""
+    """The answers so far, each up to its stop token, its limit, or the end that `watch` puts to it."""
 
-    def __init__(self, stop_ids: Sequence[int], questions: int) -> None:
+    def __init__(self, stop_ids: Sequence[int], limits: Sequence[int], watch: Watch | None = None) -> None:
         self.stop = set(stop_ids)
-        self.ids: list[list[int]] = [[] for _ in range(questions)]
+        self.limits = limits
+        self.watch = watch
+        self.ids: list[list[int]] = [[] for _ in limits]
+        self.unwanted: set[int] = set()
 
     def take(self, fresh: Sequence[Tensor], active: Sequence[int]) -> list[int]:
         """Add what some steps have chosen for the questions `active`, [A] each; which of these rows still go on?
 
         Here a GPU is waited for.
         """
+        before = {question: len(self.ids[question]) for question in active}
         for tokens in torch.stack(list(fresh)).tolist():
             for question, token in zip(active, tokens, strict=True):
                 if not self.ended(question):
                     self.ids[question].append(token)
+        if self.watch is not None:
+            for question, length in before.items():
+                new = self.ids[question][length:]
+                if new and not self.watch(question, new):
+                    self.unwanted.add(question)
         return [row for row, question in enumerate(active) if not self.ended(question)]
 
     def ended(self, question: int) -> bool:
-        """Has its stop token come?"""
-        return bool(self.ids[question]) and self.ids[question][-1] in self.stop
+        """Has its last token come?"""
+        ids = self.ids[question]
+        return question in self.unwanted or len(ids) >= self.limits[question] or (bool(ids) and ids[-1] in self.stop)
 
 
 class Chooser:

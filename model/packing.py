@@ -38,3 +38,18 @@ def arrange(text: Tensor, cached: Tensor, width: int) -> tuple[Tensor, Tensor]:
     itself = torch.eye(text.shape[1], dtype=torch.bool, device=text.device)
     mask = torch.cat((entries[:, None].expand(-1, text.shape[1], -1), seen | itself), dim=2)
     return positions, mask[:, None]
+
+
+def arrange_behind(text: Tensor, lengths: Sequence[int], caches: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Positions [1, N] and the mask [1, 1, N, P + N] of one packed row without padding; True where visible.
+
+    `text` [1, N]: the number of each token's text, from 1. The P cached entries are those of one or more caches, of
+    `lengths` entries, side by side; `caches` names the one that each text stands behind. A text sees no other.
+    """
+    sizes = torch.tensor(list(lengths), device=text.device)
+    cache = torch.tensor(list(caches), device=text.device)[text[0] - 1]
+    seen = seen_before(text)
+    positions = sizes[cache][None] + seen.sum(-1) - 1
+    entries = torch.arange(len(sizes), device=text.device).repeat_interleave(sizes)
+    mask = torch.cat(((cache[:, None] == entries)[None], seen), dim=2)
+    return positions, mask[:, None]

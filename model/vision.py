@@ -13,10 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel
-from transformers.models.idefics3.modeling_idefics3 import Idefics3Connector
-from transformers.models.internvl.modeling_internvl import InternVLModel, InternVLMultiModalProjector
-from transformers.models.llava_next_video.modeling_llava_next_video import LlavaNextVideoPooler
-from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionMultiModalProjector
 
 from vococache.model import decoder
 from vococache.model.config import VoCoConfig
@@ -61,6 +57,8 @@ def build_projector(config: VoCoConfig) -> nn.Module:
     """The connector: features [N, patches, W] in, vision tokens [N, n, E] out."""
     width, size = config.vision.hidden_size, config.text.hidden_size
     if config.family != "llava":
+        from vococache.model.connectors import CONNECTORS  # the families' own code: a second, for these alone
+
         settings = SimpleNamespace(vision_config=config.vision, text_config=config.text, **config.connector)
         connector: nn.Module = CONNECTORS[config.family](settings)
         return connector
@@ -68,55 +66,6 @@ def build_projector(config: VoCoConfig) -> nn.Module:
     if config.projector == "linear":
         return nn.Sequential(nn.Linear(width, size, bias=bias))
     return nn.Sequential(nn.Linear(width, size, bias=bias), nn.GELU(), nn.Linear(size, size, bias=bias))
-
-
-class OneVisionConnector(LlavaOnevisionMultiModalProjector):
-    """LLaVA-OneVision: projected, then pooled bilinearly to half the rows and columns. Holds the learned newline."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__(config)
-        self.newline = nn.Parameter(torch.empty(config.text_config.hidden_size))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """[N, patches, W] -> [N, n, E]."""
-        return halved(super().forward(features))  # type: ignore[no-untyped-call]
-
-
-class NextVideoConnector(LlavaOnevisionMultiModalProjector):
-    """LLaVA-NeXT-Video: pooled, then projected."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__(config)
-        self.pooler = LlavaNextVideoPooler(config)  # type: ignore[no-untyped-call]
-
-    def forward(self, features: Tensor) -> Tensor:
-        """[N, patches, W] -> [N, n, E]."""
-        out: Tensor = super().forward(self.pooler(features))  # type: ignore[no-untyped-call]
-        return out
-
-
-class InternVLConnector(InternVLMultiModalProjector):
-    """InternVL: pixel shuffle, then projected."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__(config)
-        self.ratio = config.downsample_ratio
-
-    def forward(self, features: Tensor) -> Tensor:
-        """[N, patches, W] -> [N, n, E]."""
-        shuffle: Any = InternVLModel.pixel_shuffle  # a method that needs no model
-        shuffled = shuffle(None, as_grid(features), scale_factor=self.ratio).flatten(1, 2)
-        out: Tensor = super().forward(shuffled)  # type: ignore[no-untyped-call]
-        return out
-
-
-CONNECTORS: dict[str, Any] = {
-    "llava_onevision": OneVisionConnector,
-    "llava_next_video": NextVideoConnector,
-    "idefics3": Idefics3Connector,
-    "smolvlm": Idefics3Connector,
-    "internvl": InternVLConnector,
-}
 
 
 def as_grid(tokens: Tensor) -> Tensor:

@@ -7,9 +7,10 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from vococache.errors import InputError
+from vococache.workers.spans import SegmentSpan
 
 if TYPE_CHECKING:
-    from vococache.workers.reason import ReasonStage, SegmentSpan
+    from vococache.workers.reason import ReasonStage
 
 MAX_NEW_TOKENS = 64
 
@@ -24,7 +25,7 @@ class AskAnswer:
     question: str
     answer: str
     videos: list[str]
-    segments: "list[SegmentSpan]"
+    segments: list[SegmentSpan]
     timings: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def notes(stage: "ReasonStage", videos: Sequence[str]) -> list[str]:
 
 
 def _readable(sampling: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:g}" for name, value in sampling.items())
+    return ", ".join(f"{name} {value:g}" for name, value in sampling.items() if value is not None)
 
 
 def ask(

@@ -80,6 +80,16 @@ def test_import_is_light(code, tmp_path):
     assert json.loads(printed.splitlines()[-1]) == []
 
 
+def test_a_model_loads_what_it_needs_alone(tmp_path):
+    """Else the first word waits for the code of families that nobody asked for, and of baselines."""
+    code = "import sys, vococache; vococache.load_model('synthetic', device='cpu'); print(*sys.modules)"
+    loaded = run_python(code, tmp_path, PYTHONPATH=str(ROOT / "src")).split()
+    families = ("blip_2", "idefics3", "internvl", "llava", "siglip", "qwen", "mistral")
+    found = [name for name in loaded if "modeling_" in name and any(family in name for family in families)]
+    assert found == []
+    assert not {"ray", "zarr", "av", "decord", "openai", "fastapi"} & set(loaded)
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     """A wheel of this tree, built from a copy: a `build/` left by an older build would leak into it."""
@@ -114,7 +124,7 @@ def test_wheel_is_complete(wheel):
     source = {f"vococache/{file}" for file in ("__init__.py", "errors.py", "py.typed")}
     for name in PACKAGES:
         folder = ROOT / name
-        data = (file for kind in ("embedded/**/*", "training/recipes/*") for file in folder.glob(kind))
+        data = (file for kind in ("embedded/**/*", "training/recipes/*", "serve/page/*") for file in folder.glob(kind))
         files = [*folder.rglob("*.py"), *(file for file in data if file.is_file())]
         source |= {f"vococache/{file.relative_to(ROOT)}" for file in files if "__pycache__" not in file.parts}
     assert shipped == source

@@ -19,17 +19,7 @@ from vococache.model.generate import GenerationOptions, generate
 from vococache.model.voco import VoCoModel
 from vococache.storage import Store
 from vococache.workers.compress import check_fingerprint
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SegmentSpan:
-    """Segments `start` to `stop` (exclusive) of one video, and the times of their first and last frames."""
-
-    video: str
-    start: int
-    stop: int
-    start_time: float
-    end_time: float
+from vococache.workers.spans import SegmentSpan
 
 
 @dataclass(kw_only=True, slots=True)
@@ -117,9 +107,16 @@ class ReasonStage:
         k = self.check_tokens(tokens)
         spans = [self.select(video, start, end) for video in videos]
         self.check_room(spans, k, room)
+        context = self.place(spans, k)
+        context.load_seconds = time.perf_counter() - started
+        return context
+
+    def place(self, spans: Sequence[SegmentSpan], k: int) -> Context:
+        """These spans with the first `k` tokens of each segment, one after the other, placed for reading."""
+        started = time.perf_counter()
         caches = [self.read(span, k) for span in spans]
         placed = self.model.place(VoCoCache.join(caches) if len(caches) > 1 else caches[0])
-        return Context(spans=spans, tokens=k, placed=placed, load_seconds=time.perf_counter() - started)
+        return Context(spans=list(spans), tokens=k, placed=placed, load_seconds=time.perf_counter() - started)
 
     def check_tokens(self, tokens: int | None) -> int:
         """How many tokens of each segment are read, by default all. Refuses what the store has not."""

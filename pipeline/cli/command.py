@@ -6,7 +6,6 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -15,11 +14,13 @@ import click
 
 from vococache import __version__
 from vococache.errors import InputError, VoCoError
-from vococache.pipeline import cli_change
+from vococache.pipeline.cli import ask as cli_ask
 from vococache.pipeline.cli import bench as cli_bench
+from vococache.pipeline.cli import change as cli_change
 from vococache.pipeline.cli import convert as cli_convert
 from vococache.pipeline.cli import evaluate as cli_eval
 from vococache.pipeline.cli import frames as cli_frames
+from vococache.pipeline.cli import serve as cli_serve
 from vococache.pipeline.cli import signals
 from vococache.pipeline.cli import store as cli_store
 from vococache.pipeline.cli import synthetic as cli_synthetic
@@ -35,25 +36,7 @@ if TYPE_CHECKING:
 EXIT_SOME_FAILED = 1  # the job ran; some of its videos failed, or damage was found
 EXIT_BAD_INPUT = 2  # nothing was done
 
-model_option = click.option("--model", help="Folder, embedded model's name or Hugging Face hub id.")
 device_option = click.option("--device", help="cpu or cuda. [default: a GPU where there is one]")
-window_options = (
-    click.option("--start", type=float, help="Use segments from this second on."),
-    click.option("--end", type=float, help="Use segments up to this second."),
-    click.option("--tokens", type=int, help="Read only the first so many VoCo tokens of each segment."),
-    click.option("--max-new-tokens", type=click.IntRange(1), default=64, show_default=True, help="Longest answer."),
-)
-
-
-def with_options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Several click options as one decorator."""
-
-    def decorate(function: Any) -> Any:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return decorate
 
 
 def main() -> None:
@@ -151,7 +134,7 @@ def ingest(
         say_lines(json.dumps(found.to_dict()) if as_json else found.describe())
         return 0
     from vococache.pipeline.ingest.job import ingest as run
-    from vococache.pipeline.metrics import served
+    from vococache.pipeline.ingest.metrics import served
 
     if verbose:
         logging.getLogger("vococache").addHandler(logging.StreamHandler())
@@ -253,84 +236,31 @@ class ProgressBar:
 
 
 @cli.command()
-@click.argument("store")
-@click.argument("video")
-@click.argument("questions", nargs=-1)
-@click.option("--video", "more_videos", multiple=True, help="A further video, read behind the first. Repeatable.")
-@with_options(*window_options)
-@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
-@click.option("--top-p", type=float, default=1.0, show_default=True, help="Sample from the likeliest tokens only.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the sampling.")
-@model_option
-@dtype_option
-@device_option
-@json_option
-def ask(
-    store: str, video: str, questions: tuple[str, ...], more_videos: tuple[str, ...], as_json: bool, **options: Any
-) -> int:
-    """Answer QUESTIONS about VIDEO (an id in STORE) from its cache. Without a question: chat.
-
-    \b
-    Example:
-      voco ask caches holiday "What happens first?" "How many people are there?"
-      voco ask caches holiday --video party --start 60 --end 120 "What is different?" --json
-    """
-    from vococache.pipeline import ask as asking
-
-    videos = [video, *more_videos]
-    asking.check_window(options["start"], options["end"])
-    loading = {key: options.pop(key) for key in ("model", "dtype", "device")}
-    stage = asking.open_reader(store, **loading)
-    for note in asking.notes(stage, videos):
-        say(f"voco: {note}", err=True)
-    if not questions:
-        for text in asking.chat(stage, videos, _read_lines(), **options):
-            say_lines(json.dumps({"answer": text}) if as_json else text)
-        return 0
-    found = asking.ask(stage, videos, questions, **options)
-    if as_json:
-        click.echo(json.dumps({"answers": [answer.to_dict() for answer in found]}))
-        return 0
-    for answer in found:
-        say(answer.question)
-        say_lines("\n".join(f"  {line}" for line in answer.answer.splitlines() or [""]))
-    seconds = ", ".join(f"{name} {1000 * value:.0f} ms" for name, value in found[0].timings.items())
-    spans = ", ".join(f"{s.video} {s.start_time:g}-{s.end_time:g} s" for s in found[0].segments)
-    say(f"({spans}; {seconds})", err=True)
-    return 0
-
-
-def _read_lines() -> Iterator[str]:
-    """Questions from a terminal or a pipe, until its end or an empty line."""
-    while True:
-        if sys.stdin.isatty():
-            click.echo("? ", nl=False, err=True)
-        line = sys.stdin.readline().strip()
-        if not line:
-            return
-        yield line
-
-
-@cli.command()
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the clips.")
 @click.option("--clips", type=click.IntRange(1, 100), default=6, show_default=True, help="How many.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("demo"), show_default=True)
+@click.option("--serve", is_flag=True, help="Then serve the store, with its clips: a page to look and ask.")
 @json_option
-def demo(seed: int, clips: int, out: Path, as_json: bool) -> int:
+def demo(seed: int, clips: int, out: Path, serve: bool, as_json: bool) -> int:
     """Make synthetic clips, ingest them through Ray, ask about them from the store, and tell what is right.
 
     \b
     Example:
       voco demo --seed 1
+      voco demo --serve
     """
+    if serve:
+        cli_serve.check_installed()
     from vococache.pipeline.synthetic.demo import run_demo
 
     result = run_demo(out, seed=seed, clips=clips, say=lambda line: say(line, err=as_json))
     if as_json:
         click.echo(json.dumps(result))
-    return 0
+    return cli_serve.run(result["store"], {}, host="127.0.0.1", port=0, token=None, sources=True) if serve else 0
 
 
-for module in (cli_bench, cli_change, cli_convert, cli_eval, cli_frames, cli_store, cli_synthetic, cli_train):
+for module in (
+    cli_ask, cli_bench, cli_change, cli_convert, cli_eval, cli_frames, cli_serve, cli_store, cli_synthetic, cli_train,
+):  # fmt: skip
     for command in module.COMMANDS:
         cli.add_command(command)

@@ -3,11 +3,14 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vococache.pipeline.cli.terminal import say, say_lines
+
+if TYPE_CHECKING:
+    from vococache.pipeline.evaluation.job import Evaluation
 
 EXIT_SOME_FAILED = 1  # the run is finished; some videos are missing or failed, or some verdicts are none
 folder = click.Path(file_okay=False, path_type=Path)
@@ -60,6 +63,24 @@ class ShardType(click.ParamType[tuple[int, int]]):
         return int(first), int(last)
 
 
+def answer_file(evaluation: "Evaluation", out: Path, then: str) -> int:
+    """Answer what is left of a run, and tell how it went; returns the exit code. `then`: what comes next."""
+    from vococache.pipeline.evaluation.job import evaluate
+    from vococache.pipeline.evaluation.records import ANSWERED, read_answers
+
+    with _bar("question") as update:
+        path = evaluate(evaluation, out, on_progress=update)
+    settings, records = read_answers(path)
+    if settings["note"]:
+        say(f"voco: {settings['note']}", err=True)
+    unanswered = {record.video: record.error for record in records if record.status != ANSWERED}
+    for video, why in unanswered.items():
+        say(f"{video}: {why}", err=True)
+    answered = sum(record.status == ANSWERED for record in records)
+    say(f"{path}: {answered} of {len(records)} questions answered{then}")
+    return EXIT_SOME_FAILED if unanswered else 0
+
+
 def _command(name: str, text: str) -> None:
     @eval_group.command(name, help=text)
     @click.option("--annotations", required=True, type=click.Path(exists=True, path_type=Path),
@@ -84,23 +105,13 @@ def _command(name: str, text: str) -> None:
     def command(out: Path, videos: Path | None, no_ingest: bool, **options: Any) -> int:
         from vococache.errors import InputError
         from vococache.pipeline.evaluation.datasets import DATA_SETS
-        from vococache.pipeline.evaluation.job import Evaluation, evaluate
-        from vococache.pipeline.evaluation.records import ANSWERED, read_answers
+        from vococache.pipeline.evaluation.job import Evaluation
 
         if (videos is None) != no_ingest:
             raise InputError("expected one of --videos DIR and --no-ingest")
-        with _bar("question") as update:
-            path = evaluate(Evaluation(data_set=DATA_SETS[name], videos=videos, **options), out, on_progress=update)
-        settings, records = read_answers(path)
-        if settings["note"]:
-            say(f"voco: {settings['note']}", err=True)
-        unanswered = {record.video: record.error for record in records if record.status != ANSWERED}
-        for video, why in unanswered.items():
-            say(f"{video}: {why}", err=True)
         step = "report" if options["shard"] == (1, 1) else "merge"
-        answered = sum(record.status == ANSWERED for record in records)
-        say(f"{path}: {answered} of {len(records)} questions answered; next: voco eval {step} {out}")
-        return EXIT_SOME_FAILED if unanswered else 0
+        evaluation = Evaluation(data_set=DATA_SETS[name], videos=videos, **options)
+        return answer_file(evaluation, out, f"; next: voco eval {step} {out}")
 
 
 for _name, _what in (

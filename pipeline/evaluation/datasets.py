@@ -8,7 +8,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class DataSet:
     """A declaration: `stems` are the names, best first, that the file of a video may have (without suffix).
 
     `type_of`: a question's type from its row. `clip_of`: the video that a row's name means. `groups`: types that are
-    reported together as well.
+    reported together as well. `has_answers`: its rows tell what is true.
     """
 
     name: str
@@ -46,6 +46,7 @@ class DataSet:
     type_of: Callable[[dict[str, Any]], str]
     clip_of: Callable[[str], str] = str
     groups: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    has_answers: bool = True
 
 
 def by_question_word(row: dict[str, Any]) -> str:
@@ -109,6 +110,10 @@ DATA_SETS = {
         ),
     )
 }
+
+
+# Questions alone: there is nothing to be right about.
+QUESTIONS = replace(DATA_SETS["jsonl"], name="questions", has_answers=False)
 
 
 def read_items(data_set: DataSet, annotations: Path, split: str) -> list[Item]:
@@ -182,11 +187,11 @@ def _join(questions: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
 def _item(data_set: DataSet, row: dict[str, Any], number: int, path: Path) -> Item:
     """One row as an item."""
     video = next((row[name] for name in ("video_id", "video_name", "video") if name in row), None)
-    texts = [row.get("question"), row.get("answer")]
+    texts = [row.get("question"), row.get("answer") if data_set.has_answers else ""]
     if not isinstance(video, str | int) or not all(isinstance(text, str | int | float) for text in texts):
         raise InputError(
-            f"annotations {path}, row {number + 1}: expected question, answer and video_id, video_name or video; found"
-            f" {sorted(map(str, row))}"
+            f"annotations {path}, row {number + 1}: expected question{', answer' * data_set.has_answers} and video_id,"
+            f" video_name or video; found {sorted(map(str, row))}"
         )
     question, answer = map(str, texts)
     if not question.strip():

@@ -76,7 +76,9 @@ class Work:
 
 
 def answers_path(out: Path, shard: Shard) -> Path:
-    """The file of a run, or of one of its shards."""
+    """The file of a run in folder `out`, or of one of its shards; where `out` is named as a file, that."""
+    if out.suffix == ".jsonl":
+        return out
     return out / ANSWERS if shard == (1, 1) else out / f"answers-{shard[0]}-of-{shard[1]}.jsonl"
 
 

@@ -21,7 +21,7 @@ ASKED = 5  # questions about each clip
 
 
 def run_demo(out: Path, *, seed: int, clips: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Make `clips` clips below `out`, ingest, ask; returns `accuracy` and `rows` (see `trial.Row`).
+    """Make `clips` clips below `out`, ingest, ask; returns `accuracy`, `rows` (see `trial.TrialAnswer`) and `store`.
 
     `say` gets the lines meant for a person.
     """
@@ -48,7 +48,7 @@ def run_demo(out: Path, *, seed: int, clips: int, say: Callable[[str], None]) ->
     _tell_sizes(stage, paths, say)
     _tell_times(stage, paths, trial.rows[0].question, say)
     _tell_accuracy(trial, say)
-    return {"accuracy": trial.accuracy, "rows": [asdict(row) for row in trial.rows]}
+    return {"accuracy": trial.accuracy, "rows": [asdict(row) for row in trial.rows], "store": store}
 
 
 def _tell_sizes(stage: "ReasonStage", paths: Sequence[Path], say: Callable[[str], None]) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vococache.errors import InputError
+from vococache.model.cache import PlacedCache
 from vococache.model.generate import TOKENS_BETWEEN_LOOKS, Chooser, GenerationOptions, generate
 from vococache.model.step import SAME_SHAPE
 
@@ -268,3 +269,42 @@ def test_what_cannot_be_generated_is_refused(scene):
     for wrong in ({"temperature": -1}, {"top_p": 0}, {"top_p": 1.5}):
         with pytest.raises(InputError, match="top_p"):
             GenerationOptions(**wrong)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.usefixtures("way")
+def test_questions_about_several_caches_in_one_pass_equal_asking_one_at_a_time(kit, family):
+    model, questions = kit.model(family), kit.ids(5, 1, 8, 3)
+    caches = [model.compress(kit.pixels(model.config, segments=segments, seed=segments)) for segments in (4, 1, 7)]
+    behind = [2, 0, 1, 2]
+    joined = PlacedCache.join([model.place(cache) for cache in caches])
+    with recorded(model) as together:
+        packed = generate(model, joined, questions, 10, GenerationOptions(stop_ids=NEVER), behind=behind).ids
+    for row, (question, cache) in enumerate(zip(questions, behind, strict=True)):
+        with recorded(model) as alone:
+            [ids] = greedy(model, caches[cache], [question], 10)
+        for step, logits in enumerate(alone):
+            torch.testing.assert_close(together[step][row], logits[0], atol=1e-4, rtol=0)
+            best, second = logits[0].topk(2).values
+            if best - second <= 2e-4:
+                break
+            assert packed[row][step] == ids[step]
+
+
+@pytest.mark.usefixtures("way")
+def test_each_answer_has_its_own_limit_and_can_be_watched_and_ended(scene):
+    model, cache, questions = scene()
+    free = greedy(model, cache, questions, 12)
+    seen = {0: [], 1: [], 2: []}
+
+    def watch(question, ids):
+        seen[question] += ids
+        return question != 1 or len(seen[1]) < 4
+
+    limits = [12, 12, 3]
+    placed = model.place(cache)
+    ids = generate(model, placed, questions, limits, GenerationOptions(stop_ids=NEVER), watch=watch).ids
+    assert ids == list(seen.values())
+    assert (ids[0], ids[2]) == (free[0], free[2][:3])
+    assert ids[1] == free[1][: len(ids[1])]
+    assert 4 <= len(ids[1]) < 12

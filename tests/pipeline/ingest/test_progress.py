@@ -13,7 +13,7 @@ from vococache.pipeline.cli.command import cli
 from vococache.pipeline.ingest import driver
 from vococache.pipeline.ingest.driver import Progress
 from vococache.pipeline.ingest.events import Event
-from vococache.pipeline.metrics import Metrics, served
+from vococache.pipeline.ingest.metrics import Metrics, served
 
 
 def progress(videos: int, seconds: float) -> Progress:
@@ -102,7 +102,7 @@ def test_what_a_job_does_is_counted(
     clips: Path, tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[Metrics] = []
-    monkeypatch.setattr("vococache.pipeline.metrics.Metrics", lambda: made.append(Metrics()) or made[0])
+    monkeypatch.setattr("vococache.pipeline.ingest.metrics.Metrics", lambda: made.append(Metrics()) or made[0])
     names = [str(clips / name) for name in ("short.mkv", "text.mp4")]
     command = ["ingest", *names, "--store", str(tmp_path / "store"), "--metrics-port", str(free_port())]
     assert cli.main(command, standalone_mode=False) == 1

@@ -1,0 +1,147 @@
+"""`voco ask`: questions about stored videos, answered here, by a running service, or from a file into a file."""
+
+import json
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vococache.errors import InputError
+from vococache.pipeline.cli.evaluate import answer_file, dtype_option
+from vococache.pipeline.cli.store import json_option
+from vococache.pipeline.cli.terminal import say, say_lines
+
+LOADING = ("model", "dtype", "device")
+
+
+@click.command("ask")
+@click.argument("store")
+@click.argument("video", required=False)
+@click.argument("asked", metavar="[QUESTIONS]...", nargs=-1)
+@click.option("--video", "more_videos", multiple=True, help="A further video, read behind the first. Repeatable.")
+@click.option("--start", type=float, help="Use segments from this second on.")
+@click.option("--end", type=float, help="Use segments up to this second.")
+@click.option("--tokens", type=int, help="Read only the first so many VoCo tokens of each segment.")
+@click.option("--max-new-tokens", type=click.IntRange(1), default=64, show_default=True, help="Longest answer.")
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--top-p", type=float, default=1.0, show_default=True, help="Sample from the likeliest tokens only.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the sampling.")
+@click.option("--model", help="Folder, embedded model's name or Hugging Face hub id.")
+@dtype_option
+@click.option("--device", help="cpu or cuda. [default: a GPU where there is one]")
+@click.option("--server", envvar="VOCO_SERVER", help="URL of a `voco serve` of STORE: it answers, nothing is loaded.")
+@click.option("--questions", type=click.Path(dir_okay=False, path_type=Path), help="JSONL of {video, question}.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="With --questions: file of the answers.")
+@click.option("--address", help="With --questions: a Ray cluster to answer on.")
+@json_option
+def ask_command(
+    store: str, video: str | None, asked: tuple[str, ...], more_videos: tuple[str, ...], server: str | None,
+    questions: Path | None, out: Path | None, address: str | None, as_json: bool, **options: Any,
+) -> int:  # fmt: skip
+    """Answer QUESTIONS about VIDEO (an id in STORE) from its cache. Without a question: chat.
+
+    With --questions FILE --out FILE instead of a video: many questions about many videos, each video's in one pass. An
+    interrupted run goes on.
+
+    \b
+    Example:
+      voco ask caches holiday "What happens first?" "How many people are there?"
+      voco ask caches holiday --video party --start 60 --end 120 "What is different?" --json
+      voco ask caches holiday "Who speaks?" --server http://127.0.0.1:8765
+      voco ask caches --questions questions.jsonl --out answers.jsonl
+    """
+    if questions is not None or out is not None or address is not None:
+        if questions is None or out is None or video is not None:
+            raise InputError("expected --questions FILE with --out FILE, and no video beside them")
+        return _from_file(store, questions, out, address, options)
+    if video is None:
+        raise InputError(f"no video: expected an id of {store} (`voco ls` lists them), or --questions FILE")
+    from vococache.pipeline.ask import check_window
+
+    videos = [video, *more_videos]
+    check_window(options["start"], options["end"])
+    loading = {key: options.pop(key) for key in LOADING}
+    if server:
+        return _ask(_service(server, store, loading), videos, asked, as_json, options)
+    return _ask(Here(store, loading), videos, asked, as_json, options)
+
+
+class Here:
+    """A reader in this process, with the face of `vococache.pipeline.remote.Service`."""
+
+    def __init__(self, store: str, loading: dict[str, Any]) -> None:
+        from vococache.pipeline import ask as asking
+
+        stage = asking.open_reader(store, **loading)
+        self.notes = partial(asking.notes, stage)
+        self.ask = partial(asking.ask, stage)
+        self.chat = partial(asking.chat, stage)
+
+
+def _service(server: str, store: str, loading: dict[str, Any]) -> Any:
+    """The service that answers instead."""
+    from vococache.pipeline.remote import Service
+
+    if given := [f"--{name}" for name, value in loading.items() if value is not None]:
+        raise InputError(f"{given[0]} has no effect with --server: the service has loaded its model")
+    return Service.at(server, store)
+
+
+def _ask(reader: Any, videos: list[str], asked: tuple[str, ...], as_json: bool, options: dict[str, Any]) -> int:
+    """Ask a reader, here or far away, and print."""
+    for note in reader.notes(videos):
+        say(f"voco: {note}", err=True)
+    if not asked:
+        for text in reader.chat(videos, _read_lines(), **options):
+            say_lines(json.dumps({"answer": text}) if as_json else text)
+        return 0
+    found = reader.ask(videos, asked, **options)
+    if as_json:
+        click.echo(json.dumps({"answers": [answer.to_dict() for answer in found]}))
+        return 0
+    for answer in found:
+        say(answer.question)
+        say_lines("\n".join(f"  {line}" for line in answer.answer.splitlines() or [""]))
+    seconds = ", ".join(f"{name.replace('_', ' ')} {1000 * value:.0f} ms" for name, value in found[0].timings.items())
+    spans = ", ".join(f"{s.video} {s.start_time:g}-{s.end_time:g} s" for s in found[0].segments)
+    say(f"({spans}; {seconds})", err=True)
+    return 0
+
+
+def _from_file(store: str, questions: Path, out: Path, address: str | None, options: dict[str, Any]) -> int:
+    """Answer a file's questions into a file, as an evaluation does."""
+    from vococache.pipeline.evaluation.datasets import QUESTIONS
+    from vococache.pipeline.evaluation.job import Evaluation
+    from vococache.storage import open_store
+
+    if options["start"] is not None or options["end"] is not None or options["temperature"]:
+        raise InputError("with --questions whole videos are asked about, greedily: no --start, --end, --temperature")
+    if out.suffix != ".jsonl":
+        raise InputError(f"--out {out}: expected a file named *.jsonl")
+    return answer_file(
+        Evaluation(
+            data_set=QUESTIONS, annotations=questions, split="", store=store, videos=None,
+            model=options["model"] or open_store(store).header.model, tokens=options["tokens"],
+            max_new_tokens=options["max_new_tokens"], dtype=options["dtype"], device=options["device"],
+            address=address,
+        ),
+        out,
+        "",
+    )  # fmt: skip
+
+
+def _read_lines() -> Iterator[str]:
+    """Questions from a terminal or a pipe, until its end or an empty line."""
+    while True:
+        if sys.stdin.isatty():
+            click.echo("? ", nl=False, err=True)
+        line = sys.stdin.readline().strip()
+        if not line:
+            return
+        yield line
+
+
+COMMANDS = (ask_command,)

@@ -1,0 +1,63 @@
+"""`voco serve`: a page and an API over a store."""
+
+from importlib.util import find_spec
+from typing import Any
+
+import click
+
+from vococache.pipeline.cli.evaluate import dtype_option
+from vococache.pipeline.cli.terminal import say
+
+MIB = 1 << 20
+
+
+@click.command("serve")
+@click.argument("store")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; elsewhere a token is needed.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="0: any that is free.")
+@click.option("--token", envvar="VOCO_TOKEN", help="What clients must show.  [default: made where needed]")
+@click.option("--sources", is_flag=True, help="Hand out the video files too: the page can play them.")
+@click.option("--queue", type=click.IntRange(1), default=256, show_default=True, help="Most questions at once.")
+@click.option("--cache-mib", type=click.IntRange(1), default=2048, show_default=True, help="Of caches kept in memory.")
+@click.option("--model", help="Folder, embedded model's name or Hugging Face hub id.  [default: that made STORE]")
+@dtype_option
+@click.option("--device", help="cpu or cuda.  [default: a GPU where there is one]")
+def serve_command(store: str, sources: bool, queue: int, cache_mib: int, **options: Any) -> int:
+    """Serve STORE: a page to look and ask, and OpenAI's chat protocol for programs (docs/serving.md).
+
+    Ctrl-C or SIGTERM ends it when what was asked is answered.
+
+    \b
+    Example:
+      voco serve caches --sources
+      voco serve s3://bucket/caches --host 0.0.0.0 --port 80
+    """
+    check_installed()
+    loading = {name: options.pop(name) for name in ("model", "dtype", "device")}
+    return run(store, loading, sources=sources, waiting=queue, cache_bytes=cache_mib * MIB, **options)
+
+
+def check_installed() -> None:
+    """Raise `InputError` where what serves is not installed, before anything is loaded."""
+    from vococache.errors import InputError
+
+    if any(find_spec(name) is None for name in ("fastapi", "uvicorn", "prometheus_client")):
+        raise InputError("fastapi, uvicorn and prometheus_client serve a store: pip install 'vococache[serve]'")
+
+
+def run(store: str, loading: dict[str, Any], *, host: str, port: int, token: str | None, **limits: Any) -> int:
+    """Serve until told to end; returns the exit code. `loading`: options of `open_reader`."""
+    from vococache.pipeline.ask import open_reader
+    from vococache.pipeline.serve.service import Address, serve
+
+    stage = open_reader(store, **loading)
+    if note := stage.model.config.extra.get("note"):
+        say(f"voco: {note}", err=True)
+    try:
+        serve(stage, Address(host=host, port=port, token=token or None), say=say, **limits)
+    except KeyboardInterrupt:  # as uvicorn raises it again, when all was answered
+        say("voco: ended", err=True)
+    return 0
+
+
+COMMANDS = (serve_command,)

@@ -1,0 +1,56 @@
+"""Placed caches that stay in memory between questions: the least recently asked go first."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vococache.storage import VideoInfo
+from vococache.workers.reason import Context
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A part of a stored video: seconds from `start` to `end`, None for its own ends."""
+
+    video: str
+    start: float | None = None
+    end: float | None = None
+
+
+Key = tuple[tuple[Window, ...], int]  # windows in their order, tokens of a segment
+
+
+class PlacedContexts:
+    """At most `limit` bytes of contexts. Not safe for threads: the one that answers has it to itself."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._kept: OrderedDict[Key, tuple[tuple[VideoInfo, ...], Context]] = OrderedDict()
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the placed caches now."""
+        return sum(context.placed.bytes for _, context in self._kept.values())
+
+    def get(self, key: Key, infos: Sequence[VideoInfo]) -> Context | None:
+        """The context of `key`, if its videos' rows are still `infos`: one that was made again is another video."""
+        kept = self._kept.get(key)
+        if kept is None:
+            return None
+        if kept[0] != tuple(infos):
+            del self._kept[key]
+            return None
+        self._kept.move_to_end(key)
+        return kept[1]
+
+    def put(self, key: Key, infos: Sequence[VideoInfo], context: Context) -> None:
+        """Keep a context; `shrink` before and after the pass that it is for."""
+        self._kept[key] = (tuple(infos), context)
+        self._kept.move_to_end(key)
+
+    def shrink(self) -> None:
+        """Drop the least recently asked until the limit is kept. A pass leaves room for texts behind a cache."""
+        total = self.bytes
+        while total > self.limit:
+            _, (_, context) = self._kept.popitem(last=False)
+            total -= context.placed.bytes

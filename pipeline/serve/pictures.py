@@ -1,0 +1,73 @@
+"""Small pictures of stored videos, of their files where these are at hand."""
+
+import io
+import threading
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vococache.errors import VideoError
+from vococache.model.images import FrameGeometry
+from vococache.storage import VideoInfo
+from vococache.workers.video.process import DecoderProcess, Limits
+from vococache.workers.video.sampling import FrameSampling
+
+HEIGHT = 96  # pixels of a picture, a square
+MAX_PICTURES = 32  # side by side in one strip
+KEPT_BYTES = 32 << 20
+LIMITS = Limits(cpu_s=60, memory=4 << 30)
+
+
+def source_file(info: VideoInfo) -> Path | None:
+    """A video's file, if it is still the one that was ingested; None where it is elsewhere, gone, or another."""
+    path = Path(info.source)
+    if "://" in info.source or not path.is_absolute():
+        return None
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    if not path.is_file() or (found.st_size, found.st_mtime_ns) != (info.size, info.mtime_ns):
+        return None
+    return path
+
+
+class Pictures:
+    """Makes strips of pictures, one at a time, in a decoder's process of its own, and keeps the last ones."""
+
+    def __init__(self) -> None:
+        self._decoder = DecoderProcess(timeout_s=20.0, limits=LIMITS)
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[str, str | None, int], bytes | None] = OrderedDict()
+
+    def strip(self, info: VideoInfo, count: int) -> bytes | None:
+        """A JPEG of `count` pictures evenly spread over the video, side by side; None where there is no file for it."""
+        path = source_file(info)
+        if path is None:
+            return None
+        key = (info.id, info.content_hash, count)
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = self._make(path, count)
+                while sum(len(data or b"") for data in self._kept.values()) > KEPT_BYTES or len(self._kept) > 4096:
+                    self._kept.popitem(last=False)
+            return self._kept[key]
+
+    def close(self) -> None:
+        """End the decoder."""
+        with self._lock:
+            self._decoder.close()
+
+    def _make(self, path: Path, count: int) -> bytes | None:
+        try:
+            geometry = FrameGeometry(size=HEIGHT, pad=False)
+            frames = [frame for _, frame in self._decoder.open(str(path), FrameSampling(num_frames=count), geometry)]
+        except VideoError:
+            return None
+        if not frames:
+            return None
+        data = io.BytesIO()
+        Image.fromarray(np.concatenate(frames, axis=1)).save(data, "JPEG", quality=80)
+        return data.getvalue()

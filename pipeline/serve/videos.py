@@ -1,0 +1,115 @@
+"""The store's routes: what is in it, and of each video times, pictures and, where that was allowed, its file."""
+
+import mimetypes
+import threading
+import time
+from typing import Annotated, Any
+
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, HTTPException, Query
+from fastapi.responses import FileResponse, Response
+
+from vococache.pipeline.ask import notes
+from vococache.pipeline.serve.pictures import MAX_PICTURES, Pictures, source_file
+from vococache.storage import VideoInfo
+from vococache.workers.reason import ReasonStage
+
+MOST = 500  # videos on a page
+FRESH_SECONDS = 2.0  # that a listing is believed; or, of a large store, ten times what it took
+PICTURES_KEPT = "private, max-age=3600"
+
+
+class Listing:
+    """The store's videos, looked up again when they were not for a while."""
+
+    def __init__(self, stage: ReasonStage) -> None:
+        self._store = stage.store
+        self._lock = threading.Lock()
+        self._infos: list[VideoInfo] = []
+        self._until = 0.0
+
+    def infos(self) -> list[VideoInfo]:
+        """All videos, by id."""
+        with self._lock:
+            began = time.monotonic()
+            if began >= self._until:
+                self._infos = self._store.list()
+                now = time.monotonic()
+                self._until = now + max(FRESH_SECONDS, 10 * (now - began))
+            return self._infos
+
+
+def row(info: VideoInfo) -> dict[str, Any]:
+    """What clients are told of a video: not where its file lies."""
+    return {
+        "id": info.id, "status": info.status, "reason": info.reason, "segments": info.segments,
+        "duration": info.duration, "sampling": info.sampling, "bytes": info.bytes, **info.findings,
+    }  # fmt: skip
+
+
+def routes(stage: ReasonStage, pictures: Pictures, *, sources: bool) -> APIRouter:
+    """The routes over a stage's store. `sources`: whether files are handed out."""
+    router = APIRouter(tags=["store"])
+    listing = Listing(stage)
+
+    @router.get("/videos")
+    def videos(
+        search: Annotated[str, Query(max_length=200)] = "",
+        status: Annotated[str | None, Query(pattern="^(complete|failed|partial)$")] = None,
+        after: Annotated[str, Query(max_length=800)] = "",
+        limit: Annotated[int, Query(ge=1, le=MOST)] = 100,
+    ) -> dict[str, Any]:
+        """Videos by id, those that hold `search` and are `status`, from behind the id `after`; `next` goes on there."""
+        infos = listing.infos()
+        wanted = search.casefold()
+        found = [
+            info
+            for info in infos
+            if wanted in info.id.casefold() and (status is None or info.status == status) and info.id > after
+        ]
+        return {
+            "videos": [row(info) for info in found[:limit]],
+            "next": found[limit - 1].id if len(found) > limit else None,
+            "left": max(0, len(found) - limit),
+            "total": len(infos),
+        }
+
+    @router.get("/videos/{video}")
+    def video(video: str) -> dict[str, Any]:
+        """One video, with its segments' times in seconds (first and last frame) and what is to be known of it."""
+        info = stage.store.info(video)
+        told = row(info) | {"times": [], "notes": [], "has_source": False, "has_pictures": False}
+        if info.status == "complete":
+            times = stage.store.timestamps(video)
+            at_hand = source_file(info) is not None
+            told |= {
+                "times": times[:, [0, -1]].tolist(), "notes": notes(stage, [video]),
+                "has_source": sources and at_hand, "has_pictures": at_hand,
+            }  # fmt: skip
+        return told
+
+    # Of threads of their own: decoding that takes its time keeps no question waiting.
+    few = CapacityLimiter(4)
+
+    @router.get("/videos/{video}/thumbnails", response_class=Response)
+    async def thumbnails(video: str, count: Annotated[int, Query(ge=1, le=MAX_PICTURES)] = 1) -> Response:
+        """So many square pictures side by side as one JPEG, evenly spread over the video."""
+        data = await run_sync(lambda: pictures.strip(stage.store.info(video), count), limiter=few)
+        if data is None:
+            raise HTTPException(404, f"the file of video {video!r} is not at hand, or shows no picture")
+        return Response(data, media_type="image/jpeg", headers={"cache-control": PICTURES_KEPT})
+
+    if sources:
+
+        @router.get("/videos/{video}/source", response_class=FileResponse)
+        def source(video: str) -> FileResponse:
+            """The video's own file, whole or by byte ranges."""
+            path = source_file(stage.store.info(video))
+            if path is None:
+                raise HTTPException(404, f"the file of video {video!r} is not at hand, or is another one by now")
+            kind = mimetypes.guess_type(path.name)[0] or ""
+            shown = kind if kind.startswith("video/") else "application/octet-stream"
+            return FileResponse(path, media_type=shown, headers={"content-disposition": "inline"})
+
+    return router
