@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vococache.model import load_model as load_model
     from vococache.pipeline.ask import ask as ask
-    from vococache.pipeline.ingest.job import ingest as ingest
     from vococache.pipeline.frames import frames as frames
+    from vococache.pipeline.ingest.job import ingest as ingest
     from vococache.storage import open_store as open_store
 
-# OpenMP's threads spin while they wait, by default, and on shared cores that takes a dozen times the work's own CPU time.
+# OpenMP's threads spin while they wait, by default: on shared cores a dozen times the work's own CPU time.
 # Torch reads this when it is first imported, so it is set before any of our modules can do that.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -29,7 +29,7 @@ _LAZY = {
     "open_store": "vococache.storage",
 }
 
-__all__ = ["__version__", "ask", "frames", "ingest", "load_model", "open_store"]  # noqa: F822 (resolved lazily)
+__all__ = ["__version__", "ask", "frames", "ingest", "load_model", "open_store"]
 
 
 def __getattr__(name: str) -> Any:
