@@ -59,6 +59,7 @@ def similarity(a: str, b: str) -> float:
     [
         ("dog", "a dog", 0.9, 1.0),
         ("dog", "cat", 0.0, 0.86),
+        ("dog", "cat", 0.86, 0.86),  # as alike as the threshold asks
         ("dog", "cat", 0.9, 0.086),
         ("dog", "car", 0.9, 0.04),
         ("dog", "moon", 0.0, 0.0),

@@ -1,5 +1,6 @@
 """A run's file: appended, synced, cut where it is torn, refused where it is another's."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,20 @@ def test_what_was_not_answered_is_asked_again(tmp_path: Path) -> None:
     file.commit([record("c0")])
     assert AnswerFile(path, SETTINGS, QUESTIONS).done == {"a", "c"}
     assert [found.id for found in read_answers(path)[1]] == ["a0", "a1", "c0"]
+
+
+def test_a_committed_video_is_on_the_disk_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "answers.jsonl"
+    file, synced = write(path), []
+    fsync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.append(os.fstat(descriptor).st_size)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    file.commit([record("a0"), record("a1")])
+    assert synced == [path.stat().st_size]
 
 
 def test_other_settings_are_refused(tmp_path: Path) -> None:

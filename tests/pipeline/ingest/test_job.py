@@ -100,6 +100,12 @@ def test_an_edited_file_is_done_anew_and_another_sampling_only_when_asked(copied
     assert vococache.ingest(file, copied, fps=5).done == ["new"]
     assert store.info("new").segments == 15
 
+    edited = bytearray(file.read_bytes())
+    edited[-1] ^= 1  # another content in as many bytes: its time alone tells
+    file.write_bytes(edited)
+    os.utime(file, (2, 2))
+    assert vococache.ingest(file, copied, fps=5).done == ["new"]
+
 
 def kv_objects(store: str) -> dict[Path, tuple[int, int]]:
     """All that a store has but its videos' documents: inode and time of each."""
