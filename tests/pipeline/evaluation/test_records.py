@@ -63,7 +63,7 @@ def test_what_was_not_answered_is_asked_again(tmp_path: Path) -> None:
 
 def test_a_committed_video_is_on_the_disk_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "answers.jsonl"
-    file, synced = write(path), []
+    file, synced = write(path, ""), []
     fsync = os.fsync
 
     def watched(descriptor: int) -> None:
