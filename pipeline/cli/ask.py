@@ -21,21 +21,31 @@ LOADING = ("model", "dtype", "device")
 @click.argument("store")
 @click.argument("video", required=False)
 @click.argument("asked", metavar="[QUESTIONS]...", nargs=-1)
-@click.option("--video", "more_videos", multiple=True, help="A further video, read behind the first. Repeatable.")
-@click.option("--start", type=float, help="Use segments from this second on.")
-@click.option("--end", type=float, help="Use segments up to this second.")
-@click.option("--tokens", type=int, help="Read only the first so many VoCo tokens of each segment.")
-@click.option("--max-new-tokens", type=click.IntRange(1), default=64, show_default=True, help="Longest answer.")
-@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
-@click.option("--top-p", type=float, default=1.0, show_default=True, help="Sample from the likeliest tokens only.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the sampling.")
-@click.option("--model", help="Folder, embedded model's name or Hugging Face hub id.")
+@click.option("--video", "more_videos", multiple=True, help="Another video, read after the first. Repeatable.")
+@click.option("--start", type=float, help="Start of the window, in seconds.")
+@click.option("--end", type=float, help="End of the window, in seconds.")
+@click.option("--tokens", type=int, help="VoCo tokens to read of each segment.  [default: all]")
+@click.option(
+    "--max-new-tokens", type=click.IntRange(1), default=64, show_default=True, help="Most tokens of an answer."
+)
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="Sampling temperature; 0 is greedy.")
+@click.option(
+    "--top-p", type=float, default=1.0, show_default=True, help="Nucleus sampling: share of probability to sample from."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Random seed for sampling.")
+@click.option("--model", help="Model: folder, Hugging Face hub id, or `synthetic`.")
 @dtype_option
-@click.option("--device", help="cpu or cuda. [default: a GPU where there is one]")
-@click.option("--server", envvar="VOCO_SERVER", help="URL of a `voco serve` of STORE: it answers, nothing is loaded.")
-@click.option("--questions", type=click.Path(dir_okay=False, path_type=Path), help="JSONL of {video, question}.")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="With --questions: file of the answers.")
-@click.option("--address", help="With --questions: a Ray cluster to answer on.")
+@click.option("--device", help="cpu or cuda.  [default: cuda if available]")
+@click.option("--server", envvar="VOCO_SERVER", help="URL of a running `voco serve`, which then answers.")
+@click.option(
+    "--questions",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Questions to answer: JSON lines of {video, question}.",
+)
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="Where the answers to --questions go (JSON lines)."
+)
+@click.option("--address", help="Ray cluster that answers --questions.")
 @json_option
 def ask_command(
     store: str, video: str | None, asked: tuple[str, ...], more_videos: tuple[str, ...], server: str | None,

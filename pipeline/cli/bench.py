@@ -23,8 +23,8 @@ def bench_group() -> None:
 
 @bench_group.command("retention")
 @click.argument("runs", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--train", is_flag=True, help="First train what has no weights; an interrupted run goes on.")
-@click.option("--again", is_flag=True, help="Evaluate also what has a result.")
+@click.option("--train", is_flag=True, help="Train the runs without weights first; resumes.")
+@click.option("--again", is_flag=True, help="Evaluate again what already has a result.")
 def retention_command(runs: Path, train: bool, again: bool) -> None:
     """Compare ways of compressing a picture as the paper does: what of full attention's accuracy does each keep?
 
@@ -47,9 +47,11 @@ def retention_command(runs: Path, train: bool, again: bool) -> None:
 
 
 @bench_group.command("efficiency")
-@click.option("--size", type=click.Choice(["7b", "small"]), default="7b", show_default=True, help="Shape of the model.")
-@click.option("--segments", type=click.IntRange(1), multiple=True, help="Frames.  [default: 1, 16, 64, 256, 1024]")
-@click.option("--device", help="cpu or cuda. [default: a GPU where there is one]")
+@click.option("--size", type=click.Choice(["7b", "small"]), default="7b", show_default=True, help="Model size.")
+@click.option(
+    "--segments", type=click.IntRange(1), multiple=True, help="Frames to measure at.  [default: 1, 16, 64, 256, 1024]"
+)
+@click.option("--device", help="cpu or cuda.  [default: cuda if available]")
 def efficiency_command(size: str, segments: tuple[int, ...], device: str | None) -> None:
     """Time, FLOPs and bytes of an answer without cache, with all vision tokens cached, and with VoCo caches.
 

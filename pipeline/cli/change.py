@@ -15,7 +15,7 @@ from vococache.storage import Store
 EXIT_SOME_LEFT = 1
 SECONDS_AN_HOUR = 3600.0
 
-dry_run_option = click.option("--dry-run", is_flag=True, help="Only tell what would be removed.")
+dry_run_option = click.option("--dry-run", is_flag=True, help="Show what would be removed; remove nothing.")
 
 
 def chosen_of(store: Store, videos: tuple[str, ...], status: str | None, listed: TextIO | None) -> list[str]:
@@ -76,9 +76,13 @@ def relocate_command(store: str, old: str, new: str) -> int:
 @click.command("gc")
 @click.argument("store")
 @click.option(
-    "--older-than", type=click.FloatRange(0), default=1.0, show_default=True, help="Hours; spares running jobs."
+    "--older-than",
+    type=click.FloatRange(0),
+    default=1.0,
+    show_default=True,
+    help="Keep what is younger, in hours: it may belong to a running job.",
 )
-@click.option("--partial", is_flag=True, help="Remove unfinished videos too: they cannot be resumed then.")
+@click.option("--partial", is_flag=True, help="Also remove unfinished videos; they cannot be resumed then.")
 @dry_run_option
 @json_option
 def gc_command(store: str, older_than: float, partial: bool, dry_run: bool, as_json: bool) -> int:
@@ -127,7 +131,7 @@ def export_command(store: str, videos: tuple[str, ...], status: str | None, list
 
 @click.command("prune")
 @click.argument("store")
-@click.option("--yes", is_flag=True, help="Remove them; without it they are only told.")
+@click.option("--yes", is_flag=True, help="Remove them; otherwise they are only listed.")
 @json_option
 def prune_command(store: str, yes: bool, as_json: bool) -> int:
     """Tell, or remove, the videos of STORE whose source was deleted. What is out of reach, as on a disk that is not

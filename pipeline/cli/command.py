@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 EXIT_SOME_FAILED = 1  # the job ran; some of its videos failed, or damage was found
 EXIT_BAD_INPUT = 2  # nothing was done
 
-device_option = click.option("--device", help="cpu or cuda. [default: a GPU where there is one]")
+device_option = click.option("--device", help="cpu or cuda.  [default: cuda if available]")
 
 
 def main() -> None:
@@ -82,30 +82,52 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("videos", nargs=-1, required=True)
-@click.option("--store", required=True, help="Path or URL of the store; made if absent.")
-@click.option("--fps", type=float, help="Frames a second, by presentation time.  [default: the model's, or 1]")
-@click.option("--num-frames", type=int, help="So many frames, evenly spread, instead of --fps.")
-@click.option("--model", default="synthetic", show_default=True, help="Folder, embedded model's name or hub id.")
-@click.option("--compression", type=click.Choice(["voco", "cover", "pool", "full"]), help="[default: the model's]")
-@click.option("--tokens", type=int, help="Tokens kept of a segment (K).  [default: the model's]")
-@click.option("--segment-frames", type=int, help="Frames compressed together.  [default: the model's]")
-@click.option("--chat-template", type=click.File(), help="Jinja file, of the prompt.  [default: the model's]")
+@click.option("--store", required=True, help="Path or URL of the store; created if missing.")
+@click.option("--fps", type=float, help="Frames per second to sample.  [default: the model's, or 1]")
+@click.option("--num-frames", type=int, help="Number of frames to sample, evenly spaced, instead of --fps.")
+@click.option(
+    "--model", default="synthetic", show_default=True, help="Model: folder, Hugging Face hub id, or `synthetic`."
+)
+@click.option(
+    "--compression",
+    type=click.Choice(["voco", "cover", "pool", "full"]),
+    help="Compression method.  [default: the model's]",
+)
+@click.option("--tokens", type=int, help="Tokens kept per segment (K).  [default: the model's]")
+@click.option("--segment-frames", type=int, help="Frames per segment (F).  [default: the model's]")
+@click.option("--chat-template", type=click.File(), help="Jinja chat template to use.  [default: the model's]")
 @dtype_option
-@click.option("--quantize", type=click.Choice(["int8", "int4"]), help="Keep a new store's caches in fewer bits.")
+@click.option("--quantize", type=click.Choice(["int8", "int4"]), help="Quantize the caches of a new store.")
 @device_option
-@click.option("--address", help="A Ray cluster; without it a local Ray is started.")
-@click.option("--overwrite", is_flag=True, help="Redo videos that are complete with other settings.")
-@click.option("--check-content", is_flag=True, help="Compare sha256 even where place, size and time are as before.")
-@click.option("--retry-failed", is_flag=True, help="Try again what failed before.")
-@click.option("--reuse", is_flag=True, help="Copy caches of the same content under another id.")
-@click.option("--decode-timeout", type=float, default=60.0, show_default=True, help="Seconds without a frame.")
-@click.option("--max-pixels", type=int, help="Refuse videos of larger frames.  [default: 8192 x 8192]")
-@click.option("--max-damage", type=float, help="Refuse broadcasts of which a larger share is lost.  [default: 0.5]")
-@click.option("--stall-after", type=float, default=300.0, show_default=True, help="Tell what is stuck after seconds.")
-@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write each video's outcome to a file.")
-@click.option("--metrics-port", type=click.IntRange(1, 65535), help="Serve figures for Prometheus at this port.")
-@click.option("-v", "--verbose", is_flag=True, help="Log each event to stderr, as a line of JSON.")
-@click.option("--dry-run", is_flag=True, help="Only tell videos, segments, bytes and an estimate of time.")
+@click.option("--address", help="Ray cluster to run on.  [default: a local Ray]")
+@click.option("--overwrite", is_flag=True, help="Redo videos that were made with other settings.")
+@click.option("--check-content", is_flag=True, help="Compare file contents (sha256), not just path, size and time.")
+@click.option("--retry-failed", is_flag=True, help="Retry videos that failed before.")
+@click.option("--reuse", is_flag=True, help="Copy the caches of a video with the same content.")
+@click.option(
+    "--decode-timeout",
+    type=float,
+    default=60.0,
+    show_default=True,
+    help="Give up on a video after so many seconds without a frame.",
+)
+@click.option("--max-pixels", type=int, help="Refuse videos with more pixels per frame.  [default: 8192 x 8192]")
+@click.option("--max-damage", type=float, help="Refuse damaged broadcasts that lost a larger share.  [default: 0.5]")
+@click.option(
+    "--stall-after",
+    type=float,
+    default=300.0,
+    show_default=True,
+    help="Report what is stuck after so many quiet seconds.",
+)
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the outcome of each video to this file (JSON lines).",
+)
+@click.option("--metrics-port", type=click.IntRange(1, 65535), help="Serve Prometheus metrics on this port.")
+@click.option("-v", "--verbose", is_flag=True, help="Log every event to stderr as JSON lines.")
+@click.option("--dry-run", is_flag=True, help="Show the number of videos, segments, bytes and seconds; do nothing.")
 @json_option
 def ingest(
     videos: tuple[str, ...],
@@ -236,10 +258,10 @@ class ProgressBar:
 
 
 @cli.command()
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the clips.")
-@click.option("--clips", type=click.IntRange(1, 100), default=6, show_default=True, help="How many.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Random seed for the clips.")
+@click.option("--clips", type=click.IntRange(1, 100), default=6, show_default=True, help="Number of clips.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("demo"), show_default=True)
-@click.option("--serve", is_flag=True, help="Then serve the store, with its clips: a page to look and ask.")
+@click.option("--serve", is_flag=True, help="Then open the web page over the demo's store.")
 @json_option
 def demo(seed: int, clips: int, out: Path, serve: bool, as_json: bool) -> int:
     """Make synthetic clips, ingest them through Ray, ask about them from the store, and tell what is right.

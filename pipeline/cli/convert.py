@@ -8,7 +8,7 @@ from vococache.pipeline.cli.terminal import say
 @click.command("convert")
 @click.argument("folder", type=click.Path(exists=True, file_okay=False))
 @click.argument("out", type=click.Path(file_okay=False))
-@click.option("--base", help="Of a LoRA adapter: folder or hub id of its base.  [default: as the adapter says]")
+@click.option("--base", help="Base model of a LoRA adapter.  [default: as the adapter says]")
 def convert_command(folder: str, out: str, base: str | None) -> int:
     """Write the checkpoint in FOLDER to OUT as safetensors; a LoRA adapter is merged into its base.
 

@@ -18,7 +18,7 @@ file = click.Path(exists=True, dir_okay=False, path_type=Path)
 dtype_option = click.option(
     "--dtype",
     type=click.Choice(["float32", "float16", "bfloat16", "float8"]),
-    help="Compute in this dtype; float8: the decoder's matrix products, the rest in bfloat16.",
+    help="Dtype to compute in; float8 covers the decoder's matrix products, bfloat16 the rest.",
 )
 
 
@@ -84,24 +84,33 @@ def answer_file(evaluation: "Evaluation", out: Path, then: str) -> int:
 def _command(name: str, text: str) -> None:
     @eval_group.command(name, help=text)
     @click.option("--annotations", required=True, type=click.Path(exists=True, path_type=Path),
-                  help="The questions: a file, or the folder that holds --split's.")  # fmt: skip
-    @click.option("--videos", type=folder, help="Folder with the video files; what the store lacks is ingested.")
-    @click.option("--no-ingest", is_flag=True, help="Instead of --videos: ask about what the store has.")
+                  help="File with the questions, or the folder that holds the split.")  # fmt: skip
+    @click.option("--videos", type=folder, help="Folder of the video files; those missing in the store are ingested.")
+    @click.option("--no-ingest", is_flag=True, help="Use only the videos already in the store, instead of --videos.")
     @click.option("--store", required=True, help="Path or URL of the store.")
-    @click.option("--out", required=True, type=folder, help="The run's folder; an interrupted run goes on there.")
+    @click.option(
+        "--out", required=True, type=folder, help="Output folder of the run; an interrupted run resumes there."
+    )
     @click.option("--split", default="test", show_default=True)
     @click.option(
-        "--model", default="synthetic", show_default=True, help="A folder, an embedded one's name or a hub id."
+        "--model", default="synthetic", show_default=True, help="Model: folder, Hugging Face hub id, or `synthetic`."
     )
-    @click.option("--fps", type=float, help="Frames a second of what is ingested.  [default: the model's]")
-    @click.option("--num-frames", type=int, help="So many frames, evenly spread, instead of --fps.")
-    @click.option("--tokens", type=int, help="Read only the first so many VoCo tokens of each segment.")
-    @click.option("--max-new-tokens", type=click.IntRange(1), default=16, show_default=True, help="Longest answer.")
-    @click.option("--limit", type=click.IntRange(1), help="Only the first so many questions.")
-    @click.option("--shard", type=ShardType(), default=(1, 1), help="Only part I of N of the videos (then: merge).")
+    @click.option("--fps", type=float, help="Frames per second to sample.  [default: the model's]")
+    @click.option("--num-frames", type=int, help="Number of frames to sample, evenly spaced, instead of --fps.")
+    @click.option("--tokens", type=int, help="VoCo tokens to read of each segment.  [default: all]")
+    @click.option(
+        "--max-new-tokens", type=click.IntRange(1), default=16, show_default=True, help="Most tokens of an answer."
+    )
+    @click.option("--limit", type=click.IntRange(1), help="Number of questions to answer.  [default: all]")
+    @click.option(
+        "--shard",
+        type=ShardType(),
+        default=(1, 1),
+        help="Answer shard I of N of the videos; `voco eval merge` joins them.",
+    )
     @dtype_option
-    @click.option("--device", help="cpu or cuda.  [default: a GPU where there is one]")
-    @click.option("--address", help="A Ray cluster to ingest and to answer on.")
+    @click.option("--device", help="cpu or cuda.  [default: cuda if available]")
+    @click.option("--address", help="Ray cluster to ingest and answer on.")
     def command(out: Path, videos: Path | None, no_ingest: bool, **options: Any) -> int:
         from vococache.errors import InputError
         from vococache.pipeline.evaluation.datasets import DATA_SETS
@@ -147,8 +156,8 @@ def merge_command(run: Path) -> int:
 
 
 judge_options = (
-    click.option("--judge-model", help="The judge's name at its endpoint."),
-    click.option("--judge-prompt", type=file, help="A prompt of yours, with {question}, {answer}, {prediction}."),
+    click.option("--judge-model", help="Name of the judge model at its endpoint."),
+    click.option("--judge-prompt", type=file, help="Your own prompt, with {question}, {answer}, {prediction}."),
 )
 
 
@@ -161,11 +170,11 @@ def _with_judge(function: Any) -> Any:
 @eval_group.command("judge")
 @click.argument("run", type=folder)
 @_with_judge
-@click.option("--judge-url", help="An endpoint that speaks OpenAI's chat protocol.  [default: OpenAI's own]")
-@click.option("--concurrency", type=click.IntRange(1), default=8, show_default=True, help="Calls at once.")
-@click.option("--timeout", type=float, default=60.0, show_default=True, help="Seconds of one call.")
-@click.option("--price", type=float, nargs=2, help="Of a million tokens in, and out: for the estimate.")
-@click.option("--dry-run", is_flag=True, help="Only tell what it would take.")
+@click.option("--judge-url", help="OpenAI-compatible endpoint.  [default: OpenAI's own]")
+@click.option("--concurrency", type=click.IntRange(1), default=8, show_default=True, help="Concurrent calls.")
+@click.option("--timeout", type=float, default=60.0, show_default=True, help="Timeout of a call, in seconds.")
+@click.option("--price", type=float, nargs=2, help="Price of a million input and output tokens, for the estimate.")
+@click.option("--dry-run", is_flag=True, help="Show the estimate; call nothing.")
 def judge_command(
     run: Path, judge_url: str | None, judge_model: str | None, judge_prompt: Path | None, concurrency: int,
     timeout: float, price: tuple[float, float] | None, dry_run: bool,
@@ -202,9 +211,9 @@ def judge_command(
 @eval_group.command("report")
 @click.argument("runs", nargs=-1, required=True, type=folder)
 @_with_judge
-@click.option("--wups", is_flag=True, help="Also WUPS, through nltk's WordNet.")
-@click.option("--upper", type=folder, help="A run with full attention: with --lower, retention is told.")
-@click.option("--lower", type=folder, help="A run that sees nothing.")
+@click.option("--wups", is_flag=True, help="Also compute WUPS (needs nltk's WordNet).")
+@click.option("--upper", type=folder, help="Run with full attention; with --lower, retention is reported.")
+@click.option("--lower", type=folder, help="Run that sees no video.")
 @click.option("--format", "shape", type=click.Choice(["text", "markdown", "json"]), default="text", show_default=True)
 def report_command(
     runs: tuple[Path, ...], judge_model: str | None, judge_prompt: Path | None, wups: bool,

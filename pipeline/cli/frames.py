@@ -11,12 +11,12 @@ from vococache.pipeline.cli.terminal import say
 @click.command("frames")
 @click.argument("video")
 @click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The sheet, as .png or .jpg."
+    "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Image file to write (.png or .jpg)."
 )
-@click.option("--fps", type=float, help="Frames a second, by presentation time.  [default: 1]")
-@click.option("--num-frames", type=int, help="So many frames, evenly spread, instead of --fps.")
-@click.option("--size", type=click.IntRange(1, 4096), default=336, show_default=True, help="Pixels a side of a frame.")
-@click.option("--decoder", type=click.Choice(["decord", "pyav"]), help="[default: what an ingest would take]")
+@click.option("--fps", type=float, help="Frames per second to sample.  [default: 1]")
+@click.option("--num-frames", type=int, help="Number of frames to sample, evenly spaced, instead of --fps.")
+@click.option("--size", type=click.IntRange(1, 4096), default=336, show_default=True, help="Side of a frame in pixels.")
+@click.option("--decoder", type=click.Choice(["decord", "pyav"]), help="Decoder to use.  [default: as an ingest would]")
 def frames_command(video: str, out: Path, **options: Any) -> int:
     """Draw the frames of VIDEO that an ingest would compress, with their times, on one sheet.
 

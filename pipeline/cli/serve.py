@@ -13,15 +13,25 @@ MIB = 1 << 20
 
 @click.command("serve")
 @click.argument("store")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; elsewhere a token is needed.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="0: any that is free.")
-@click.option("--token", envvar="VOCO_TOKEN", help="What clients must show.  [default: made where needed]")
-@click.option("--sources", is_flag=True, help="Hand out the video files too: the page can play them.")
-@click.option("--queue", type=click.IntRange(1), default=256, show_default=True, help="Most questions at once.")
-@click.option("--cache-mib", type=click.IntRange(1), default=2048, show_default=True, help="Of caches kept in memory.")
-@click.option("--model", help="Folder, embedded model's name or Hugging Face hub id.  [default: that made STORE]")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address to listen on; other than loopback needs a token."
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8765,
+    show_default=True,
+    help="Port to listen on; 0 picks a free one.",
+)
+@click.option("--token", envvar="VOCO_TOKEN", help="Bearer token for clients.  [default: generated if needed]")
+@click.option("--sources", is_flag=True, help="Also serve the video files, so that the page can play them.")
+@click.option(
+    "--queue", type=click.IntRange(1), default=256, show_default=True, help="Maximum number of waiting questions."
+)
+@click.option("--cache-mib", type=click.IntRange(1), default=2048, show_default=True, help="Memory for caches, in MiB.")
+@click.option("--model", help="Model to answer with.  [default: the one that made STORE]")
 @dtype_option
-@click.option("--device", help="cpu or cuda.  [default: a GPU where there is one]")
+@click.option("--device", help="cpu or cuda.  [default: cuda if available]")
 def serve_command(store: str, sources: bool, queue: int, cache_mib: int, **options: Any) -> int:
     """Serve STORE: a page to look and ask, and OpenAI's chat protocol for programs (docs/serving.md).
 

@@ -13,11 +13,11 @@ from vococache.pipeline.selection import STATUSES, select
 EXIT_DAMAGED = 1
 SORTS = ("id", "status", "segments", "duration", "bytes")
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-status_option = click.option("--status", type=click.Choice(STATUSES), help="Only videos of that status.")
-from_option = click.option("--from", "listed", type=click.File(), help="Ids in a file, one a line; - is stdin.")
+status_option = click.option("--status", type=click.Choice(STATUSES), help="Only videos with this status.")
+from_option = click.option("--from", "listed", type=click.File(), help="File of ids, one per line; - is stdin.")
 
 
 def table(rows: Sequence[Sequence[str]]) -> None:
@@ -39,7 +39,9 @@ def describe_findings(findings: dict[str, Any]) -> str:
 @click.command("ls")
 @click.argument("store")
 @status_option
-@click.option("--sort", type=click.Choice(SORTS), default="id", show_default=True, help="Numbers: largest first.")
+@click.option(
+    "--sort", type=click.Choice(SORTS), default="id", show_default=True, help="Sort order; numbers largest first."
+)
 @json_option
 def ls_command(store: str, status: str | None, sort: str, as_json: bool) -> int:
     """List the videos of STORE.
@@ -169,10 +171,10 @@ def stats_command(stores: tuple[str, ...], as_json: bool) -> int:
 @click.argument("videos", nargs=-1)
 @status_option
 @from_option
-@click.option("--repair", is_flag=True, help="Ingest damaged videos again, where their source is there.")
-@click.option("--model", help="With --repair: the model that made the store.  [default: by its name in the store]")
-@click.option("--device", help="With --repair: cpu or cuda. [default: a GPU where there is one]")
-@click.option("--address", help="With --repair: a Ray cluster; without it a local Ray is started.")
+@click.option("--repair", is_flag=True, help="Ingest damaged videos again, if their source is still there.")
+@click.option("--model", help="With --repair: model to use.  [default: the one that made the store]")
+@click.option("--device", help="With --repair: cpu or cuda.  [default: cuda if available]")
+@click.option("--address", help="With --repair: Ray cluster to run on.  [default: a local Ray]")
 @json_option
 def verify_command(
     store: str,

@@ -36,9 +36,9 @@ def _command(stage: str, text: str) -> None:
                   help="The run's folder: checkpoints, log.csv, TensorBoard events, the trained model/.")  # fmt: skip
     @click.option("--set", "changes", multiple=True, metavar="NAME=VALUE",
                   help="Change a setting: --set trainer.max_steps=100. May be repeated.")  # fmt: skip
-    @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in --out.")
-    @click.option("--workers", type=click.IntRange(min=1), help="Train on so many Ray workers, one GPU each if any.")
-    @click.option("--address", help="Ray cluster to train on (with --workers); by default this machine.")
+    @click.option("--resume", is_flag=True, help="Resume from the last checkpoint in --out.")
+    @click.option("--workers", type=click.IntRange(min=1), help="Number of Ray workers, one GPU each if available.")
+    @click.option("--address", help="With --workers: Ray cluster to train on.  [default: this machine]")
     def command(
         config: Path, out: Path, changes: tuple[str, ...], resume: bool, workers: int | None, address: str | None
     ) -> None:
