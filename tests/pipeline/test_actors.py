@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from itertools import islice
@@ -98,7 +99,11 @@ def test_nothing_listens_on_a_network_address() -> None:
 
 def family(name: str) -> list[psutil.Process]:
     """The processes of this Ray that are at a task or actor of that name."""
-    return [each for each in psutil.Process().children(recursive=True) if name in " ".join(each.cmdline())]
+    found = []
+    for each in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it has ended since, and so has a zombie
+            found += [each] if name in " ".join(each.cmdline()) else []
+    return found
 
 
 @pytest.mark.parametrize("name", ["read_batches", "_Feed"])

@@ -61,7 +61,7 @@ def put_question(page: sync_api.Page, text: str) -> sync_api.Locator:
 
 def test_the_list_tells_states_and_is_searched(page: sync_api.Page) -> None:
     sync_api.expect(page.locator("#count")).to_have_text("6 videos")
-    assert "moov atom not found" in page.locator("#videos li").filter(has_text="broken").inner_text()
+    sync_api.expect(page.locator("#videos li").filter(has_text="broken")).to_contain_text("moov atom not found")
     page.keyboard.press("/")
     page.keyboard.type("clip-2")
     sync_api.expect(page.locator("#count")).to_have_text("1 of 6 videos", timeout=PATIENCE)

@@ -121,14 +121,14 @@ def test_child_dies_with_its_parent(tmp_path: Path, clip: str, hangs: bool) -> N
     os.mkfifo(tmp_path / "pipe.mp4")
     program = f"""
         import sys, time
-        from vococache.workers.video.process import Decoder
-        from vococache.workers.video.sampling import Sampling
+        from vococache.workers.video.process import DecoderProcess
+        from vococache.workers.video.sampling import FrameSampling
         from vococache.model.images import FrameGeometry
-        decoder = Decoder()
+        decoder = DecoderProcess()
         decoder.probe({clip!r})
         print(decoder.pid, flush=True)
         if {hangs}:
-            decoder.open({str(tmp_path / "pipe.mp4")!r}, Sampling(), FrameGeometry(size=96), "pyav")
+            decoder.open({str(tmp_path / "pipe.mp4")!r}, FrameSampling(), FrameGeometry(size=96), "pyav")
         time.sleep(60)
     """
     parent = subprocess.Popen(
