@@ -16,11 +16,12 @@ from vococache.model.training_costs import STATE_BYTES, Step, activation_bytes, 
 RECIPES = Path(__file__).parent.parent / "pipeline/training/recipes"
 GPUS, RATE, SHARE = 8, 312e12, 0.4  # A100 in bfloat16; 40% is what trainings of this size report
 
-# A LLaVA-1.5 mix of 665,000 conversations; 232,000 captions of WebVid (as LLaMA-VID took; the paper does not say)
-# and 100,000 questions of Video-ChatGPT. Segments and tokens of a row, tokens that are labelled.
+# A LLaVA-1.5 mix of 665,000 conversations; 178,000 long captions of LLaVA-Video-178K (in place of the paper's WebVid,
+# of which it does not say how many) and 100,000 questions of Video-ChatGPT. Segments and tokens of a row, tokens that
+# are labelled.
 STAGES = {
     "vicuna-7b-compress": {"rows": 665_000, "segments": 1, "text": 300, "labels": 150},
-    "vicuna-7b-temporal": {"rows": 332_000, "segments": 32, "text": 100, "labels": 60},
+    "vicuna-7b-temporal": {"rows": 278_000, "segments": 32, "text": 300, "labels": 250},
 }
 
 

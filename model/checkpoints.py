@@ -89,10 +89,10 @@ def load_model(
     (`vococache.model.untrained`; of a checkpoint with VoCo tokens "full" is the upper bound in `baselines`); by default
     the checkpoint's own, "cover" where it knows no VoCo tokens. `num_voco_tokens` (K), `frames_per_segment` (F),
     `newline_ids` (stage 1 with VoCo tokens: who gives them wants these) and `prefix_ids` (without) override the
-    checkpoint's. `chat_template`: Jinja text instead of the checkpoint's own, without VoCo tokens; prefix and
-    questions then follow it. `dtype`: of weights and computation; by default float32 on a CPU, the checkpoint's own on
-    a GPU; "float8" is bfloat16 with the compressor's decoder in float8 (`vococache.model.float8`). `device`: by default
-    a GPU where there is one.
+    checkpoint's. `chat_template`: Jinja text instead of the checkpoint's own; prefix and questions then follow it.
+    `dtype`: of weights and computation; by default float32 on a CPU, and on a GPU the checkpoint's own, but bfloat16
+    for float32; "float8" is bfloat16 with the compressor's decoder in float8 (`vococache.model.float8`). `device`: by
+    default a GPU where there is one.
 
     Raises `ModelError` where the folder is not such a checkpoint, is not supported, or has missing, extra,
     mis-shaped or non-finite weights.
@@ -155,7 +155,7 @@ def locate(path_or_name: str | Path) -> tuple[Path, str]:
 def read_layout(folder: Path, compression: str | None = None, chat_template: str | None = None) -> Layout:
     """Recognise a checkpoint's layout by its `model_type`; one that knows no `<voco>` gets it for "voco" alone.
 
-    `chat_template`: instead of the checkpoint's own, without VoCo tokens. Raises `ModelError`.
+    `chat_template`: instead of the checkpoint's own. Raises `ModelError`.
     """
     data = read_json(folder / "config.json")
     try:
@@ -216,7 +216,7 @@ def save_pretrained(model: VoCoModel, folder: str | Path, *, note: str | None = 
 
 
 def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype | None:
-    """The dtype to load in; None keeps the checkpoint's."""
+    """The dtype to load in; None keeps the checkpoint's, but for float32."""
     if dtype is None:
         return torch.float32 if device.type == "cpu" else None
     if isinstance(dtype, torch.dtype):
@@ -335,12 +335,13 @@ def _fill_reader(model: VoCoModel, settings: dict[str, Any], folder: Path) -> No
 
 
 def _checked(what: str, tensor: Tensor, shape: torch.Size, dtype: torch.dtype | None) -> Tensor:
-    """A stored weight in `dtype` (None: as stored). Raises `ModelError` where it cannot be used."""
+    """A stored weight in `dtype` (None: as stored, float32 as bfloat16). Raises `ModelError` where it is no use."""
     if tensor.shape != shape:
         raise ModelError(f"{what} should have the shape {tuple(shape)}, found {tuple(tensor.shape)}")
     if tensor.dtype not in DTYPES.values():
         raise ModelError(f"{what} has the dtype {dtype_name(tensor.dtype)}; expected one of {sorted(DTYPES)}")
-    cast = tensor.to(dtype=dtype)
+    # On a GPU float32 would take twice the bytes of weights and caches, and no tensor core.
+    cast = tensor.to(dtype or (torch.bfloat16 if tensor.dtype == torch.float32 else tensor.dtype))
     if not torch.isfinite(cast).all():
         raise ModelError(f"{what} holds NaN or infinite values, as {dtype_name(cast.dtype)}")
     return cast

@@ -37,23 +37,34 @@ def _command(stage: str, text: str) -> None:
     @click.option("--set", "changes", multiple=True, metavar="NAME=VALUE",
                   help="Change a setting: --set trainer.max_steps=100. May be repeated.")  # fmt: skip
     @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in --out.")
+    @click.option("--overwrite", is_flag=True, help="Start anew where a run has been; its model/ is deleted.")
+    @click.option("--dry-run", is_flag=True, help="Only say what the run would take: rows, steps, memory, hours.")
     @click.option("--workers", type=click.IntRange(min=1), help="Train on so many Ray workers, one GPU each if any.")
     @click.option("--address", help="Ray cluster to train on (with --workers); by default this machine.")
     def command(
-        config: Path, out: Path, changes: tuple[str, ...], resume: bool, workers: int | None, address: str | None
-    ) -> None:
+        config: Path, out: Path, changes: tuple[str, ...], resume: bool, overwrite: bool, dry_run: bool,
+        workers: int | None, address: str | None,
+    ) -> None:  # fmt: skip
         from vococache.pipeline.training.settings import check_stage, read_settings
 
         settings = read_settings(config, _changes(changes))
         check_stage(settings, stage)
+        if resume and overwrite:
+            raise InputError("expected one of --resume and --overwrite, found both")
+        if dry_run:
+            from vococache.pipeline.training.dry_run import dry_run as estimate
+
+            for line in estimate(settings, processes=workers):
+                say(line)
+            return
         if workers is None:
             from vococache.pipeline.training.run import train
 
-            figures = train(settings, out, resume=resume)
+            figures = train(settings, out, resume=resume, overwrite=overwrite)
         else:
             from vococache.pipeline.training.cluster import train_on_ray
 
-            figures = train_on_ray(settings, out, workers=workers, address=address, resume=resume)
+            figures = train_on_ray(settings, out, workers=workers, address=address, resume=resume, overwrite=overwrite)
         for name, value in figures.items():
             say(f"{name}: {value:g}")
         say(f"trained model: {out / 'model'}")

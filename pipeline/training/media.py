@@ -1,14 +1,7 @@
-"""Conversations as training examples, and the report of those that cannot be trained on.
+"""Conversations as training examples, their images and videos decoded as they are needed."""
 
-A row is never replaced by another: the loss is over what the data hold, and what they lack has a name.
-"""
-
-import json
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -18,65 +11,12 @@ from vococache.model.config import VoCoConfig
 from vococache.model.voco import IGNORED_LABEL, VoCoModel
 from vococache.pipeline.training.conversations import Conversation
 from vococache.pipeline.training.examples import Example, Text, encode_turns
+from vococache.pipeline.training.report import Cause, LeftOut, MediaReport, record
 from vococache.workers.media import MediaReader
 from vococache.workers.sampling import Sampling
 
-Cause = Literal["empty", "missing", "broken", "too long"]
 # Stands for a row that turned out useless: no frames and no labels, so that no loss comes from it.
 NOTHING = Example([Text([0], [IGNORED_LABEL])])
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """A row that is not trained on. `row`: its place among the conversations; `medium`: its file, "" where text."""
-
-    row: int
-    id: str
-    medium: str
-    cause: Cause
-    reason: str
-
-    def to_line(self) -> bytes:
-        """A line of JSON, shorter than 4096 bytes: several processes may append such lines to one file."""
-        short = asdict(self) | {"id": self.id[:100], "medium": self.medium[-300:], "reason": self.reason[:200]}
-        return json.dumps(short, ensure_ascii=False).encode(errors="replace") + b"\n"
-
-
-@dataclass(frozen=True, slots=True)
-class MediaReport:
-    """What was left out, by cause: how many rows, and the reason for each file (each id, where the row is text)."""
-
-    counts: dict[str, int]
-    names: dict[str, dict[str, str]]
-
-    @classmethod
-    def of(cls, left_out: Iterable[LeftOut]) -> "MediaReport":
-        """Each row counts once, whichever process met it in whichever epoch."""
-        rows = {(item.cause, item.row): item for item in left_out}.values()
-        names: dict[str, dict[str, str]] = {}
-        for item in rows:
-            names.setdefault(item.cause, {})[item.medium or item.id] = item.reason
-        return cls(dict(Counter(item.cause for item in rows)), names)
-
-    def __str__(self) -> str:
-        return "; ".join(
-            f"{count} {cause} ({', '.join(list(self.names[cause])[:3])}{', ...' if len(self.names[cause]) > 3 else ''})"
-            for cause, count in self.counts.items()
-        )
-
-
-def read_report(path: Path) -> MediaReport:
-    """All that was appended to a `report.jsonl`, also by earlier runs in the same folder; nothing if it is absent."""
-    if not path.exists():
-        return MediaReport({}, {})
-    return MediaReport.of(LeftOut(**json.loads(line)) for line in path.read_bytes().splitlines())
-
-
-def record(report: Path, left_out: Iterable[LeftOut]) -> None:
-    """Append rows to a report."""
-    with report.open("ab", buffering=0) as file:  # unbuffered: each line is one write
-        for item in left_out:
-            file.write(item.to_line())
 
 
 def check_length(config: VoCoConfig, cached: int, text: Text) -> None:
@@ -115,7 +55,7 @@ class ConversationExamples(Dataset[Example]):
     def __getitem__(self, index: int) -> Example:
         """A row; `NOTHING` for one that cannot be trained on."""
         row = self.conversations[self._rows[index]]
-        text = encode_turns(self.tokenizer, self.config.prompt, row.turns)
+        text = encode_turns(self.tokenizer, self.config.prompt, row.turns, alone=not row.media)
         try:
             frames = self._frames(row)
             check_length(self.config, 0 if frames is None else len(frames) * self.entries, text)
@@ -135,11 +75,11 @@ class ConversationExamples(Dataset[Example]):
             row = self.conversations[number]
             if not all(question and answer for question, answer in row.turns):
                 found.append(self._left_out(number, "empty", "an empty question or answer"))
-            elif row.medium is not None and not row.medium.is_file():
-                found.append(self._left_out(number, "missing", "no such file"))
+            elif gone := [path for path in row.media if not path.exists()]:
+                found.append(LeftOut(number, row.id, str(gone[0]), "missing", "no such file"))
         record(self.report, found)
-        gone = {item.row for item in found}
-        self._rows = [number for number in self._rows if number not in gone]
+        left = {item.row for item in found}
+        self._rows = [number for number in self._rows if number not in left]
         report = MediaReport.of(found)
         if not self._rows:
             raise InputError(f"none of {len(self.conversations)} rows can be trained on: {report}")
@@ -151,10 +91,12 @@ class ConversationExamples(Dataset[Example]):
 
     def _frames(self, row: Conversation) -> np.ndarray | None:
         """uint8 [S, F, H, W, 3], None for text."""
-        if row.medium is None:
+        if row.kind == "text":
             return None
-        return self.media.image(row.medium) if row.kind == "image" else self.media.video(row.medium)
+        if row.kind == "image":
+            return np.concatenate([self.media.image(path) for path in row.media])
+        return self.media.video(row.media[0]) if len(row.media) == 1 else self.media.pictures(row.media)
 
     def _left_out(self, number: int, cause: Cause, reason: str) -> LeftOut:
         row = self.conversations[number]
-        return LeftOut(number, row.id, "" if row.medium is None else str(row.medium), cause, reason)
+        return LeftOut(number, row.id, str(row.media[0]) if row.media else "", cause, reason)

@@ -8,7 +8,8 @@ from torch.utils.data import Dataset
 from vococache.errors import ContextLimitError, InputError
 from vococache.pipeline.training.conversations import Conversation
 from vococache.pipeline.training.examples import Example, encode_turns
-from vococache.pipeline.training.media import NOTHING, LeftOut, MediaReport, check_length, record
+from vococache.pipeline.training.media import NOTHING, check_length
+from vococache.pipeline.training.report import LeftOut, MediaReport, record
 from vococache.workers.reason import ReasonStage
 
 
@@ -27,12 +28,12 @@ class StoredExamples(Dataset[Example]):
         self.rows: list[tuple[str, int, Conversation]] = []
         missing = []
         for number, row in enumerate(conversations):
-            video = row.medium.stem if row.kind == "video" and row.medium is not None else ""
+            video = row.media[0].stem if row.kind == "video" else ""
             if video in known:
                 self.rows.append((video, number, row))
             else:
                 reason = "no complete video of that name in the store"
-                missing.append(LeftOut(number, row.id, str(row.medium or ""), "missing", reason))
+                missing.append(LeftOut(number, row.id, str(row.media[0]) if row.media else "", "missing", reason))
         record(report, missing)
         self.left_out = MediaReport.of(missing)
         if not self.rows:
@@ -50,6 +51,6 @@ class StoredExamples(Dataset[Example]):
         try:
             check_length(model.config, (span.stop - span.start) * self.stage.store.header.tokens, text)
         except ContextLimitError as error:
-            record(self.report, [LeftOut(number, row.id, str(row.medium), "too long", str(error))])
+            record(self.report, [LeftOut(number, row.id, str(row.media[0]), "too long", str(error))])
             return NOTHING
         return Example([text], cache=self.stage.read(span).data.numpy())

@@ -3,6 +3,7 @@
 import csv
 import logging
 import warnings
+from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from vococache.errors import InputError
 from vococache.model.objective import Objective
 from vococache.model.reader import own_weights
 from vococache.model.voco import IGNORED_LABEL
+from vococache.pipeline.training.arguments import checked
 from vococache.pipeline.training.examples import collate
+from vococache.pipeline.training.folder import LOG
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +29,7 @@ class CsvLog(TrainerCallback):
     """Every logged figure as a line of `log.csv`: step, name, value."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / "log.csv"
+        self.path = folder / LOG
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         """Append the figures."""
@@ -40,13 +43,23 @@ class CsvLog(TrainerCallback):
             writer.writerows((state.global_step, name, value) for name, value in logs.items())
 
 
-class NoLastCheckpoint(TrainerCallback):
-    """Behind the last step comes the model itself: resumed from a checkpoint there, the Trainer would add a step."""
+class NothingLeft(Exception):
+    """The checkpoint to go on from is that of the last step."""
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Save none there."""
+
+class StopAtTheEnd(TrainerCallback):
+    """Resumed from the checkpoint of the last step, the Trainer would add a step."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Raise `NothingLeft` there; the weights are loaded by now."""
         if state.global_step >= state.max_steps:
-            control.should_save = False
+            raise NothingLeft
+
+
+def run_to_the_end(trainer: Trainer, checkpoint: str | None) -> None:
+    """Train, from the start or from a checkpoint."""
+    with suppress(NothingLeft):
+        trainer.train(resume_from_checkpoint=checkpoint)
 
 
 class VoCoTrainer(Trainer):
@@ -94,7 +107,7 @@ def computes_bfloat16() -> bool:
 def training_arguments(trainer: dict[str, Any], out: Path, seed: int) -> TrainingArguments:
     """The Trainer's arguments: the settings' own, and what our batches need. Raises `InputError`."""
     values: dict[str, Any] = {"report_to": ["tensorboard"], "use_cpu": not torch.cuda.is_available()}
-    values |= deepcopy(trainer)  # `fsdp_config` is changed in place
+    values |= deepcopy(checked(trainer))  # `fsdp_config` is changed in place
     if values.get("bf16") and values["use_cpu"] and not computes_bfloat16():
         logger.warning("this CPU has no bfloat16 products: training in float32 instead of bf16")
         values["bf16"] = False
@@ -119,5 +132,5 @@ def make_trainer(
         train_dataset=train,
         eval_dataset=evaluate,
         compute_metrics=answer_accuracy,
-        callbacks=[CsvLog(Path(str(arguments.output_dir))), NoLastCheckpoint()],
+        callbacks=[CsvLog(Path(str(arguments.output_dir))), StopAtTheEnd()],
     )

@@ -7,6 +7,10 @@ from typing import Any
 import pytest
 
 from vococache.model.scratch import byte_tokenizer, small_config
+from vococache.pipeline.ingest import ingest
+from vococache.pipeline.synthetic.render import write_clip
+from vococache.pipeline.synthetic.scene import make_scene
+from vococache.pipeline.training.run import train
 from vococache.pipeline.training.settings import TrainSettings
 
 
@@ -40,3 +44,25 @@ def settings(blank: Path) -> Any:
         return TrainSettings(**defaults | changes, trainer=short | (trainer or {}))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory, blank: Path, local_ray: None) -> tuple[Path, Path, Path]:
+    """(model folder, store, conversations about its videos); the videos themselves are gone."""
+    root = tmp_path_factory.mktemp("corpus")
+    settings = TrainSettings(
+        model=str(blank), from_scratch=True, data=({"synthetic": "train", "count": 8, "asked": 1, "still": True},),
+        trainer={"max_steps": 1, "use_cpu": True, "disable_tqdm": True, "report_to": []},
+    )  # fmt: skip
+    train(settings, root / "start")
+    (root / "videos").mkdir()
+    rows = []
+    for number in range(3):
+        path = write_clip(make_scene(f"train {number}"), root / f"videos/clip{number}.mp4")
+        rows.append({"video": path.name, "question": f"which one is it, {number}?", "answer": "red left"})
+    rows.append({"video": "gone.mp4", "question": "where is it?", "answer": "nowhere"})
+    ingest(str(root / "videos"), str(root / "store"), fps=2, model=str(root / "start/model"))
+    for path in (root / "videos").iterdir():
+        path.unlink()
+    (root / "rows.json").write_text("\n".join(map(json.dumps, rows)))
+    return root / "start/model", root / "store", root / "rows.json"

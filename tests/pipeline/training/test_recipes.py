@@ -1,14 +1,14 @@
 """The committed recipes and the document about training say what the code takes."""
 
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from vococache.pipeline.training import trainer
 from vococache.pipeline.training.conversations import read_conversations
-from vococache.pipeline.training.settings import TrainSettings, check_stage, read_settings
+from vococache.pipeline.training.settings import Source, TrainSettings, check_stage, read_settings, table
 from vococache.pipeline.training.trainer import training_arguments
 
 ROOT = Path(__file__).parents[3]
@@ -36,10 +36,22 @@ def test_the_papers_recipe(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
     assert arguments.bf16
     assert settings.gradient_checkpointing
     assert "vision_tower" not in settings.train
+    assert settings.compose if name == "compress" else not settings.compose
+    assert not any("webvid" in str(source.file) for source in settings.data), "which can no longer be fetched"
     if name != "temporal-reader":
         assert arguments.learning_rate == 2e-5
         assert arguments.fsdp_plugin_args["fsdp_version"] == 2
         assert arguments.fsdp_plugin_args["transformer_cls_names_to_wrap"] == "LlamaDecoderLayer,CLIPEncoderLayer"
+
+
+def test_the_quick_start_is_the_papers_recipe_with_another_start() -> None:
+    path = ROOT / "pipeline/training/recipes/vicuna-7b-compress.yaml"
+    changes = {"compose": "null", "model": "llava-hf/llava-1.5-7b-hf"}
+    told = " ".join(f"--set {name}={value}" for name, value in changes.items())
+    assert told in path.read_text()
+    assert told in DOCUMENT
+    quick, papers = read_settings(path, changes), read_settings(path, {})
+    assert quick == papers.model_copy(update={"model": changes["model"], "compose": None})
 
 
 def test_bf16_is_float32_where_a_cpu_has_no_such_products(
@@ -53,9 +65,9 @@ def test_bf16_is_float32_where_a_cpu_has_no_such_products(
     assert trainer.training_arguments(wanted, tmp_path, seed=0).bf16
 
 
-def test_the_document_names_every_setting() -> None:
-    missing = [entry.name for entry in fields(TrainSettings) if f"`{entry.name}`" not in DOCUMENT]
-    assert not missing
+@pytest.mark.parametrize("model", [TrainSettings, Source])
+def test_the_documents_tables_are_those_of_the_settings(model: type[BaseModel]) -> None:
+    assert table(model) in DOCUMENT, "python -m vococache.pipeline.training.settings prints them"
 
 
 def examples(language: str) -> list[str]:
@@ -74,4 +86,4 @@ def test_the_documents_settings_are_valid(text: str, tmp_path: Path) -> None:
 def test_the_documents_data_are_read(text: str, tmp_path: Path) -> None:
     path = tmp_path / "data"
     path.write_text(text)
-    assert all(row.turns for row in read_conversations(path, tmp_path))
+    assert all(row.turns for row in read_conversations(path, tmp_path)[0])

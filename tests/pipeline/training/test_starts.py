@@ -18,6 +18,7 @@ from vococache.errors import InputError
 from vococache.model.checkpoints import load_model
 from vococache.model.scratch import byte_tokenizer
 from vococache.pipeline.training.run import train
+from vococache.pipeline.training.start import planned_model
 
 SIDE = 60
 
@@ -81,7 +82,34 @@ def test_parts_put_together(settings: Any, parts: tuple[Path, Path], tmp_path: P
     check_trained(tmp_path / "out", compose(decoder, tower, device="cpu"))
 
 
+TEMPLATE = (
+    "{% for message in messages %}{{ '[' + message['role'] + ']' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{{ part['text'] if part['type'] == 'text' else '<s>' }}{% endfor %}{% endif %}{{ '[end]' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("composed", [True, False])
+def test_a_chat_template_of_ones_own_is_kept(
+    settings: Any, parts: tuple[Path, Path], family: Path, tmp_path: Path, composed: bool
+) -> None:
+    (tmp_path / "own.jinja").write_text(TEMPLATE)
+    start: dict[str, Any] = {"model": str(family)}
+    if composed:
+        start = {"model": str(parts[0]), "compose": {"tower": str(parts[1])}}
+    run = settings(
+        {"max_steps": 1}, **start, from_scratch=False, train=("projector",), chat_template=str(tmp_path / "own.jinja")
+    )
+    assert planned_model(run).config.prompt.template == "[user]{question}[end][assistant]"
+    train(run, tmp_path / "out")
+    prompt = load_model(tmp_path / "out/model", device="cpu").config.prompt
+    assert (prompt.template, prompt.before_answer) == ("[user]{question}[end][assistant]", "")
+    assert prompt.followup == "[end][user]{question}[end][assistant]"
+    with pytest.raises(InputError, match=r"chat_template .*gone.jinja cannot be read"):
+        train(run.model_copy(update={"chat_template": "gone.jinja"}), tmp_path / "two")
+
+
 def test_what_parts_are_not_is_refused(settings: Any, parts: tuple[Path, Path], tmp_path: Path) -> None:
-    run = settings(model=str(parts[0]), compose={"eyes": str(parts[1])}, from_scratch=False)
-    with pytest.raises(InputError, match="`compose` takes tower, projector and feature_layer"):
-        train(run, tmp_path / "out")
+    with pytest.raises(InputError, match=r"compose.tower is missing; compose.eyes is unknown; expected .* tower,"):
+        settings(model=str(parts[0]), compose={"eyes": str(parts[1])}, from_scratch=False)

@@ -1,0 +1,149 @@
+"""The model that a run starts with, and what it is saved as."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vococache.errors import InputError
+from vococache.model.baselines import model_class, with_compression
+from vococache.model.checkpoints import DTYPES, load_model, locate, read_layout
+from vococache.model.compose import compose, composed_layout
+from vococache.model.fingerprint import is_stage1
+from vococache.model.scratch import random_model
+from vococache.model.voco import VoCoModel
+from vococache.pipeline.training.settings import TrainSettings
+
+
+def saved_dtype(settings: TrainSettings, arguments: Any, model: VoCoModel) -> torch.dtype:
+    """The dtype of the saved model: what is computed in, unless that would round a compressor which does not learn.
+
+    Its weights decide which stores are valid. Raises `InputError` where `save_dtype` asks for that.
+    """
+    computed = "bfloat16" if arguments.bf16 else "float16" if arguments.fp16 else "float32"
+    dtype = DTYPES[settings.save_dtype or computed]
+    if set(settings.train) != {"reader"} or all(
+        weight.to(dtype).to(weight.dtype).equal(weight)
+        for name, weight in model.state_dict().items()
+        if is_stage1(name, model.config)
+    ):
+        return dtype
+    if settings.save_dtype is not None:
+        raise InputError(
+            f"`save_dtype: {settings.save_dtype}` would round the compressor's weights, and no store of"
+            f" {settings.model} would be valid any more: leave it out, or take float32"
+        )
+    return torch.float32
+
+
+def starting_model(settings: TrainSettings, device: torch.device) -> VoCoModel:
+    """The model as training starts, in float32, the parts that learn marked."""
+    changes = {"tokens": settings.voco_tokens, "frames": settings.frames_per_segment}
+    template = chat_template(settings)
+    if settings.from_scratch:
+        layout = read_layout(Path(settings.model), "voco", template)
+        model = random_model(layout.config.with_voco(**changes), settings.seed)
+        model.tokenizer = layout.tokenizer
+    elif settings.compose is not None:
+        parts = settings.compose.model_dump()
+        model = compose(
+            settings.model, **parts, chat_template=template, seed=settings.seed, dtype="float32", device=device
+        )
+        model.config = model.config.with_voco(**changes)
+        model.config.check_stage1_ids()
+    else:
+        model = load_model(
+            settings.model, compression=_kind(settings), chat_template=template, dtype="float32", device=device
+        )
+        model.config = model.config.with_voco(**changes)
+        model.config.check_stage1_ids()
+    return prepared(model, settings)
+
+
+def planned_model(settings: TrainSettings) -> VoCoModel:
+    """What `starting_model` gives, by configs and tokenizer alone: its weights are on the meta device."""
+    template = chat_template(settings)
+    if settings.compose is not None:
+        layout = composed_layout(settings.model, **settings.compose.model_dump(), chat_template=template)
+    elif settings.from_scratch:
+        layout = read_layout(Path(settings.model), "voco", template)
+    else:
+        layout = read_layout(locate(settings.model)[0], _kind(settings), template)
+    config = layout.config.with_voco(tokens=settings.voco_tokens, frames=settings.frames_per_segment)
+    config.check_stage1_ids()
+    with torch.device("meta"):
+        model = model_class(config)(replace(config, reader=None))
+        if config.reader is not None:
+            model.add_reader(config.reader)
+        model.tokenizer = layout.tokenizer
+        return prepared(model, settings)
+
+
+def _kind(settings: TrainSettings) -> str | None:
+    """How the checkpoint compresses: those who do not know VoCo tokens get one, because training is for these."""
+    return None if read_layout(locate(settings.model)[0]).config.voco_token_id is not None else "voco"
+
+
+def prepared(model: VoCoModel, settings: TrainSettings) -> VoCoModel:
+    """The model with the compression and the reader of the settings, and the parts that learn marked."""
+    if model.tokenizer is None:
+        raise InputError(f"model {settings.model!r} has no tokenizer beside its weights: texts cannot be encoded")
+    if settings.compression is not None:
+        model = with_compression(model, settings.compression, settings.seed)
+    reader = settings.reader and settings.reader.given()
+    if reader and model.reader is None:
+        model.add_reader(reader)
+    elif reader and reader != model.config.reader:
+        raise InputError(
+            f"model {settings.model!r} has a reader already: expected `reader: {model.config.reader}`, which goes on"
+            f" learning, found {reader}"
+        )
+    model.gradient_checkpointing = settings.gradient_checkpointing
+    model.requires_grad_(False)
+    children = dict(model.named_children())
+    if "vision_tower" in settings.train:
+        children["vision_tower"].requires_grad_(True)
+    if "projector" in settings.train:
+        # A baseline's own modules stand between the tower and the decoder too.
+        for name in children.keys() - {"vision_tower", "language_model", "lm_head", "reader"}:
+            children[name].requires_grad_(True)
+    if "language_model" in settings.train:
+        children["language_model"].requires_grad_(True)
+        children["lm_head"].requires_grad_(True)
+    if "reader" in settings.train:
+        train_reader(model)
+    if set(settings.train) - {"reader"}:
+        model.weights_digest = None
+    return model
+
+
+def train_reader(model: VoCoModel) -> None:
+    """Let the reader's own weights learn, and no weight that stage 1 uses."""
+    assert model.reader is not None
+    assert model.config.reader is not None
+    if model.config.reader["kind"] == "full":
+        model.reader.requires_grad_(True)
+        model.lm_head.requires_grad_(True)
+    for name, weight in model.reader.named_parameters():
+        if "lora_" in name:
+            weight.requires_grad_(True)
+
+
+def teacher_model(settings: TrainSettings, model: VoCoModel, device: torch.device) -> VoCoModel | None:
+    """The teacher of the settings, reading with full attention."""
+    if settings.teacher is None:
+        return None
+    teacher = load_model(settings.teacher, dtype="float32", device=device)
+    teacher.config = teacher.config.with_voco(tokens=model.config.num_voco_tokens)
+    return with_compression(teacher, "full").eval()
+
+
+def chat_template(settings: TrainSettings) -> str | None:
+    """The text of the settings' template. Raises `InputError` where it cannot be read."""
+    if settings.chat_template is None:
+        return None
+    try:
+        return Path(settings.chat_template).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"chat_template {settings.chat_template} cannot be read: {error}") from None
