@@ -55,7 +55,8 @@ def train_on_ray(
         try:
             trainer.fit()
         except ray.train.v2.api.exceptions.WorkerGroupError as error:
-            known = [cause for cause in error.worker_failures.values() if isinstance(cause, VoCoError)]
+            causes = [getattr(cause, "_base_exc", cause) for cause in error.worker_failures.values()]  # Ray wraps them
+            known = [cause for cause in causes if isinstance(cause, VoCoError)]
             raise (known or [error])[0] from None
         figures: dict[str, float] = json.loads((out / FIGURES).read_text())
         return figures
