@@ -6,6 +6,7 @@ backward pass needs, so they are a lower bound: allocators and transient copies 
 
 from dataclasses import dataclass
 
+from vococache.model.chunks import positions_at_once
 from vococache.model.config import VoCoConfig
 from vococache.model.costs import Flops, compress_flops, read_flops
 
@@ -113,9 +114,10 @@ def activation_bytes(
     else:
         ends = (config.layers - whole - 1) * first * (3 * width + keys_values)
         layers = whole * stage1 + ends + config.layers * stage2
-    # Logits in float32, their log-softmax and its gradient.
-    output = 3 * 4 * step.labels * int(config.text.vocab_size)
-    return layers * bytes_per_value + output
+    # What the labels are predicted from; a chunk's logits in float32, their log-softmax and its gradient.
+    vocabulary = int(config.text.vocab_size)
+    output = 3 * 4 * min(step.labels, positions_at_once(vocabulary)) * vocabulary
+    return (layers + step.labels * width) * bytes_per_value + output
 
 
 def _layer_values(config: VoCoConfig, *, entries: int, fused: bool) -> int:
