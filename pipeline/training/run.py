@@ -170,11 +170,14 @@ def _entry(entry: dict[str, Any], model: VoCoModel, settings: TrainSettings, out
     conversations = read_conversations(file, Path(entry.get("media", file.parent)))
     report = out / REPORT
     if settings.store is not None:
-        stored = StoredExamples(ReasonStage(model, open_store(settings.store)), conversations, report)
+        stage = ReasonStage(model, open_store(settings.store))
+        stored = StoredExamples(stage, conversations, report, max_length=settings.max_length)
         _tell(file, len(conversations), stored.left_out, report)
         return stored
     sampling = Sampling(fps=settings.fps, num_frames=settings.num_frames)
-    examples = ConversationExamples(model, conversations, sampling, report, max_frames=settings.max_frames)
+    examples = ConversationExamples(
+        model, conversations, sampling, report, max_frames=settings.max_frames, max_length=settings.max_length
+    )
     _tell(file, len(conversations), examples.check_media(), report)
     return examples
 

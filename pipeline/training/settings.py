@@ -25,7 +25,8 @@ class TrainSettings:
     train for reading with any power of two of the K tokens. `teacher`: a checkpoint read with full attention, for
     the distillation term of weight `distillation`. `store`: take the caches of `data`'s videos from this store; only
     the `reader` (`{kind: full}`, or `{kind: lora}` with LoRA settings) learns. `fps`, `num_frames`, `max_frames`: how
-    videos are sampled. `note`: kept in the checkpoint and told to whoever asks it.
+    videos are sampled. `max_length`: tokens of a text, beyond which it is cut. `note`: kept in the checkpoint and told
+    to whoever asks it.
     """
 
     model: str
@@ -46,6 +47,7 @@ class TrainSettings:
     fps: float | None = None
     num_frames: int | None = None
     max_frames: int | None = None
+    max_length: int | None = None
     gradient_checkpointing: bool = False
     note: str | None = None
     trainer: dict[str, Any] = field(default_factory=dict)

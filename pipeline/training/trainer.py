@@ -18,6 +18,7 @@ from vococache.model.objective import Objective
 from vococache.model.reader import own_weights
 from vococache.model.voco import IGNORED_LABEL
 from vococache.pipeline.training.examples import collate
+from vococache.pipeline.training.lengths import ByLength, row_lengths
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,13 @@ class VoCoTrainer(Trainer):
             warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
         super().create_accelerator_and_postprocess()
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        together = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return ByLength(row_lengths(rows), together, lambda: self.args.seed + int(self.state.epoch or 0))
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         assert self.model is not None
         super()._save(output_dir, own_weights(self.model.state_dict() if state_dict is None else state_dict))
@@ -102,6 +110,10 @@ def training_arguments(trainer: dict[str, Any], out: Path, seed: int) -> Trainin
         arguments = TrainingArguments(output_dir=str(out), seed=seed, remove_unused_columns=False, **values)
     except (TypeError, ValueError) as error:
         raise InputError(f"the trainer's settings do not fit: {error}") from None
+    accelerator: Any = arguments.accelerator_config
+    if arguments.fsdp and accelerator.gradient_accumulation_kwargs is None:
+        # Gradients of all weights in float32, 27 GB of a 7B model, would wait in each process for the last batch.
+        accelerator.gradient_accumulation_kwargs = {"sync_each_batch": True}
     if arguments.n_gpu > 1:  # for which the Trainer would take DataParallel, which cannot cut our batches
         logger.warning("of %d GPUs one is used: `--workers`, or torchrun, starts a process for each", arguments.n_gpu)
         arguments._n_gpu = 1

@@ -12,6 +12,7 @@ from tests.pipeline.training.test_run import in_process, losses, weights
 
 from vococache.errors import InputError
 from vococache.pipeline.training.run import train
+from vococache.pipeline.training.trainer import training_arguments
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python")
 SHARDED = {
@@ -64,7 +65,8 @@ def test_a_sharded_run_with_checkpointing_resumes_to_the_same_weights(settings: 
     train(settings(trainer={"max_steps": 6, "per_device_train_batch_size": 8}), tmp_path / "one")
     out = tmp_path / "two"
     sharded = SHARDED["fsdp_config"] | {"state_dict_type": "SHARDED_STATE_DICT"}
-    trainer = {"max_steps": 6, "save_steps": 3, "fsdp_config": sharded}
+    accumulated = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    trainer = {"max_steps": 6, "save_steps": 3, "fsdp_config": sharded} | accumulated
     run(out, trainer, gradient_checkpointing=True)
     assert_close(tmp_path / "one/model", out / "model")
     (out / "model").rename(tmp_path / "straight")
@@ -88,6 +90,14 @@ def test_a_lora_reader_is_refused(settings: Any, tmp_path: Path) -> None:
     output, _ = process.communicate(timeout=280)
     assert process.returncode
     assert "a LoRA reader shares the decoder's weights" in output
+
+
+def test_gradients_stay_sharded_while_they_accumulate(tmp_path: Path) -> None:
+    """Unless told: then they wait in each process, whole, for the last batch."""
+    told = {"accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": False}}}
+    for trainer, sync in (({}, True), (told, False)):
+        accelerator: Any = training_arguments({"fsdp": True} | trainer, tmp_path, 0).accelerator_config
+        assert accelerator.gradient_accumulation_kwargs == {"sync_each_batch": sync}
 
 
 def test_one_process_has_nothing_to_shard_with(settings: Any, tmp_path: Path) -> None:
