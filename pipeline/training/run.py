@@ -2,6 +2,7 @@
 
 import json
 import logging
+import zlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 import yaml
 from torch.utils.data import ConcatDataset, Dataset
-from transformers import set_seed
+from transformers import TrainingArguments, set_seed
 
 from vococache.errors import InputError
 from vococache.model.baselines import with_compression
@@ -19,9 +20,10 @@ from vococache.model.decoder import fast_attention
 from vococache.model.objective import Objective
 from vococache.model.scratch import random_model
 from vococache.model.voco import VoCoModel
-from vococache.pipeline.training.conversations import read_conversations
+from vococache.pipeline.training.conversations import Conversation, read_conversations
 from vococache.pipeline.training.examples import Example
 from vococache.pipeline.training.media import ConversationExamples, MediaReport
+from vococache.pipeline.training.rows import MappedRows, write_rows
 from vococache.pipeline.training.settings import TrainSettings
 from vococache.pipeline.training.stored import StoredExamples
 from vococache.pipeline.training.trainer import make_trainer, training_arguments
@@ -30,8 +32,8 @@ from vococache.storage import open_store
 from vococache.workers.reason import ReasonStage
 from vococache.workers.sampling import Sampling
 
-# In a run's folder: the result, the last evaluation, and the rows of the data that were left out.
-MODEL, FIGURES, REPORT = "model", "figures.json", "report.jsonl"
+# In a run's folder: the result, the last evaluation, the rows of the data, and those that were left out.
+MODEL, FIGURES, ROWS, REPORT = "model", "figures.json", "rows", "report.jsonl"
 logger = logging.getLogger(__name__)
 
 
@@ -51,8 +53,8 @@ def train(settings: TrainSettings, out: Path, *, resume: bool = False) -> dict[s
     if arguments.fsdp and (model.config.reader or {}).get("kind") == "lora":
         raise InputError("a LoRA reader shares the decoder's weights, which FSDP cannot shard: train it without `fsdp`")
     out.mkdir(parents=True, exist_ok=True)
-    train_set = _data(settings.data, model, settings, out, seed=settings.seed)
-    evaluation = _data(settings.evaluation, model, settings, out) if settings.evaluation else None
+    train_set = _data(settings.data, model, settings, arguments, seed=settings.seed)
+    evaluation = _data(settings.evaluation, model, settings, arguments) if settings.evaluation else None
     teacher = _teacher(settings, model, arguments.device)
     objective = Objective(model, elastic=settings.elastic, teacher=teacher, weight=settings.distillation)
     trainer = make_trainer(objective, arguments, train_set, evaluation)
@@ -155,20 +157,27 @@ def _teacher(settings: TrainSettings, model: VoCoModel, device: torch.device) ->
 
 
 def _data(
-    entries: tuple[dict[str, Any], ...], model: VoCoModel, settings: TrainSettings, out: Path, *, seed: int = 0
+    entries: tuple[dict[str, Any], ...],
+    model: VoCoModel,
+    settings: TrainSettings,
+    arguments: TrainingArguments,
+    *,
+    seed: int = 0,
 ) -> Dataset[Example]:
     """All entries, one after the other; with a `seed`, other scenes of the same splits."""
-    parts = [_entry(entry, model, settings, out, seed) for entry in entries]
+    parts = [_entry(entry, model, settings, arguments, seed) for entry in entries]
     return parts[0] if len(parts) == 1 else ConcatDataset(parts)
 
 
-def _entry(entry: dict[str, Any], model: VoCoModel, settings: TrainSettings, out: Path, seed: int) -> Dataset[Example]:
+def _entry(
+    entry: dict[str, Any], model: VoCoModel, settings: TrainSettings, arguments: TrainingArguments, seed: int
+) -> Dataset[Example]:
     if "synthetic" in entry:
         split = f"{entry['synthetic']}, seed {seed}" if seed else entry["synthetic"]
         return WorldExamples(model, split, **{name: value for name, value in entry.items() if name != "synthetic"})
     file = Path(entry["file"])
-    conversations = read_conversations(file, Path(entry.get("media", file.parent)))
-    report = out / REPORT
+    conversations = _conversations(file, Path(entry.get("media", file.parent)), arguments)
+    report = Path(str(arguments.output_dir)) / REPORT
     if settings.store is not None:
         stage = ReasonStage(model, open_store(settings.store))
         stored = StoredExamples(stage, conversations, report, max_length=settings.max_length)
@@ -180,6 +189,17 @@ def _entry(entry: dict[str, Any], model: VoCoModel, settings: TrainSettings, out
     )
     _tell(file, len(conversations), examples.check_media(), report)
     return examples
+
+
+def _conversations(file: Path, media: Path, arguments: TrainingArguments) -> MappedRows[Conversation]:
+    """Read by one process into the run's folder, mapped into memory by all."""
+    name = f"{file.stem}-{zlib.crc32(f'{file} {media}'.encode()):08x}.arrow"
+    path = Path(str(arguments.output_dir)) / ROWS / name
+    with arguments.main_process_first(local=False):
+        if arguments.process_index == 0:
+            path.unlink(missing_ok=True)  # of data that may have changed
+            write_rows(path, read_conversations(file, media), Conversation)
+    return MappedRows(path, Conversation)
 
 
 def _tell(file: Path, rows: int, left_out: MediaReport, report: Path) -> None:
