@@ -48,7 +48,7 @@ def test_rows_take_no_memory_of_the_process_that_reads_them(tmp_path: Path) -> N
     """50 MB of text: its pages are the file's, which processes share."""
 
     def own() -> int:
-        return sum(part.private_dirty for part in psutil.Process().memory_maps())
+        return sum(part.anonymous for part in psutil.Process().memory_maps())
 
     path = tmp_path / "rows.arrow"
     write_rows(path, (Made(str(i), (), "text", (("x" * 10_000, "a"),)) for i in range(5000)), Made)
