@@ -34,6 +34,11 @@ class Objective(nn.Module):
         # Not a submodule: it is neither trained, saved nor sharded.
         self._teacher = [teacher.requires_grad_(False)] if teacher is not None else []
 
+    def tie_weights(self) -> None:
+        """Make tied embeddings one again: whoever replaces a model's weights one by one parts them."""
+        if self.voco.config.text.tie_word_embeddings:
+            self.voco.lm_head.weight = self.voco.reading.embed_tokens.weight
+
     def forward(
         self,
         input_ids: Tensor,

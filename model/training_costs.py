@@ -58,6 +58,25 @@ def parameters(config: VoCoConfig) -> dict[str, int]:
     }
 
 
+def waiting_gradient_values(config: VoCoConfig) -> int:
+    """Values of whole gradients that a process holds at the end of stage 2's backward pass, sharded or not.
+
+    A weight that both stages use has its gradient when stage 1's part has come: only then is it reduced.
+    """
+    width, groups = int(config.text.hidden_size), config.kv_heads * config.head_dim
+    counts = parameters(config)
+    embedding = int(config.text.vocab_size) * width
+    layer = (counts["language_model"] - embedding - width) // config.layers
+    # Of the last layer stage 1 uses the norm before its keys and values, and these.
+    return embedding + (config.layers - 1) * layer + 2 * width * groups
+
+
+def whole_gradient_bytes(config: VoCoConfig) -> int:
+    """Bytes of float32 gradients, the tower frozen, that each process holds where batches accumulate unreduced."""
+    counts = parameters(config)
+    return 4 * (sum(counts.values()) - counts["vision_tower"])
+
+
 def step_flops(config: VoCoConfig, step: Step, *, checkpointing: bool) -> int:
     """FLOPs of a step with a frozen vision tower: the backward pass takes twice the forward pass of what learns.
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import yaml
+from accelerate.utils import broadcast_object_list
 from torch.utils.data import ConcatDataset, Dataset
 from transformers import TrainingArguments, set_seed
 
@@ -25,6 +26,7 @@ from vococache.pipeline.training.examples import Example
 from vococache.pipeline.training.media import ConversationExamples, MediaReport
 from vococache.pipeline.training.rows import MappedRows, write_rows
 from vococache.pipeline.training.settings import TrainSettings
+from vococache.pipeline.training.sharding import give_storage, loading_device, whole_weights
 from vococache.pipeline.training.stored import StoredExamples
 from vococache.pipeline.training.trainer import make_trainer, training_arguments
 from vococache.pipeline.training.world import WorldExamples
@@ -47,7 +49,9 @@ def train(settings: TrainSettings, out: Path, *, resume: bool = False) -> dict[s
     arguments = training_arguments(settings.trainer, out, settings.seed)
     if arguments.fsdp and arguments.world_size == 1:
         raise InputError("`fsdp` shards between processes, found one: start several with torchrun or --workers")
-    model = _starting_model(settings, arguments.device)
+    model = _starting_model(settings, loading_device(arguments))
+    if arguments.fsdp:
+        model.weights_digest = broadcast_object_list([model.weights_digest])[0]
     if settings.elastic and model.config.compression != "voco":
         raise InputError(f"`elastic` is about VoCo tokens, which compression {model.config.compression!r} has none of")
     if arguments.fsdp and (model.config.reader or {}).get("kind") == "lora":
@@ -57,6 +61,9 @@ def train(settings: TrainSettings, out: Path, *, resume: bool = False) -> dict[s
     evaluation = _data(settings.evaluation, model, settings, arguments) if settings.evaluation else None
     teacher = _teacher(settings, model, arguments.device)
     objective = Objective(model, elastic=settings.elastic, teacher=teacher, weight=settings.distillation)
+    if arguments.fsdp:
+        give_storage(objective)
+        objective.tie_weights()
     trainer = make_trainer(objective, arguments, train_set, evaluation)
     if trainer.is_world_process_zero():
         (out / "settings.yaml").write_text(yaml.safe_dump(asdict(settings), sort_keys=False))
@@ -65,13 +72,16 @@ def train(settings: TrainSettings, out: Path, *, resume: bool = False) -> dict[s
         trainer.train(resume_from_checkpoint=checkpoint)
         figures = trainer.evaluate() if evaluation is not None else {}
     if arguments.fsdp:  # `model` holds shards: the first process gathers the weights into another
-        state = trainer.accelerator.get_state_dict(trainer.model)
+        state = whole_weights(objective, keep=trainer.is_world_process_zero())
         if trainer.is_world_process_zero():
-            model = _starting_model(settings, torch.device("cpu"))
-            Objective(model).load_state_dict(state)
+            model = _starting_model(settings, torch.device("meta"))
+            whole = Objective(model)
+            whole.load_state_dict(state, assign=True)
+            whole.tie_weights()
     if trainer.is_world_process_zero():
         save_pretrained(model.eval(), out / MODEL, note=settings.note)
         (out / FIGURES).write_text(json.dumps(figures, indent=2) + "\n")
+    trainer.accelerator.wait_for_everyone()  # the run is over when the model is there
     return figures
 
 

@@ -11,6 +11,9 @@ from PIL import Image
 from tests.pipeline.training.test_run import in_process, losses, weights
 
 from vococache.errors import InputError
+from vococache.model.checkpoints import load_model, read_layout, save_pretrained
+from vococache.model.fingerprint import compressor_fingerprint
+from vococache.model.scratch import random_model
 from vococache.pipeline.training.run import train
 from vococache.pipeline.training.trainer import training_arguments
 
@@ -72,6 +75,29 @@ def test_a_sharded_run_with_checkpointing_resumes_to_the_same_weights(settings: 
     (out / "model").rename(tmp_path / "straight")
     run(out, trainer, gradient_checkpointing=True, resume=True)
     assert_close(tmp_path / "straight", out / "model")
+
+
+@pytest.mark.slow
+def test_shards_of_a_checkpoint_with_tied_embeddings_and_a_reader(
+    settings: Any, run: Any, blank: Path, tmp_path: Path
+) -> None:
+    """One process reads it; what both save is one table, and the compressor as it was."""
+    config = read_layout(blank, "voco").config
+    config.text.tie_word_embeddings = True
+    model = random_model(config, 0)
+    model.tokenizer = read_layout(blank, "voco").tokenizer
+    save_pretrained(model, tmp_path / "start")
+    changes = {"model": str(tmp_path / "start"), "from_scratch": False, "train": ("reader",)}
+    changes |= {"reader": {"kind": "full"}}
+    train(settings(trainer={"max_steps": 3, "per_device_train_batch_size": 8}, **changes), tmp_path / "one")
+    run(tmp_path / "two", {"max_steps": 3}, **changes)
+    assert_close(tmp_path / "one/model", tmp_path / "two/model")
+    assert (tmp_path / "one/model/model.safetensors").stat().st_size == (
+        (tmp_path / "two/model/model.safetensors").stat().st_size
+    )
+    first, second = (load_model(folder, device="cpu") for folder in (tmp_path / "start", tmp_path / "two/model"))
+    assert compressor_fingerprint(first) == compressor_fingerprint(second)
+    assert not first.state_dict()["lm_head.weight"].equal(second.state_dict()["lm_head.weight"])
 
 
 @pytest.mark.slow
