@@ -11,7 +11,14 @@ from common import report
 
 from vococache.model.costs import compress_flops, read_flops
 from vococache.model.scratch import llava_7b
-from vococache.model.training_costs import STATE_BYTES, Step, activation_bytes, parameters, step_flops
+from vococache.model.training_costs import (
+    STATE_BYTES,
+    Step,
+    activation_bytes,
+    parameters,
+    step_flops,
+    waiting_gradient_values,
+)
 
 RECIPES = Path(__file__).parent.parent / "pipeline/training/recipes"
 GPUS, RATE, SHARE = 8, 312e12, 0.4  # A100 in bfloat16; 40% is what trainings of this size report
@@ -27,8 +34,11 @@ STAGES = {
 
 def main() -> None:
     table: list[tuple[object, ...]] = [
-        ("", "PFLOPs a step", "steps", "hours", "weights, gradients, AdamW", "activations", "without checkpointing")
-    ]
+        (
+            "", "PFLOPs a step", "steps", "hours", "weights, gradients, AdamW", "waiting gradients", "activations",
+            "without checkpointing",
+        )
+    ]  # fmt: skip
     found: dict[str, dict[str, float]] = {}
     config = llava_7b(2)
     counts = parameters(config)
@@ -42,6 +52,7 @@ def main() -> None:
         steps = data["rows"] * trainer["num_train_epochs"] / (rows * accumulated * GPUS)
         sizes = {
             "state_bytes": states / GPUS,
+            "waiting_bytes": 2 * waiting_gradient_values(config),
             "activation_bytes": activation_bytes(config, step, checkpointing=True, bytes_per_value=2),
             "unchecked_activation_bytes": activation_bytes(config, step, checkpointing=False, bytes_per_value=2),
         }

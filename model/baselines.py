@@ -125,7 +125,9 @@ def with_compression(model: VoCoModel, kind: str, seed: int = 0) -> VoCoModel:
             setattr(new, name, child)
     for name, child in new.named_children():
         if name not in dict(model.named_children()):
-            initialise(child.to_empty(device=model.device).to(model.dtype), seed)
+            child.to_empty(device=model.device).to(model.dtype)
+            if model.device.type != "meta":
+                initialise(child, seed)
     new.tokenizer, new.name = model.tokenizer, model.name
     new.weights_digest, new.gradient_checkpointing = model.weights_digest, model.gradient_checkpointing
     return new

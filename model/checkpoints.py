@@ -92,7 +92,7 @@ def load_model(
     checkpoint's. `chat_template`: Jinja text instead of the checkpoint's own; prefix and questions then follow it.
     `dtype`: of weights and computation; by default float32 on a CPU, and on a GPU the checkpoint's own, but bfloat16
     for float32; "float8" is bfloat16 with the compressor's decoder in float8 (`vococache.model.float8`). `device`: by
-    default a GPU where there is one.
+    default a GPU where there is one; "meta" reads no weight.
 
     Raises `ModelError` where the folder is not such a checkpoint, is not supported, or has missing, extra,
     mis-shaped or non-finite weights.
@@ -113,7 +113,9 @@ def load_model(
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = build(layout, config, folder, resolve_dtype(dtype, where), where)
     if reader is not None:
-        _fill_reader(model, reader, folder)
+        model.add_reader(reader)
+        if where.type != "meta":
+            _fill_reader(model, reader, folder)
         model.eval().requires_grad_(False)
     if dtype == FLOAT8:
         use_float8(model.language_model.layers)
@@ -127,7 +129,10 @@ def build(
     """A model of `config` with a layout's weights, for inference; `folder` is named where they do not fit."""
     with torch.device("meta"):
         model = model_class(config)(config)
-    _fill(model, layout, folder, dtype, device)
+    if device.type == "meta":
+        _restore_buffers(model.to(dtype), torch.device("cpu"))
+    else:
+        _fill(model, layout, folder, dtype, device)
     model.tokenizer = layout.tokenizer
     return model.eval().requires_grad_(False)
 
@@ -321,8 +326,7 @@ def _fill(model: VoCoModel, layout: Layout, folder: Path, dtype: torch.dtype | N
 
 
 def _fill_reader(model: VoCoModel, settings: dict[str, Any], folder: Path) -> None:
-    """Add the reader that a checkpoint of ours has, with its weights."""
-    model.add_reader(settings)
+    """Give the reader the weights that a checkpoint of ours has."""
     wanted = own_weights(model.state_dict())
     wanted = {name: tensor for name, tensor in wanted.items() if name.startswith("reader.")}
     state = {name: tensor for name, tensor in _tensors(folder) if name.startswith("reader.")}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vococache.model.checkpoints import Layout, build, locate, resolve_dtype
 from vococache.model.config import VoCoConfig, check_text_config, hf_config
@@ -44,31 +45,7 @@ def compose(
     by default new random ones of `seed`. `chat_template`: Jinja text instead of the decoder's own. `newline_ids` as
     `load_model`'s. Raises `ModelError` where the parts do not fit.
     """
-    layout = composed_layout(
-        decoder, tower, projector, feature_layer=feature_layer, chat_template=chat_template, newline_ids=newline_ids
-    )
-    if projector is None:
-        fresh = build_projector(layout.config)
-        initialise(fresh, seed)
-        layout.extra.update({f"projector.{part}": weight.detach() for part, weight in fresh.named_parameters()})
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     folder, name = locate(decoder)
-    model = build(layout, layout.config, folder, resolve_dtype(dtype, where), where)
-    model.name = name
-    return model
-
-
-def composed_layout(
-    decoder: str | Path,
-    tower: str | Path,
-    projector: str | Path | None = None,
-    *,
-    feature_layer: int = -2,
-    chat_template: str | None = None,
-    newline_ids: Sequence[int] | None = None,
-) -> Layout:
-    """What `compose` builds, by the parts' configs; no weight is read, and a new projector's are not there yet."""
-    folder, _ = locate(decoder)
     tower_folder, _ = locate(tower)
     text = hf_config(read_json(folder / "config.json"))
     check_text_config(text)
@@ -86,9 +63,18 @@ def composed_layout(
     )  # fmt: skip
     config.check_stage1_ids()
     sources: list[Any] = [(tower_folder, vision_name), (folder, official_name)]
-    if projector is not None:
+    extra: dict[str, Tensor] = {}
+    if projector is None:
+        fresh = build_projector(config)
+        initialise(fresh, seed)
+        extra = {f"projector.{part}": weight.detach() for part, weight in fresh.named_parameters()}
+    else:
         sources.append((Path(projector), _projector_name))
-    return Layout(config, tuple(sources), tokenizer, new_rows, None if new_rows else voco_id)
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    layout = Layout(config, tuple(sources), tokenizer, new_rows, None if new_rows else voco_id, extra)
+    model = build(layout, config, folder, resolve_dtype(dtype, where), where)
+    model.name = name
+    return model
 
 
 def _projector_name(name: str) -> str | None:

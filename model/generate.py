@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vococache.errors import InputError
 from vococache.model.cache import PlacedCache, put
-from vococache.model.packing import arrange, pack
+from vococache.model.packing import pack, positions_behind, visible
 from vococache.model.step import next_step, round_up
 from vococache.model.voco import VoCoModel
 
@@ -63,7 +63,8 @@ def generate(
     started = time.perf_counter()
     ids, text = pack(questions, model.device)
     count, length = len(questions), placed.prefix + ids.shape[1]
-    positions, mask = arrange(text, torch.tensor([placed.prefix], device=model.device), placed.prefix)
+    cached = torch.tensor([placed.prefix], device=model.device)
+    positions, mask = positions_behind(cached, text), visible(text, cached, placed.prefix)
     placed.rewind(round_up(length + max_new_tokens * count, count, model) - placed.prefix)
     slots = torch.arange(placed.prefix, length, device=model.device)
     extend = partial(put, placed.buffer, slots=slots, width=length)

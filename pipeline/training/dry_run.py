@@ -4,20 +4,23 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from transformers import TrainingArguments
 
-from vococache.errors import InputError, VideoError
-from vococache.model.training_costs import STATE_BYTES, Step, activation_bytes, step_flops
+from vococache.errors import ContextLimitError, InputError, VideoError
+from vococache.model.training_costs import STATE_BYTES, Step, activation_bytes, step_flops, waiting_gradient_values
 from vococache.model.voco import IGNORED_LABEL, VoCoModel
 from vococache.pipeline.training.conversations import Conversation, read_conversations
-from vococache.pipeline.training.examples import Text, encode_turns
+from vococache.pipeline.training.examples import Text, encode_turns, fit
+from vococache.pipeline.training.media import room
 from vococache.pipeline.training.report import MediaReport
 from vococache.pipeline.training.settings import Source, TrainSettings
-from vococache.pipeline.training.start import planned_model
+from vococache.pipeline.training.start import starting_model
 from vococache.pipeline.training.trainer import training_arguments
 from vococache.pipeline.training.world import WorldExamples
 from vococache.storage import open_store
@@ -53,7 +56,7 @@ def dry_run(settings: TrainSettings, *, processes: int | None = None) -> list[st
     """
     world = processes or int(os.environ.get("WORLD_SIZE", "1"))
     arguments = training_arguments(settings.trainer, Path(), settings.seed)
-    model = planned_model(settings)
+    model = starting_model(settings, torch.device("meta"))
     found = [_found(source, model, settings) for source in settings.data]
     rows = sum(source.rows for source in found)
     if not any(source.sample for source in found):
@@ -78,9 +81,12 @@ def dry_run(settings: TrainSettings, *, processes: int | None = None) -> list[st
     activations = activation_bytes(
         model.config, _step(longest, batch), checkpointing=checkpointing, bytes_per_value=values, stored=stored
     )
+    shared = checkpointing and not stored and "language_model" in settings.train  # by both stages
+    waiting = values * waiting_gradient_values(model.config) if shared else 0
     lines.append(
-        f"memory a process, by the formulas: {states / 1e9:.3g} GB of weights, gradients and AdamW's moments, and"
-        f" {activations / 1e9:.3g} GB of activations where every row is as long as the longest of the sample"
+        f"memory a process, by the formulas: {states / 1e9:.3g} GB of weights, gradients and AdamW's moments,"
+        f" {waiting / 1e9:.3g} GB of gradients that wait for stage 1's part, and {activations / 1e9:.3g} GB of"
+        " activations where every row is as long as the longest of the sample"
     )
     what = "at most, as if with stage 1, " if stored else ""
     lines.append(
@@ -132,8 +138,9 @@ def _sized(
                     continue
             else:
                 segments = len(row.media)
-            if segments * model.segment_entries + len(text.ids) <= model.config.max_positions:
-                yield _of([text], segments)
+            left = room(model.config.max_positions, segments * model.segment_entries, settings.max_length)
+            with suppress(ContextLimitError):  # which training will report too
+                yield _of([fit(text, left)], segments)
     finally:
         media.close()
 

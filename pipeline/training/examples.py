@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vococache.errors import ContextLimitError
 from vococache.model.config import PromptPieces
 from vococache.model.voco import IGNORED_LABEL
 from vococache.workers.reason import prompt_text
@@ -64,6 +65,16 @@ def encode_turns(tokenizer: Any, prompt: PromptPieces, turns: Sequence[Turn], *,
         # The stop is predicted behind each answer, whatever the follow-up starts with.
         labels += [IGNORED_LABEL] * (len(start) + len(asked) - len(labels)) + ids[len(asked) :] + stop
     return Text(start + ids + stop, labels)
+
+
+def fit(text: Text, room: int) -> Text:
+    """As much of a text as `room` tokens hold. Raises `ContextLimitError` where no answer is among them."""
+    if len(text.ids) <= room:
+        return text
+    cut = Text(text.ids[: max(0, room)], text.labels[: max(0, room)])
+    if all(label == IGNORED_LABEL for label in cut.labels[1:]):
+        raise ContextLimitError(f"there is room for {room} of its {len(text.ids)} tokens, before any answer")
+    return cut
 
 
 def collate(examples: Sequence[Example]) -> dict[str, Any]:

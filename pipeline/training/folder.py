@@ -8,7 +8,8 @@ import yaml
 from vococache.errors import InputError
 from vococache.pipeline.training.settings import TrainSettings, read_settings
 
-MODEL, SETTINGS = "model", "settings.yaml"
+# The result, what made it, and the rows of the data as all processes map them.
+MODEL, SETTINGS, ROWS = "model", "settings.yaml", "rows"
 # The last evaluation, the rows of the data that were left out, and every logged figure.
 FIGURES, REPORT, LOG = "figures.json", "report.jsonl", "log.csv"
 
@@ -51,6 +52,7 @@ def _clear(out: Path) -> None:
     """Delete what a run left; TensorBoard's events of each start lie beside each other and stay."""
     for folder in _begun(out):
         shutil.rmtree(folder)
+    shutil.rmtree(out / ROWS, ignore_errors=True)
     for name in (SETTINGS, FIGURES, REPORT, LOG):
         (out / name).unlink(missing_ok=True)
 

@@ -7,10 +7,9 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from vococache.errors import ContextLimitError, InputError, VideoError
-from vococache.model.config import VoCoConfig
 from vococache.model.voco import IGNORED_LABEL, VoCoModel
 from vococache.pipeline.training.conversations import Conversation
-from vococache.pipeline.training.examples import Example, Text, encode_turns
+from vococache.pipeline.training.examples import Example, Text, encode_turns, fit
 from vococache.pipeline.training.report import Cause, LeftOut, MediaReport, record
 from vococache.workers.media import MediaReader
 from vococache.workers.sampling import Sampling
@@ -19,19 +18,21 @@ from vococache.workers.sampling import Sampling
 NOTHING = Example([Text([0], [IGNORED_LABEL])])
 
 
-def check_length(config: VoCoConfig, cached: int, text: Text) -> None:
-    """Raise `ContextLimitError` for a text behind so many cached entries that the model has no positions for."""
-    if cached + len(text.ids) > config.max_positions:
-        raise ContextLimitError(
-            f"a cache of {cached} tokens and a text of {len(text.ids)} need {cached + len(text.ids)} positions,"
-            f" the model has {config.max_positions}"
-        )
+def text_length(row: Conversation) -> int:
+    """Letters of all turns."""
+    return sum(len(part) for turn in row.turns for part in turn)
+
+
+def room(positions: int, cached: int, max_length: int | None) -> int:
+    """Tokens of a text that `positions` hold behind a cache, `max_length` at most."""
+    return positions - cached if max_length is None else min(positions - cached, max_length)
 
 
 class ConversationExamples(Dataset[Example]):
     """Conversations with their frames, decoded as they are needed; `sampling` and `max_frames` as for `MediaReader`.
 
-    `report`: the file to which rows that cannot be trained on are appended. Call `check_media` before training.
+    `max_length`: at most so many tokens of a text; what is longer, or does not fit the model, is cut. `report`: the
+    file to which rows that cannot be trained on, or not to their end, are appended. Call `check_media` before training.
     """
 
     def __init__(
@@ -42,11 +43,13 @@ class ConversationExamples(Dataset[Example]):
         report: Path,
         *,
         max_frames: int | None = None,
+        max_length: int | None = None,
     ) -> None:
         self.config, self.tokenizer, self.entries = model.config, model.tokenizer, model.segment_entries
         self.conversations = conversations
         self.media = MediaReader(model.config, sampling, max_frames=max_frames)
         self.report = report
+        self.max_length = max_length
         self._rows = list(range(len(conversations)))
 
     def __len__(self) -> int:
@@ -58,12 +61,20 @@ class ConversationExamples(Dataset[Example]):
         text = encode_turns(self.tokenizer, self.config.prompt, row.turns, alone=not row.media)
         try:
             frames = self._frames(row)
-            check_length(self.config, 0 if frames is None else len(frames) * self.entries, text)
+            cached = 0 if frames is None else len(frames) * self.entries
+            whole, text = text, fit(text, room(self.config.max_positions, cached, self.max_length))
         except (VideoError, ContextLimitError) as error:
             cause: Cause = "broken" if isinstance(error, VideoError) else "too long"
             record(self.report, [self._left_out(self._rows[index], cause, str(error))])
             return NOTHING
+        if text is not whole:
+            reason = f"{len(whole.ids) - len(text.ids)} of {len(whole.ids)} tokens"
+            record(self.report, [self._left_out(self._rows[index], "cut", reason)])
         return Example([text], frames=frames)
+
+    def lengths(self) -> list[int]:
+        """Letters of each row's text."""
+        return [text_length(self.conversations[number]) for number in self._rows]
 
     def check_media(self) -> MediaReport:
         """Leave out the rows without their file, or with an empty question or answer; returns and records them.

@@ -10,12 +10,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-Cause = Literal["odd", "empty", "missing", "broken", "too long"]
+Cause = Literal["odd", "empty", "missing", "broken", "too long", "cut"]
 
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A row that is not trained on. `row`: its place among its file's; `medium`: its first file, "" where text."""
+    """A row that is not trained on, or, where it is "cut", not to its end.
+
+    `row`: its place among its file's; `medium`: its first file, "" where text.
+    """
 
     row: int
     id: str

@@ -2,10 +2,12 @@
 
 import json
 import logging
+import zlib
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from torch.utils.data import ConcatDataset, Dataset
 from transformers import set_seed
 
@@ -14,12 +16,14 @@ from vococache.model.checkpoints import save_pretrained
 from vococache.model.decoder import fast_attention
 from vococache.model.objective import Objective
 from vococache.model.voco import VoCoModel
-from vococache.pipeline.training.conversations import read_conversations
+from vococache.pipeline.training.conversations import Conversation, read_conversations
 from vococache.pipeline.training.examples import Example
-from vococache.pipeline.training.folder import FIGURES, MODEL, REPORT, claim, last_checkpoint
+from vococache.pipeline.training.folder import FIGURES, MODEL, REPORT, ROWS, claim, last_checkpoint
 from vococache.pipeline.training.media import ConversationExamples
-from vococache.pipeline.training.report import LeftOut, MediaReport, record, settle
+from vococache.pipeline.training.report import MediaReport, record, settle
+from vococache.pipeline.training.rows import MappedRows, write_rows
 from vococache.pipeline.training.settings import Source, TrainSettings
+from vococache.pipeline.training.sharding import give_storage, loading_device, whole_weights
 from vococache.pipeline.training.start import saved_dtype, starting_model, teacher_model
 from vococache.pipeline.training.stored import StoredExamples
 from vococache.pipeline.training.trainer import make_trainer, run_to_the_end, training_arguments
@@ -44,10 +48,11 @@ def train(settings: TrainSettings, out: Path, *, resume: bool = False, overwrite
     arguments = training_arguments(settings.trainer, out, settings.seed)
     if arguments.fsdp and arguments.world_size == 1:
         raise InputError("`fsdp` shards between processes, found one: start several with torchrun or --workers")
-    main = arguments.process_index == 0
     with arguments.main_process_first(local=False):
-        claim(out, settings, resume=resume, overwrite=overwrite, main=main)
-    model = starting_model(settings, arguments.device)
+        claim(out, settings, resume=resume, overwrite=overwrite, main=arguments.process_index == 0)
+    model = starting_model(settings, loading_device(arguments))
+    if arguments.fsdp:
+        model.weights_digest = broadcast_object_list([model.weights_digest])[0]
     dtype = saved_dtype(settings, arguments, model)
     if settings.elastic and model.config.compression != "voco":
         raise InputError(f"`elastic` is about VoCo tokens, which compression {model.config.compression!r} has none of")
@@ -57,21 +62,27 @@ def train(settings: TrainSettings, out: Path, *, resume: bool = False, overwrite
     evaluation = _data(settings.evaluation, model, settings, out) if settings.evaluation else None
     teacher = teacher_model(settings, model, arguments.device)
     objective = Objective(model, elastic=settings.elastic, teacher=teacher, weight=settings.distillation)
+    if arguments.fsdp:
+        give_storage(objective)
+        objective.tie_weights()
     trainer = make_trainer(objective, arguments, train_set, evaluation)
     with fast_attention(arguments.device):
         run_to_the_end(trainer, last_checkpoint(out) if resume else None)
         figures = trainer.evaluate() if evaluation is not None else {}
     if arguments.fsdp:  # `model` holds shards: the first process gathers the weights into another
-        state = trainer.accelerator.get_state_dict(trainer.model)
+        state = whole_weights(objective, dtype, keep=trainer.is_world_process_zero())
         if trainer.is_world_process_zero():
-            model = starting_model(settings, torch.device("cpu"))
-            Objective(model).load_state_dict(state)
+            model = starting_model(settings, torch.device("meta"))
+            whole = Objective(model)
+            whole.load_state_dict(state, assign=True)
+            whole.tie_weights()
     if trainer.is_world_process_zero():
         (out / FIGURES).write_text(json.dumps(figures, indent=2) + "\n")
         if (left_out := settle(out / REPORT)).counts:
             logger.warning("left out in all: %s; see %s", left_out, out / REPORT)
         # At last: with it the run is finished.
         save_pretrained(model.eval().to(dtype), out / MODEL, note=settings.note)
+    trainer.accelerator.wait_for_everyone()  # the run is over when the model is there
     return figures
 
 
@@ -87,20 +98,35 @@ def _source(source: Source, model: VoCoModel, settings: TrainSettings, out: Path
     if source.file is None:
         split = f"{source.synthetic}, seed {seed}" if seed else source.synthetic
         return WorldExamples(model, split, **source.model_dump(include=WORLD))  # type: ignore[arg-type]
-    file, report = Path(source.file), out / REPORT
-    conversations, odd = read_conversations(file, Path(source.media or file.parent))
-    record(report, odd)
+    file = Path(source.file)
+    conversations = _conversations(file, Path(source.media or file.parent), out)
     if settings.store is not None:
-        stored = StoredExamples(ReasonStage(model, open_store(settings.store)), conversations, report)
-        _tell(file, len(conversations), odd, stored.left_out, report)
+        stage = ReasonStage(model, open_store(settings.store))
+        stored = StoredExamples(stage, conversations, out / REPORT, max_length=settings.max_length)
+        _tell(file, len(conversations), stored.left_out, out)
         return stored
     sampling = Sampling(fps=settings.fps, num_frames=settings.num_frames)
-    examples = ConversationExamples(model, conversations, sampling, report, max_frames=settings.max_frames)
-    _tell(file, len(conversations), odd, examples.check_media(), report)
+    examples = ConversationExamples(
+        model, conversations, sampling, out / REPORT, max_frames=settings.max_frames, max_length=settings.max_length
+    )
+    _tell(file, len(conversations), examples.check_media(), out)
     return examples
 
 
-def _tell(file: Path, read: int, odd: list[LeftOut], left_out: MediaReport, report: Path) -> None:
-    found = [str(part) for part in (MediaReport.of(odd), left_out) if part.counts]
-    if found and PartialState().is_main_process:
-        logger.warning("%s: of %d rows, left out %s; see %s", file, read + len(odd), "; ".join(found), report)
+def _conversations(file: Path, media: Path, out: Path) -> MappedRows[Conversation]:
+    """Read by one process into the run's folder, mapped into memory by all."""
+    path = out / ROWS / f"{file.stem}-{zlib.crc32(f'{file} {media}'.encode()):08x}.arrow"
+    state = PartialState()
+    with state.main_process_first():
+        if state.is_main_process:
+            path.unlink(missing_ok=True)  # of data that may have changed
+            conversations, odd = read_conversations(file, media)
+            write_rows(path, conversations, Conversation)
+            record(out / REPORT, odd)
+            _tell(file, len(conversations) + len(odd), MediaReport.of(odd), out)
+    return MappedRows(path, Conversation)
+
+
+def _tell(file: Path, rows: int, left_out: MediaReport, out: Path) -> None:
+    if left_out.counts and PartialState().is_main_process:
+        logger.warning("%s: of %d rows, left out %s; see %s", file, rows, left_out, out / REPORT)

@@ -123,6 +123,11 @@ class TrainSettings(_Described):
     fps: float | None = Field(None, gt=0, le=1000, description="how videos are sampled, as in `voco ingest`")
     num_frames: Count | None = Field(None, description="instead of `fps`: so many frames of each video")
     max_frames: Count | None = Field(None, description="of a longer video, so many frames, spread evenly")
+    max_length: Count | None = Field(
+        None,
+        description="tokens of a text; what is longer, or does not fit the model behind its cache, is cut and counted"
+        ' ("cut")',
+    )
     gradient_checkpointing: bool = Field(
         False, description="compute layers again in the backward pass; works in both stages, under FSDP too"
     )

@@ -1,15 +1,14 @@
 """The model that a run starts with, and what it is saved as."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vococache.errors import InputError
-from vococache.model.baselines import model_class, with_compression
-from vococache.model.checkpoints import DTYPES, load_model, locate, read_layout
-from vococache.model.compose import compose, composed_layout
+from vococache.model.baselines import with_compression
+from vococache.model.checkpoints import DTYPES, build, load_model, locate, read_layout
+from vococache.model.compose import compose
 from vococache.model.fingerprint import is_stage1
 from vococache.model.scratch import random_model
 from vococache.model.voco import VoCoModel
@@ -24,7 +23,7 @@ def saved_dtype(settings: TrainSettings, arguments: Any, model: VoCoModel) -> to
     computed = "bfloat16" if arguments.bf16 else "float16" if arguments.fp16 else "float32"
     dtype = DTYPES[settings.save_dtype or computed]
     if set(settings.train) != {"reader"} or all(
-        weight.to(dtype).to(weight.dtype).equal(weight)
+        weight.is_meta or weight.to(dtype).to(weight.dtype).equal(weight)
         for name, weight in model.state_dict().items()
         if is_stage1(name, model.config)
     ):
@@ -38,12 +37,17 @@ def saved_dtype(settings: TrainSettings, arguments: Any, model: VoCoModel) -> to
 
 
 def starting_model(settings: TrainSettings, device: torch.device) -> VoCoModel:
-    """The model as training starts, in float32, the parts that learn marked."""
+    """The model as training starts, in float32, the parts that learn marked; on "meta" no weight is read."""
     changes = {"tokens": settings.voco_tokens, "frames": settings.frames_per_segment}
     template = chat_template(settings)
     if settings.from_scratch:
-        layout = read_layout(Path(settings.model), "voco", template)
-        model = random_model(layout.config.with_voco(**changes), settings.seed)
+        folder = Path(settings.model)
+        layout = read_layout(folder, "voco", template)
+        config = layout.config.with_voco(**changes)
+        if device.type == "meta":
+            model = build(layout, config, folder, torch.float32, device)
+        else:
+            model = random_model(config, settings.seed)
         model.tokenizer = layout.tokenizer
     elif settings.compose is not None:
         parts = settings.compose.model_dump()
@@ -53,39 +57,15 @@ def starting_model(settings: TrainSettings, device: torch.device) -> VoCoModel:
         model.config = model.config.with_voco(**changes)
         model.config.check_stage1_ids()
     else:
-        model = load_model(
-            settings.model, compression=_kind(settings), chat_template=template, dtype="float32", device=device
-        )
+        # Those who do not know VoCo tokens get one: training is for these.
+        kind = None if read_layout(locate(settings.model)[0]).config.voco_token_id is not None else "voco"
+        model = load_model(settings.model, compression=kind, chat_template=template, dtype="float32", device=device)
         model.config = model.config.with_voco(**changes)
         model.config.check_stage1_ids()
-    return prepared(model, settings)
+    return _prepared(model, settings)
 
 
-def planned_model(settings: TrainSettings) -> VoCoModel:
-    """What `starting_model` gives, by configs and tokenizer alone: its weights are on the meta device."""
-    template = chat_template(settings)
-    if settings.compose is not None:
-        layout = composed_layout(settings.model, **settings.compose.model_dump(), chat_template=template)
-    elif settings.from_scratch:
-        layout = read_layout(Path(settings.model), "voco", template)
-    else:
-        layout = read_layout(locate(settings.model)[0], _kind(settings), template)
-    config = layout.config.with_voco(tokens=settings.voco_tokens, frames=settings.frames_per_segment)
-    config.check_stage1_ids()
-    with torch.device("meta"):
-        model = model_class(config)(replace(config, reader=None))
-        if config.reader is not None:
-            model.add_reader(config.reader)
-        model.tokenizer = layout.tokenizer
-        return prepared(model, settings)
-
-
-def _kind(settings: TrainSettings) -> str | None:
-    """How the checkpoint compresses: those who do not know VoCo tokens get one, because training is for these."""
-    return None if read_layout(locate(settings.model)[0]).config.voco_token_id is not None else "voco"
-
-
-def prepared(model: VoCoModel, settings: TrainSettings) -> VoCoModel:
+def _prepared(model: VoCoModel, settings: TrainSettings) -> VoCoModel:
     """The model with the compression and the reader of the settings, and the parts that learn marked."""
     if model.tokenizer is None:
         raise InputError(f"model {settings.model!r} has no tokenizer beside its weights: texts cannot be encoded")

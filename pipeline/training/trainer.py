@@ -18,9 +18,12 @@ from vococache.errors import InputError
 from vococache.model.objective import Objective
 from vococache.model.reader import own_weights
 from vococache.model.voco import IGNORED_LABEL
+from vococache.pipeline.training.answers import exact_match_share
 from vococache.pipeline.training.arguments import checked
 from vococache.pipeline.training.examples import collate
 from vococache.pipeline.training.folder import LOG
+from vococache.pipeline.training.lengths import ByLength, row_lengths
+from vococache.pipeline.training.sharding import whole_root
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +83,26 @@ class VoCoTrainer(Trainer):
             warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
         super().create_accelerator_and_postprocess()
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        together = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return ByLength(row_lengths(rows), together, lambda: self.args.seed + int(self.state.epoch or 0))
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """The Trainer's figures, and the share of right answers among those that the model writes itself."""
+        figures: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        rows: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        model: Any = self.model
+        with whole_root(model):
+            share = exact_match_share(model.eval().voco, rows)
+        written = {f"{metric_key_prefix}_exact_match": share}
+        self.log(written)
+        return figures | written
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         assert self.model is not None
         super()._save(output_dir, own_weights(self.model.state_dict() if state_dict is None else state_dict))
@@ -111,10 +134,17 @@ def training_arguments(trainer: dict[str, Any], out: Path, seed: int) -> Trainin
     if values.get("bf16") and values["use_cpu"] and not computes_bfloat16():
         logger.warning("this CPU has no bfloat16 products: training in float32 instead of bf16")
         values["bf16"] = False
+    if values.get("fsdp"):
+        # One process loads the weights, the others get their shards from it.
+        values["fsdp_config"] = {"cpu_ram_efficient_loading": True} | (values.get("fsdp_config") or {})
     try:
         arguments = TrainingArguments(output_dir=str(out), seed=seed, remove_unused_columns=False, **values)
     except (TypeError, ValueError) as error:
         raise InputError(f"the trainer's settings do not fit: {error}") from None
+    accelerator: Any = arguments.accelerator_config
+    if arguments.fsdp and accelerator.gradient_accumulation_kwargs is None:
+        # Gradients of all weights in float32, 27 GB of a 7B model, would wait in each process for the last batch.
+        accelerator.gradient_accumulation_kwargs = {"sync_each_batch": True}
     if arguments.n_gpu > 1:  # for which the Trainer would take DataParallel, which cannot cut our batches
         logger.warning("of %d GPUs one is used: `--workers`, or torchrun, starts a process for each", arguments.n_gpu)
         arguments._n_gpu = 1

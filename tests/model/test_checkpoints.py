@@ -61,6 +61,18 @@ def test_saving_twice_changes_no_byte(saved, tmp_path):
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
 
 
+def test_shapes_without_weights(saved):
+    """Another process has them: no weight is read, and what is no weight is there."""
+    model, folder = saved
+    (folder / "model.safetensors").write_bytes(b"")
+    shapes = vococache.load_model(folder, device="meta", dtype="float32")
+    assert {name: weight.shape for name, weight in shapes.state_dict().items()} == {
+        name: weight.shape for name, weight in model.state_dict().items()
+    }
+    assert all(weight.is_meta for weight in shapes.parameters())
+    assert not any(buffer.is_meta for buffer in shapes.buffers())
+
+
 def test_overrides(kit, saved):
     _, folder = saved
     changed = vococache.load_model(str(folder), num_voco_tokens=7, newline_ids=[9], dtype="bfloat16", device="cpu")

@@ -521,20 +521,22 @@ def test_a_broken_row_leaves_the_loss_of_its_batch_alone(
     assert objective(**collate([broken, broken]))["loss"] == 0
 
 
-def test_a_row_without_room_is_reported_not_cut(
+def test_a_row_without_room_is_cut_or_where_no_answer_is_left_silent_and_reported(
     make: Callable[..., ConversationExamples], model: VoCoModel, tmp_path: Path
 ) -> None:
     limit = model.config.max_positions
     room = limit - len(encode_turns(model.tokenizer, model.config.prompt, [("", "yes")]).ids)
-    examples = make("", "", "still.png", "still.png")
+    examples = make("", "", "still.png", "still.png", "")
     examples.conversations = [
         replace(row, turns=(("x" * (room + more), "yes"),))
-        for row, more in zip(examples.conversations, (0, 1, -2, -1), strict=True)  # an image takes 2 positions
+        for row, more in zip(examples.conversations, (0, 1, -2, -1, 50), strict=True)  # an image takes 2 positions
     ]
-    assert [silent(examples[index]) for index in range(4)] == [False, True, False, True]
+    assert [silent(examples[index]) for index in range(5)] == [False, False, False, False, True]
+    assert [len(examples[index].texts[0].ids) for index in range(4)] == [limit, limit, limit - 2, limit - 2]
     report = read_report(tmp_path / "report.jsonl")
-    assert report.counts == {"too long": 2}
-    assert f"the model has {limit}" in report.names["too long"]["text"]
+    assert report.counts == {"cut": 2, "too long": 1}
+    assert set(report.names["cut"].values()) == {f"1 of {limit + 1} tokens", f"1 of {limit - 1} tokens"}
+    assert f"room for {limit} of its {limit + 50} tokens" in report.names["too long"]["text"]
 
 
 def test_workers_give_the_same_and_leave_no_process(make: Callable[..., ConversationExamples], tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from vococache.pipeline.cli_train import train_group
 from vococache.pipeline.training.dry_run import RATE, SHARE, dry_run
 from vococache.pipeline.training.examples import encode_turns
 from vococache.pipeline.training.run import train
-from vococache.pipeline.training.start import planned_model, starting_model
+from vococache.pipeline.training.start import starting_model
 
 TURNS = (("What?", "A ball."),)
 
@@ -77,7 +77,7 @@ def test_what_is_planned_is_what_starts(settings: Any, tmp_path: Path) -> None:
         {"compression": "qformer", "voco_tokens": 4},
     ):
         run = settings(**{"model": str(tmp_path / "run/model"), "from_scratch": False, "voco_tokens": 3, **changes})
-        planned, started = planned_model(run), starting_model(run, torch.device("cpu"))
+        planned, started = starting_model(run, torch.device("meta")), starting_model(run, torch.device("cpu"))
         assert planned.config == started.config
         for one, other in zip(planned.named_parameters(), started.named_parameters(), strict=True):
             assert (one[0], one[1].shape, one[1].requires_grad) == (other[0], other[1].shape, other[1].requires_grad)

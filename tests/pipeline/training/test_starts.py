@@ -18,7 +18,7 @@ from vococache.errors import InputError
 from vococache.model.checkpoints import load_model
 from vococache.model.scratch import byte_tokenizer
 from vococache.pipeline.training.run import train
-from vococache.pipeline.training.start import planned_model
+from vococache.pipeline.training.start import starting_model
 
 SIDE = 60
 
@@ -101,7 +101,7 @@ def test_a_chat_template_of_ones_own_is_kept(
     run = settings(
         {"max_steps": 1}, **start, from_scratch=False, train=("projector",), chat_template=str(tmp_path / "own.jinja")
     )
-    assert planned_model(run).config.prompt.template == "[user]{question}[end][assistant]"
+    assert starting_model(run, torch.device("meta")).config.prompt.template == "[user]{question}[end][assistant]"
     train(run, tmp_path / "out")
     prompt = load_model(tmp_path / "out/model", device="cpu").config.prompt
     assert (prompt.template, prompt.before_answer) == ("[user]{question}[end][assistant]", "")
