@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from common import fill, report
 
-from vococache.model.generate import Sampling, generate
+from vococache.model.generate import GenerationOptions, generate
 from vococache.storage import open_store
 from vococache.workers.caches import compress_frames
 from vococache.workers.compress import Compressor, store_header
 from vococache.workers.reason import ReasonStage, question_ids
 
 SEGMENTS, NEW_TOKENS, RUNS = (1, 16, 64, 256), 16, 5
-GREEDY = Sampling(stop_ids=())  # no stop token: every way generates the same number of tokens
+GREEDY = GenerationOptions(stop_ids=())  # no stop token: every way generates the same number of tokens
 
 
 def main() -> None:

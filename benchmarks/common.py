@@ -42,7 +42,7 @@ def figure(name: str, **values: object) -> None:
 
 def random_model_of(description: str | None) -> "tuple[str, VoCoModel]":
     """The size that the command line asks for, and a model of it with random weights, K = 2, a frame a segment."""
-    from vococache.pipeline.efficiency import SIZES, build
+    from vococache.pipeline.paper.efficiency import SIZES, build
 
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--size", choices=SIZES, default="small")
@@ -57,7 +57,7 @@ def matrix_rate(device: "torch.device", dtype: "torch.dtype") -> float:
     """FLOPs a second of a large square matrix product."""
     import torch
 
-    from vococache.pipeline.efficiency import median_seconds
+    from vococache.pipeline.paper.efficiency import median_seconds
 
     side = 8192 if device.type == "cuda" else 1024
     one, two = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
@@ -68,7 +68,7 @@ def memory_rate(device: "torch.device") -> float:
     """Bytes a second that are read while a large tensor is summed up."""
     import torch
 
-    from vococache.pipeline.efficiency import median_seconds
+    from vococache.pipeline.paper.efficiency import median_seconds
 
     data = torch.ones(1 << (30 if device.type == "cuda" else 26), device=device, dtype=torch.int8)
     return data.nbytes / median_seconds(lambda: data.view(torch.int64).sum(), device)

@@ -11,7 +11,7 @@ import torch
 from common import figure, matrix_rate, random_model_of, report
 
 from vococache.model.costs import compress_flops
-from vococache.pipeline.efficiency import median_seconds
+from vococache.pipeline.paper.efficiency import median_seconds
 from vococache.workers.caches import compress_frames, micro_batch
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vococache.model import coverage, load_model, untrained
-from vococache.pipeline.comparison import ask_pictures, unseen_pictures
+from vococache.pipeline.paper.retention import ask_pictures, unseen_pictures
 
 KEPT = (18, 9, 4, 2)
 

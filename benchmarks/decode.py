@@ -18,8 +18,8 @@ import numpy as np
 from common import report
 
 from vococache.model.images import Frame, FrameGeometry
-from vococache.workers.decoder import Decoder, available_decoders
-from vococache.workers.sampling import Sampling
+from vococache.workers.video.process import DecoderProcess, available_decoders
+from vococache.workers.video.sampling import FrameSampling
 
 GEOMETRY = FrameGeometry(size=336)
 WIDTH, HEIGHT, FPS = 640, 360, 30
@@ -67,13 +67,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     args = parser.parse_args()
     names = available_decoders()
-    with tempfile.TemporaryDirectory() as folder, Decoder() as decoder:
+    with tempfile.TemporaryDirectory() as folder, DecoderProcess() as decoder:
         paths = [Path(folder) / f"{seed}.mp4" for seed in range(args.clips)]
         for seed, path in enumerate(paths):
             make_clip(path, seed, args.seconds)
 
         def ours(name: str) -> Callable[[Path], list[Frame]]:
-            return lambda path: [frame for _, frame in decoder.open(str(path), Sampling(fps=1), GEOMETRY, name)]  # type: ignore[arg-type]
+            return lambda path: [frame for _, frame in decoder.open(str(path), FrameSampling(fps=1), GEOMETRY, name)]  # type: ignore[arg-type]
 
         contenders = {f"child, {name}": ours(name) for name in names} | {"bare loop, pyav": bare_pyav}
         if "decord" in names:

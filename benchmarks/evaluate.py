@@ -19,12 +19,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     clips = 10 if parser.parse_args().quick else 100
-    from vococache.model.generate import Sampling, generate
+    from vococache.model.generate import GenerationOptions, generate
     from vococache.pipeline.synthetic.questions import all_questions
     from vococache.pipeline.synthetic.render import frames
     from vococache.pipeline.synthetic.scene import LOOKS, split_scenes
     from vococache.pipeline.synthetic.trial import ingest_clips
-    from vococache.workers.answering import AnswerStage, Asked
+    from vococache.workers.answering import AnswerStage, VideoQuestions
     from vococache.workers.reason import question_ids
 
     scenes = split_scenes("speed", clips)
@@ -37,12 +37,16 @@ def main() -> None:
         reader = stage.setup()
         began = time.perf_counter()
         together = {
-            name: [reply.answer for reply in stage.process(Asked(name, texts))] for name, texts in asked.items()
+            video: [reply.answer for reply in stage.process(VideoQuestions(video, texts))]
+            for video, texts in asked.items()
         }
         batched = time.perf_counter() - began
         few = dict(list(asked.items())[: max(1, clips // 10)])  # the slow ways on a tenth
         began = time.perf_counter()
-        singly = {name: [stage.process(Asked(name, [text]))[0].answer for text in texts] for name, texts in few.items()}
+        singly = {
+            video: [stage.process(VideoQuestions(video, [text]))[0].answer for text in texts]
+            for video, texts in few.items()
+        }
         one_by_one = time.perf_counter() - began
         model = reader.model
         began = time.perf_counter()
@@ -50,7 +54,7 @@ def main() -> None:
             pictures = frames(scenes[name], LOOKS, model.config.geometry.size)[:, None]
             for text in texts:
                 placed = model.place(model.compress(model.pixel_values(pictures)))
-                generate(model, placed, [question_ids(reader.model, text)], 16, Sampling())
+                generate(model, placed, [question_ids(reader.model, text)], 16, GenerationOptions())
         from_pixels = time.perf_counter() - began
     same = sum(a == b for name in few for a, b in zip(together[name], singly[name], strict=True))
     rates = {

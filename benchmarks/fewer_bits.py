@@ -13,7 +13,7 @@ from common import figure, random_model_of, report
 from vococache.model.cache import VoCoCache
 from vococache.model.float8 import FLOAT8, use_float8
 from vococache.model.voco import VoCoModel
-from vococache.pipeline.efficiency import QUESTION, median_seconds
+from vococache.pipeline.paper.efficiency import QUESTION, median_seconds
 from vococache.storage import quantize
 from vococache.workers.caches import compress_frames, micro_batch
 

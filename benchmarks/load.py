@@ -17,7 +17,7 @@ import torch
 from common import fill, report
 
 from vococache.model.scratch import byte_tokenizer, random_model, small_config
-from vococache.pipeline.efficiency import median_seconds
+from vococache.pipeline.paper.efficiency import median_seconds
 
 try:
     from vococache.storage import open_store

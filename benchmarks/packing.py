@@ -12,7 +12,7 @@ import torch
 from common import report
 
 from vococache.model.cache import VoCoCache
-from vococache.model.generate import Sampling, generate
+from vococache.model.generate import GenerationOptions, generate
 from vococache.model.scratch import byte_tokenizer, random_model, small_config
 
 QUESTIONS, SEGMENTS, NEW_TOKENS, RUNS = 20, 256, 16, 5
@@ -27,7 +27,7 @@ def main() -> None:
     lengths = torch.randint(20, 60, (QUESTIONS,), generator=choose).tolist()
     texts = [torch.randint(3, config.text.vocab_size, (length,), generator=choose) for length in lengths]
     placed = model.place(cache)
-    greedy = Sampling(stop_ids=())
+    greedy = GenerationOptions(stop_ids=())
 
     def together() -> list[list[int]]:
         return generate(model, placed, texts, NEW_TOKENS, greedy).ids

@@ -16,8 +16,8 @@ from common import report
 from vococache.model.cache import VoCoCache
 from vococache.model.float8 import FLOAT8
 from vococache.pipeline.ask import open_reader
-from vococache.pipeline.efficiency import median_seconds
-from vococache.pipeline.ingest import ingest
+from vococache.pipeline.ingest.job import ingest
+from vococache.pipeline.paper.efficiency import median_seconds
 from vococache.pipeline.synthetic.scene import split_scenes
 from vococache.pipeline.synthetic.trial import LOOKS_A_SECOND, run_trial, write_clips
 from vococache.storage import Store, StoreHeader, open_store, quantize

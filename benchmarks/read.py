@@ -11,9 +11,9 @@ from common import figure, memory_rate, random_model_of, report
 
 from vococache.model.cache import PlacedCache, VoCoCache
 from vococache.model.costs import cache_bytes_per_token
-from vococache.model.generate import Sampling, generate
+from vococache.model.generate import GenerationOptions, generate
 from vococache.model.voco import VoCoModel
-from vococache.pipeline.efficiency import QUESTION, median_seconds
+from vococache.pipeline.paper.efficiency import QUESTION, median_seconds
 
 SEGMENTS, QUESTIONS, NEW = (1, 64, 256, 1024), (1, 8, 32), 17
 
@@ -56,7 +56,7 @@ def main() -> None:
 def time_of(model: VoCoModel, placed: PlacedCache, questions: int, new: int) -> float:
     """Seconds of `new` tokens each for so many questions in one pass."""
     texts = [torch.arange(QUESTION, device=model.device) % 100 + 3 + number for number in range(questions)]
-    return median_seconds(partial(generate, model, placed, texts, new, Sampling(stop_ids=())), model.device)
+    return median_seconds(partial(generate, model, placed, texts, new, GenerationOptions(stop_ids=())), model.device)
 
 
 if __name__ == "__main__":

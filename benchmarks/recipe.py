@@ -13,7 +13,7 @@ from vococache.model.costs import compress_flops, read_flops
 from vococache.model.scratch import llava_7b
 from vococache.model.training_costs import (
     STATE_BYTES,
-    Step,
+    TrainingStep,
     activation_bytes,
     parameters,
     step_flops,
@@ -47,7 +47,8 @@ def main() -> None:
         trainer = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())["trainer"]
         rows = trainer["per_device_train_batch_size"]
         accumulated = trainer.get("gradient_accumulation_steps", 1)
-        step = Step(segments=rows * data["segments"], rows=rows, text=data["text"], labels=rows * data["labels"])
+        segments, labels = rows * data["segments"], rows * data["labels"]
+        step = TrainingStep(segments=segments, rows=rows, text=data["text"], labels=labels)
         flops = accumulated * GPUS * step_flops(config, step, checkpointing=True)
         steps = data["rows"] * trainer["num_train_epochs"] / (rows * accumulated * GPUS)
         sizes = {

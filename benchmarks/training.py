@@ -31,7 +31,7 @@ from vococache.model.config import VoCoConfig
 from vococache.model.decoder import fast_attention
 from vococache.model.objective import Objective
 from vococache.model.scratch import byte_tokenizer, llava_7b, random_model, small_config
-from vococache.model.training_costs import STATE_BYTES, Step, activation_bytes, step_flops
+from vococache.model.training_costs import STATE_BYTES, TrainingStep, activation_bytes, step_flops
 
 STAGES = ("compress", "temporal", "reader")
 STEPS = 3
@@ -88,7 +88,8 @@ def measure(size: str, where: str, stage: str, checkpointing: str) -> dict[str, 
     device, shape = torch.device(where), SIZES[size]
     layers = shape.lora_layers if stage == "reader" else shape.layers
     rows, texts = (shape.segments, 1) if stage == "compress" else (1, 8)
-    step = Step(segments=shape.segments, rows=rows, text=texts * shape.text, labels=rows * texts * (shape.text // 2))
+    labels = rows * texts * (shape.text // 2)
+    step = TrainingStep(segments=shape.segments, rows=rows, text=texts * shape.text, labels=labels)
     if size == "7b":
         config = llava_7b(2)
         config.text.num_hidden_layers = layers
@@ -128,7 +129,7 @@ def measure(size: str, where: str, stage: str, checkpointing: str) -> dict[str, 
 class Case:
     """A random model and a batch for it; `tokens`: positions of both stages in a step."""
 
-    def __init__(self, config: VoCoConfig, step: Step, texts: int, stage: str, device: torch.device) -> None:
+    def __init__(self, config: VoCoConfig, step: TrainingStep, texts: int, stage: str, device: torch.device) -> None:
         torch.manual_seed(0)
         with device:
             self.model = random_model(config, seed=0)

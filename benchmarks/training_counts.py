@@ -24,7 +24,7 @@ from vococache.model.counted import count_step
 from vococache.model.objective import Objective
 from vococache.model.scratch import byte_tokenizer, llava_7b, random_model, small_config
 from vococache.model.training_costs import (
-    Step,
+    TrainingStep,
     activation_bytes,
     step_flops,
     waiting_gradient_values,
@@ -42,8 +42,8 @@ MIX = (
 )  # fmt: skip
 LETTERS = (4.2, 0.08)  # a token, and the spread of a text's mean
 RECIPES = {
-    "compress": Step(segments=16, rows=16, text=300, labels=16 * 150),
-    "temporal": Step(segments=32, rows=1, text=100, labels=60),
+    "compress": TrainingStep(segments=16, rows=16, text=300, labels=16 * 150),
+    "temporal": TrainingStep(segments=32, rows=1, text=100, labels=60),
 }
 
 

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vococache.model.config import VoCoConfig
 from vococache.model.objective import Objective
-from vococache.model.training_costs import Step
+from vococache.model.training_costs import TrainingStep
 from vococache.model.voco import VoCoModel
 
 META = torch.device("meta")
@@ -35,7 +35,7 @@ class Counted:
     kept_bytes: int
 
 
-def count_step(config: VoCoConfig, step: Step, *, checkpointing: bool) -> Counted:
+def count_step(config: VoCoConfig, step: TrainingStep, *, checkpointing: bool) -> Counted:
     """A step in which all but the vision tower learns."""
     with META:
         model = VoCoModel(config)

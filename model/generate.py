@@ -22,7 +22,7 @@ TOKENS_BETWEEN_LOOKS = {"cuda": 8}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Sampling:
+class GenerationOptions:
     """How the next token is chosen. Temperature 0 is greedy; `stop_ids` None means the model's own."""
 
     temperature: float = 0.0
@@ -50,7 +50,7 @@ def generate(
     placed: PlacedCache,
     questions: Sequence[Tensor],
     max_new_tokens: int,
-    sampling: Sampling,
+    sampling: GenerationOptions,
 ) -> Generation:
     """Answer `questions` (1-D id tensors, each what follows the last VoCo token) behind one placed cache.
 
@@ -129,7 +129,7 @@ class Chooser:
     So a sampled answer does not depend on what else was asked in the same pass.
     """
 
-    def __init__(self, sampling: Sampling, questions: int) -> None:
+    def __init__(self, sampling: GenerationOptions, questions: int) -> None:
         self.sampling = sampling
         self.streams = [torch.Generator().manual_seed(sampling.seed) for _ in range(questions)]
 

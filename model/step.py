@@ -21,7 +21,7 @@ SAME_SHAPE = {"cuda": 64}
 WARM_UPS = 2  # steps before the recording, which may not meet anything that is done only once
 
 
-class Step:
+class DecodingStep:
     """Reads one new token of each of A questions, within the first W entries of a placed cache."""
 
     def __init__(self, model: VoCoModel, placed: PlacedCache, questions: int, width: int) -> None:
@@ -71,11 +71,11 @@ class Step:
         return self.model.logits(hidden)
 
 
-def next_step(model: VoCoModel, placed: PlacedCache, positions: Tensor, seen: Tensor) -> Step:
-    """The step that goes on with so many questions (`Step.start`), one recorded earlier where there is one."""
+def next_step(model: VoCoModel, placed: PlacedCache, positions: Tensor, seen: Tensor) -> DecodingStep:
+    """The step that goes on with so many questions (`DecodingStep.start`), one recorded earlier where there is one."""
     questions = len(positions)
     shape = (questions, min(round_up(placed.length + questions, questions, model), placed.capacity))
-    step: Step = placed.steps.get(shape) or Step(model, placed, *shape)
+    step: DecodingStep = placed.steps.get(shape) or DecodingStep(model, placed, *shape)
     if model.device.type in SAME_SHAPE:
         placed.steps[shape] = step
     step.start(positions, seen)

@@ -14,7 +14,7 @@ STATE_BYTES = 16  # of a weight that learns with AdamW, in float32: the weight, 
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Step:
+class TrainingStep:
     """The work of one step in one process: `rows` texts of `text` tokens, `labels` of them (in all rows) labelled.
 
     `segments`: of all rows, shared evenly.
@@ -77,7 +77,7 @@ def whole_gradient_bytes(config: VoCoConfig) -> int:
     return 4 * (sum(counts.values()) - counts["vision_tower"])
 
 
-def step_flops(config: VoCoConfig, step: Step, *, checkpointing: bool) -> int:
+def step_flops(config: VoCoConfig, step: TrainingStep, *, checkpointing: bool) -> int:
     """FLOPs of a step with a frozen vision tower: the backward pass takes twice the forward pass of what learns.
 
     With gradient checkpointing the decoder's layers run forward once more, up to the last product of each.
@@ -92,7 +92,7 @@ def step_flops(config: VoCoConfig, step: Step, *, checkpointing: bool) -> int:
     return flops + forward.decoder - down * (step.segments * outputs + step.rows * step.text * config.layers)
 
 
-def forward_flops(config: VoCoConfig, step: Step) -> Flops:
+def forward_flops(config: VoCoConfig, step: TrainingStep) -> Flops:
     """FLOPs of both stages' forward passes, by part."""
     stage1 = compress_flops(config)
     entries = step.entries(config)
@@ -107,7 +107,7 @@ def forward_flops(config: VoCoConfig, step: Step) -> Flops:
 
 def activation_bytes(
     config: VoCoConfig,
-    step: Step,
+    step: TrainingStep,
     *,
     checkpointing: bool,
     bytes_per_value: int = 4,

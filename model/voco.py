@@ -236,9 +236,9 @@ class VoCoModel(nn.Module):
         `input_ids` as in `read`; texts of different length come as a sequence of 1-D tensors. `sampling`: the
         fields of `vococache.model.generate.Sampling`. A row that met a stop token is filled up with it.
         """
-        from vococache.model.generate import Sampling, generate
+        from vococache.model.generate import GenerationOptions, generate
 
-        rows = generate(self, self.place(cache), list(input_ids), max_new_tokens, Sampling(**sampling)).ids
+        rows = generate(self, self.place(cache), list(input_ids), max_new_tokens, GenerationOptions(**sampling)).ids
         width = max(len(row) for row in rows)
         return torch.tensor([row + row[-1:] * (width - len(row)) for row in rows])
 

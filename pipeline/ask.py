@@ -90,7 +90,7 @@ def ask(
     Raises `InputError` for an empty question or window, `ContextLimitError` where cache and question are too
     long, `VideoNotFoundError` (which names the nearest ids) and `CorruptionError` where stored bytes changed.
     """
-    from vococache.model.generate import Sampling
+    from vococache.model.generate import GenerationOptions
     from vococache.workers.reason import question_ids
 
     asked = [questions] if isinstance(questions, str) else list(questions)
@@ -103,7 +103,7 @@ def ask(
         stage = open_reader(store, model=model, dtype=dtype, device=device)
     else:
         stage = store
-    sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
+    sampling = GenerationOptions(temperature=temperature, top_p=top_p, seed=seed)
     room = max(len(question_ids(stage.model, question)) for question in asked) + max_new_tokens
     context = stage.load(named, start=start, end=end, tokens=tokens, room=room)
     answers = stage.answer(context, asked, max_new_tokens=max_new_tokens, sampling=sampling)
@@ -139,9 +139,9 @@ def chat(
     """Answers to `questions` as they come: one conversation over one cache that is loaded and placed once."""
     check_window(start, end)
     context = stage.load([video_id(text) for text in videos], start=start, end=end, tokens=tokens, room=max_new_tokens)
-    from vococache.model.generate import Sampling
+    from vococache.model.generate import GenerationOptions
 
-    sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
+    sampling = GenerationOptions(temperature=temperature, top_p=top_p, seed=seed)
     history: list[tuple[str, str]] = []
     for question in questions:
         (answer,) = stage.answer(context, [question], max_new_tokens=max_new_tokens, sampling=sampling, history=history)

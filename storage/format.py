@@ -25,7 +25,7 @@ _ORDINARY = re.compile(r"(?!__)[A-Za-z0-9_-]{1,200}")
 TEMPORARY = ".tmp-"
 
 
-class Record:
+class JsonRecord:
     """A dataclass that becomes a JSON object and back."""
 
     __slots__ = ()
@@ -41,7 +41,7 @@ class Record:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StoreHeader(Record):
+class StoreHeader(JsonRecord):
     """What all videos of a store share: one store belongs to one compressor.
 
     `kv` of a video has shape [segments, layers, 2 (key, value), kv_heads, tokens, head_dim].
@@ -93,7 +93,7 @@ class StoreHeader(Record):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Intent(Record):
+class Intent(JsonRecord):
     """What a video's chunks are made of; written before the first of them."""
 
     source: str  # absolute path or URL
@@ -112,7 +112,7 @@ class Intent(Record):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ChunkReceipt(Record):
+class ChunkReceipt(JsonRecord):
     """A stored chunk: its place, its segments (without padding), its object's bytes and crc32c."""
 
     index: int
@@ -122,7 +122,7 @@ class ChunkReceipt(Record):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class VideoInfo(Record):
+class VideoInfo(JsonRecord):
     """A row of `ls`. `status`: complete, failed (with its `reason`) or partial (no sizes known yet)."""
 
     id: str

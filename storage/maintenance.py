@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from vococache.errors import CorruptionError, InputError, StoreError, VideoNotFoundError
 from vococache.storage import documents
 from vococache.storage.documents import Fields, stamp
-from vococache.storage.format import DOCUMENT, Record, is_leftover, is_safe_key
+from vococache.storage.format import DOCUMENT, JsonRecord, is_leftover, is_safe_key
 from vococache.storage.objects import PLAIN, Entry
 from vococache.storage.opening import check_vacant, open_objects, open_store, root_objects
 from vococache.storage.reading import difference
@@ -17,7 +17,7 @@ GC_AGE_S = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Problem(Record):
+class Problem(JsonRecord):
     """Something in a store that is not as it was written. `object`: its key. `video`: None for the store's own."""
 
     video: str | None
@@ -29,7 +29,7 @@ class Problem(Record):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Garbage(Record):
+class Garbage(JsonRecord):
     """An object that `gc` removed, its bytes, and why."""
 
     object: str

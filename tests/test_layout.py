@@ -62,7 +62,7 @@ except SystemExit as stop:
 
 @pytest.mark.parametrize(
     "code",
-    ["import vococache", "import vococache.pipeline.cli", HELP, "import vococache.workers.decode_child"],
+    ["import vococache", "import vococache.pipeline.cli.command", HELP, "import vococache.workers.video.child"],
     ids=["package", "cli", "help", "decode child"],
 )
 def test_import_is_light(code, tmp_path):

@@ -39,7 +39,7 @@ from vococache.workers.decode import DecodeStage
 from vococache.workers.rows import End, Row, VideoTask
 
 if TYPE_CHECKING:  # a decode actor has no use for torch, which this would load
-    from vococache.workers.answering import AnswerStage, Asked, Reply
+    from vococache.workers.answering import AnswerStage, VideoAnswer, VideoQuestions
     from vococache.workers.compress import Compressor, CompressStage
 
 # What a local Ray may keep in flight; decoders wait while it is full, so memory does not grow with a video.
@@ -337,10 +337,10 @@ def run_stages(
 
 
 def run_answers(
-    asked: "Sequence[Asked]", stage: "AnswerStage", pools: Pools
-) -> "Iterator[tuple[str, list[Reply], float]]":
+    asked: "Sequence[VideoQuestions]", stage: "AnswerStage", pools: Pools
+) -> "Iterator[tuple[str, list[VideoAnswer], float]]":
     """Replies to the questions of each video, with seconds, as they come; a compressor's resources an actor."""
-    from vococache.workers.answering import Reply
+    from vococache.workers.answering import VideoAnswer
 
     if not asked:
         return
@@ -353,7 +353,7 @@ def run_answers(
     )
     for block in _blocks(answered):
         facts = _facts(block)
-        yield facts["video"], [Reply(**reply) for reply in facts["replies"]], facts["seconds"]
+        yield facts["video"], [VideoAnswer(**reply) for reply in facts["replies"]], facts["seconds"]
 
 
 def describe_reader_remotely(stage: "AnswerStage", device: str | None) -> dict[str, str | int | None]:
@@ -468,12 +468,12 @@ class _AnswerActor:
         self.broken = _set_up(stage)
 
     def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
-        from vococache.workers.answering import Asked
+        from vococache.workers.answering import VideoQuestions
 
         if self.broken is not None:
             return {"facts": json.dumps(_raising(self.broken))}
         try:
-            video, replies, seconds = self.stage.timed(Asked(**json.loads(block["asked"])))
+            video, replies, seconds = self.stage.timed(VideoQuestions(**json.loads(block["asked"])))
         except VoCoError as error:
             return {"facts": json.dumps(_raising(error))}
         return {

@@ -14,7 +14,7 @@ AT_ONCE = 32  # questions in one pass; fixed, so that answers do not depend on a
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class VideoQuestions:
     """A stored video's questions, in order."""
 
     video: str
@@ -22,7 +22,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class VideoAnswer:
     """An answer and how many segments it was read from; or why there is none."""
 
     answer: str
@@ -71,13 +71,13 @@ class AnswerStage:
             "note": config.extra.get("note"),  # what its maker tells whoever asks it
         }
 
-    def timed(self, asked: Asked) -> tuple[str, list[Reply], float]:
+    def timed(self, asked: VideoQuestions) -> tuple[str, list[VideoAnswer], float]:
         """The video, the replies, and the seconds that they took."""
         started = time.perf_counter()
         replies = self.process(asked)
         return asked.video, replies, time.perf_counter() - started
 
-    def process(self, asked: Asked) -> list[Reply]:
+    def process(self, asked: VideoQuestions) -> list[VideoAnswer]:
         """A reply to each question, in their order."""
         stage = self.setup()
         try:
@@ -85,15 +85,15 @@ class AnswerStage:
         except VoCoError as error:
             if type(error) is StoreError:  # out of reach, for a while: no fault of this video
                 raise
-            return [Reply("", 0, f"{type(error).__name__}: {error}") for _ in asked.questions]
-        replies: dict[int, Reply] = {}
+            return [VideoAnswer("", 0, f"{type(error).__name__}: {error}") for _ in asked.questions]
+        replies: dict[int, VideoAnswer] = {}
         fitting = []
         for index, question in enumerate(asked.questions):
             try:
                 self._check(stage, context, question)
                 fitting.append(index)
             except InputError as error:
-                replies[index] = Reply("", 0, f"{type(error).__name__}: {error}")
+                replies[index] = VideoAnswer("", 0, f"{type(error).__name__}: {error}")
         (span,) = context.spans
         for first in range(0, len(fitting), AT_ONCE):
             group = fitting[first : first + AT_ONCE]
@@ -101,7 +101,7 @@ class AnswerStage:
                 context, [asked.questions[index] for index in group], max_new_tokens=self.max_new_tokens
             )
             for index, answer in zip(group, answers, strict=True):
-                replies[index] = Reply(answer.answer, span.stop - span.start)
+                replies[index] = VideoAnswer(answer.answer, span.stop - span.start)
         return [replies[index] for index in range(len(asked.questions))]
 
     def _check(self, stage: ReasonStage, context: Context, question: str) -> None:

@@ -12,10 +12,10 @@ from vococache.errors import StoreError, VideoError
 from vococache.model.images import Frame, FrameGeometry
 from vococache.storage import Intent, Store, VideoInfo, open_store
 from vococache.storage.format import even_chunk_segments
-from vococache.workers.decoder import Decoder, DecoderName, Frames, Limits, available_decoders
 from vococache.workers.rows import End, Row, VideoTask
-from vococache.workers.sampling import Sampling
-from vococache.workers.source import LocalVideo, local_video, stat_source
+from vococache.workers.video.process import DecodedFrames, DecoderName, DecoderProcess, Limits, available_decoders
+from vococache.workers.video.sampling import FrameSampling
+from vococache.workers.video.source import LocalVideo, local_video, stat_source
 
 Segment = tuple[list[Frame], list[float]]  # of one segment: pictures [size, size, 3], and their times
 
@@ -30,19 +30,19 @@ class DecodeStage:
     """
 
     store_url: str
-    sampling: Sampling
+    sampling: FrameSampling
     geometry: FrameGeometry
     frames_per_segment: int
     timeout_s: float = 60.0
     limits: Limits = field(default_factory=Limits)
     max_copy_bytes: int = 16 << 30  # of a remote video on this node's disk
     _store: Store = field(init=False, repr=False)
-    _decoder: Decoder = field(init=False, repr=False)
+    _decoder: DecoderProcess = field(init=False, repr=False)
 
     def setup(self) -> None:
         """Open the store; the decoder child starts with the first video."""
         self._store = open_store(self.store_url, "a")
-        self._decoder = Decoder(timeout_s=self.timeout_s, limits=self.limits)
+        self._decoder = DecoderProcess(timeout_s=self.timeout_s, limits=self.limits)
 
     def close(self) -> None:
         """End the decoder child."""
@@ -145,7 +145,7 @@ class DecodeStage:
             )
             started = time.perf_counter()  # whoever takes the rows took his time
 
-    def _segments(self, frames: Frames) -> Iterator[Segment]:
+    def _segments(self, frames: DecodedFrames) -> Iterator[Segment]:
         """Frames in groups of a segment; the last group is filled up with its last frame."""
         while group := list(islice(frames, self.frames_per_segment)):
             group += [group[-1]] * (self.frames_per_segment - len(group))

@@ -15,7 +15,7 @@ from vococache.errors import ContextLimitError, InputError
 from vococache.model import load_model
 from vococache.model.cache import PlacedCache, VoCoCache
 from vococache.model.config import PromptPieces
-from vococache.model.generate import Sampling, generate
+from vococache.model.generate import GenerationOptions, generate
 from vococache.model.voco import VoCoModel
 from vococache.storage import Store
 from vococache.workers.compress import check_fingerprint
@@ -160,7 +160,7 @@ class ReasonStage:
         questions: Sequence[str],
         *,
         max_new_tokens: int = 64,
-        sampling: Sampling | None = None,
+        sampling: GenerationOptions | None = None,
         history: Sequence[tuple[str, str]] = (),
     ) -> list[Answer]:
         """Answer `questions`, each on its own, in one pass over one context.
@@ -169,7 +169,7 @@ class ReasonStage:
         """
         texts = [question_ids(self.model, question, history) for question in questions]
         self.check_room(context.spans, context.tokens, max(map(len, texts), default=0) + max_new_tokens)
-        result = generate(self.model, context.placed, texts, max_new_tokens, sampling or Sampling())
+        result = generate(self.model, context.placed, texts, max_new_tokens, sampling or GenerationOptions())
         return [
             Answer(
                 question=question,

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from vococache.errors import InputError
-from vococache.pipeline.manifest import manifest_rows
-from vococache.pipeline.sources import is_video
+from vococache.pipeline.ingest.manifest import manifest_rows
+from vococache.pipeline.ingest.sources import is_video
 
 MAPPING = "youtube_mapping.txt"  # of MSVD: lines "-4wsuPCjDBc_5_15 vid1"
 # YouTube id, start, end. Some copies put "v_" before it, and a question's number behind it.

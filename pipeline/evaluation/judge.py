@@ -19,7 +19,7 @@ from threading import Lock
 from typing import Any
 
 from vococache.errors import InputError
-from vococache.pipeline.evaluation.records import ANSWERED, Record
+from vococache.pipeline.evaluation.records import ANSWERED, AnswerRecord
 
 VERDICTS = "verdicts.jsonl"
 OPENAI = "https://api.openai.com/v1"
@@ -79,12 +79,12 @@ class Judge:
     def prompt_hash(self) -> str:
         return hashlib.sha256(self.prompt.encode()).hexdigest()
 
-    def key(self, record: Record) -> str:
+    def key(self, record: AnswerRecord) -> str:
         """What a verdict depends on."""
         parts = (self.model, self.prompt_hash, record.question, record.truth, record.raw)
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-    def messages(self, record: Record) -> list[dict[str, str]]:
+    def messages(self, record: AnswerRecord) -> list[dict[str, str]]:
         """The call's messages."""
         values = {"{question}": record.question, "{answer}": record.truth, "{prediction}": record.raw}
         # In one pass: an answer may hold braces, or a placeholder's name.
@@ -115,7 +115,7 @@ def parse_reply(text: str) -> tuple[str, float] | None:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Estimate:
+class JudgeEstimate:
     """What is about to be asked: calls, and tokens as far as one can tell from characters."""
 
     calls: int
@@ -130,10 +130,10 @@ class Estimate:
         return f"{line}: {(self.tokens_in * price[0] + self.tokens_out * price[1]) / 1e6:.2f} in the price's currency"
 
 
-def estimate(judge: Judge, records: Iterable[Record]) -> Estimate:
+def estimate(judge: Judge, records: Iterable[AnswerRecord]) -> JudgeEstimate:
     """Of one call for each record."""
     lengths = [sum(len(part["content"]) for part in judge.messages(record)) for record in records]
-    return Estimate(
+    return JudgeEstimate(
         calls=len(lengths), tokens_in=sum(lengths) // CHARACTERS_A_TOKEN, tokens_out=REPLY_TOKENS * len(lengths)
     )
 
@@ -168,7 +168,7 @@ class VerdictFile:
 
 def judge_run(
     judge: Judge,
-    records: list[Record],
+    records: list[AnswerRecord],
     out: Path,
     *,
     say: Say,
@@ -188,7 +188,7 @@ def judge_run(
         return file
     with _client(judge) as client, ThreadPoolExecutor(judge.concurrency) as pool:
 
-        def settle(key: str, record: Record) -> None:
+        def settle(key: str, record: AnswerRecord) -> None:
             file.add(_ask(client, judge, key, record, file))  # at once: a call that hangs holds up no other's verdict
 
         calls = [pool.submit(settle, key, record) for key, record in open_records.items()]
@@ -212,7 +212,7 @@ def _client(judge: Judge) -> Any:
     return OpenAI(base_url=judge.url, api_key=key, max_retries=RETRIES, timeout=judge.timeout)
 
 
-def _ask(client: Any, judge: Judge, key: str, record: Record, file: VerdictFile) -> Verdict:
+def _ask(client: Any, judge: Judge, key: str, record: AnswerRecord, file: VerdictFile) -> Verdict:
     """One question's verdict. Raises `InputError` where nobody answers, or all is refused."""
     import openai
 
@@ -253,7 +253,7 @@ class Judged:
     score: float | None  # mean over yes and no
 
 
-def summarise(judge: Judge, records: list[Record], file: VerdictFile) -> Judged:
+def summarise(judge: Judge, records: list[AnswerRecord], file: VerdictFile) -> Judged:
     """What the verdicts of a run come to."""
     verdicts = [_verdict(judge, record, file) for record in records]
     counts = Counter(pred for pred, _ in verdicts)
@@ -269,7 +269,7 @@ def summarise(judge: Judge, records: list[Record], file: VerdictFile) -> Judged:
     )
 
 
-def _verdict(judge: Judge, record: Record, file: VerdictFile) -> tuple[str, float | None]:
+def _verdict(judge: Judge, record: AnswerRecord, file: VerdictFile) -> tuple[str, float | None]:
     if record.status != ANSWERED:
         return "unanswered", None
     found = file.known.get(judge.key(record))

@@ -22,12 +22,12 @@ from tqdm import tqdm
 from vococache.errors import InputError, VoCoError
 from vococache.model import load_model
 from vococache.model.cache import VoCoCache
-from vococache.model.generate import Sampling, generate
+from vococache.model.generate import GenerationOptions, generate
 from vococache.pipeline.training.examples import Example, Text, collate, encode_turns
 from vococache.workers.caches import micro_batch
-from vococache.workers.media import MediaReader
 from vococache.workers.reason import answer_text, question_ids
-from vococache.workers.sampling import Sampling as FrameSampling
+from vococache.workers.video.sampling import FrameSampling as FrameSampling
+from vococache.workers.video.whole import MediaReader
 
 MANIFEST = ModelManifest(model_id="voco", simple_class_path=f"{__name__}.VoCo")
 MAX_NEW_TOKENS = 1024  # where a task names no limit, as lmms-eval's LLaVA
@@ -143,7 +143,7 @@ class VoCo(lmms):
         room = config.max_positions - config.prefix_entries - cache.segments * cache.tokens - len(question)
         limit = min(settings.get("max_new_tokens", MAX_NEW_TOKENS), max(1, room))
         temperature = settings.get("temperature") if settings.get("do_sample", True) else None
-        sampling = Sampling(temperature=temperature or 0.0, top_p=settings.get("top_p") or 1.0)
+        sampling = GenerationOptions(temperature=temperature or 0.0, top_p=settings.get("top_p") or 1.0)
         (ids,) = generate(self.model, self.model.place(cache), [question], limit, sampling).ids
         answer = answer_text(self.model, ids)
         until = settings.get("until") or []

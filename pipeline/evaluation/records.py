@@ -19,7 +19,7 @@ Settings = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Record:
+class AnswerRecord:
     """One question: `raw` is what the model said, `prediction` the same normalised (empty where `status` is not
     "answered": the video is "missing", or it, its ingest or its answer "failed" with `error`).
     """
@@ -70,14 +70,14 @@ class AnswerFile:
                 self.done.add(video)
         self._replace(settings, [record for record in records if record.video in self.done])
 
-    def commit(self, records: Iterable[Record]) -> None:
+    def commit(self, records: Iterable[AnswerRecord]) -> None:
         """Append a video's records, for good."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write("".join(map(_line, records)))
             file.flush()
             os.fsync(file.fileno())
 
-    def _replace(self, settings: Settings, records: Iterable[Record]) -> None:
+    def _replace(self, settings: Settings, records: Iterable[AnswerRecord]) -> None:
         """Make the file these records, all at once."""
         part = self.path.with_name(f"{self.path.name}.part")
         with part.open("w", encoding="utf-8") as file:
@@ -88,11 +88,11 @@ class AnswerFile:
         part.replace(self.path)
 
 
-def _line(record: Record) -> str:
+def _line(record: AnswerRecord) -> str:
     return json.dumps(asdict(record), ensure_ascii=False) + "\n"
 
 
-def read_answers(path: Path) -> tuple[Settings, list[Record]]:
+def read_answers(path: Path) -> tuple[Settings, list[AnswerRecord]]:
     """Settings and records. A torn last line is left out.
 
     Raises `InputError` for any other line that is not as it was written.
@@ -110,7 +110,7 @@ def read_answers(path: Path) -> tuple[Settings, list[Record]]:
             if settings is None:
                 settings = fields["settings"]
             else:
-                records.append(Record(**fields))
+                records.append(AnswerRecord(**fields))
         except (ValueError, TypeError, KeyError):
             if number == len(lines) and settings is not None:
                 break  # written, but not whole, when the machine went down
@@ -122,9 +122,9 @@ def read_answers(path: Path) -> tuple[Settings, list[Record]]:
     return settings, records
 
 
-def by_video(records: Iterable[Record]) -> dict[str, list[Record]]:
+def by_video(records: Iterable[AnswerRecord]) -> dict[str, list[AnswerRecord]]:
     """Records by video, in order."""
-    groups: dict[str, list[Record]] = {}
+    groups: dict[str, list[AnswerRecord]] = {}
     for record in records:
         groups.setdefault(record.video, []).append(record)
     return groups

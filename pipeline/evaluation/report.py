@@ -12,7 +12,15 @@ from vococache.pipeline.bootstrap import interval
 from vococache.pipeline.evaluation.datasets import DATA_SETS
 from vococache.pipeline.evaluation.judge import UNJUDGED, VERDICTS, Judge, Judged, VerdictFile, summarise
 from vococache.pipeline.evaluation.metrics import Similarity, exact_match, wups
-from vococache.pipeline.evaluation.records import ANSWERED, ANSWERS, FAILED, MISSING, Record, Settings, read_answers
+from vococache.pipeline.evaluation.records import (
+    ANSWERED,
+    ANSWERS,
+    FAILED,
+    MISSING,
+    AnswerRecord,
+    Settings,
+    read_answers,
+)
 
 WUPS_THRESHOLDS = (0.0, 0.9)
 Interval = tuple[float, float]
@@ -44,7 +52,7 @@ class Figures:
         return asdict(self)
 
 
-def read_run(run: Path) -> tuple[Settings, list[Record]]:
+def read_run(run: Path) -> tuple[Settings, list[AnswerRecord]]:
     """A finished run's settings and records. Raises `InputError` for one that is unfinished or in shards."""
     path = run / ANSWERS
     if not path.is_file():
@@ -89,7 +97,7 @@ def figures(run: Path, *, similarity: Similarity | None = None, judge: Judge | N
     )
 
 
-def by_type(records: Sequence[Record], right: Sequence[bool], data_set: str) -> dict[str, tuple[int, int]]:
+def by_type(records: Sequence[AnswerRecord], right: Sequence[bool], data_set: str) -> dict[str, tuple[int, int]]:
     """Right answers and questions of each type, of the data set's groups of types, and of "all"."""
     found: dict[str, list[bool]] = defaultdict(list)
     for record, answer in zip(records, right, strict=True):

@@ -3,7 +3,7 @@
 from functools import partial
 
 from vococache.pipeline.synthetic.scene import EVENTS, LOOKS, Scene, Thing
-from vococache.pipeline.synthetic.template import NUMBERS, Asked, Template, View, collecting
+from vococache.pipeline.synthetic.template import NUMBERS, Asked, SceneView, Template, collecting
 
 CLIP_TEMPLATES: list[Template] = []
 template = collecting(CLIP_TEMPLATES)
@@ -13,7 +13,7 @@ template = collecting(CLIP_TEMPLATES)
 
 
 @template("motion")
-def direction(view: View) -> Asked | None:
+def direction(view: SceneView) -> Asked | None:
     if view.thing.action != "moves":
         return None
     name = view.name(view.thing)
@@ -24,7 +24,7 @@ def direction(view: View) -> Asked | None:
 
 
 @template("motion")
-def way(view: View) -> Asked | None:
+def way(view: SceneView) -> Asked | None:
     if view.thing.action != "moves":
         return None
     name, truth = view.name(view.thing), view.thing.legs[0].direction
@@ -34,7 +34,7 @@ def way(view: View) -> Asked | None:
 
 
 @template("motion")
-def moves_there(view: View) -> Asked | None:
+def moves_there(view: SceneView) -> Asked | None:
     if view.thing.action != "moves":
         return None
     name, truth = view.name(view.thing), view.thing.legs[0].direction
@@ -45,7 +45,7 @@ def moves_there(view: View) -> Asked | None:
 
 
 @template("motion")
-def colour_moving(view: View) -> Asked | None:
+def colour_moving(view: SceneView) -> Asked | None:
     if view.thing.action != "moves" or len(view.scene.things) < 2:
         return None
     where = view.thing.legs[0].direction
@@ -57,7 +57,7 @@ def colour_moving(view: View) -> Asked | None:
 
 
 @template("motion")
-def shape_moving(view: View) -> Asked | None:
+def shape_moving(view: SceneView) -> Asked | None:
     if view.thing.action != "moves" or len(view.scene.things) < 2:
         return None
     where = view.thing.legs[0].direction
@@ -67,7 +67,7 @@ def shape_moving(view: View) -> Asked | None:
 
 
 @template("motion")
-def side_then(view: View) -> Asked | None:
+def side_then(view: SceneView) -> Asked | None:
     """Where a moving object is at the start or at the end, when that differs."""
     (ax, ay), (bx, by) = view.thing.centre(0), view.thing.centre(3.5)
     late = view.random.random() < 0.5
@@ -84,7 +84,7 @@ def side_then(view: View) -> Asked | None:
 
 
 @template("activity")
-def moves(view: View) -> Asked | None:
+def moves(view: SceneView) -> Asked | None:
     if view.thing.action not in ("moves", "turns", "nothing"):
         return None
     if view.thing.legs and view.random.random() < 0.5:  # as many yes as no: most objects that fit do move
@@ -95,7 +95,7 @@ def moves(view: View) -> Asked | None:
 
 
 @template("activity")
-def speed(view: View) -> Asked | None:
+def speed(view: SceneView) -> Asked | None:
     if view.thing.speed not in ("slowly", "quickly"):
         return None
     name = view.name(view.thing)
@@ -105,7 +105,7 @@ def speed(view: View) -> Asked | None:
 
 
 @template("activity")
-def only_moving(view: View) -> Asked | None:
+def only_moving(view: SceneView) -> Asked | None:
     if len(view.scene.things) < 2 or not view.is_only(lambda thing: bool(thing.legs)):
         return None
     if view.random.random() < 0.5:
@@ -116,7 +116,7 @@ def only_moving(view: View) -> Asked | None:
 
 
 @template("activity")
-def count_moving(view: View) -> Asked | None:
+def count_moving(view: SceneView) -> Asked | None:
     number = sum(bool(thing.legs) for thing in view.scene.things)
     return view.one_of("how many objects move?", "how many things are moving?"), NUMBERS[number]
 
@@ -125,13 +125,13 @@ def count_moving(view: View) -> Asked | None:
 
 
 @template("change")
-def what_happens(view: View) -> Asked | None:
+def what_happens(view: SceneView) -> Asked | None:
     name = view.name(view.thing)
     return view.one_of(f"what happens to {name}?", f"what does {name} do?"), view.thing.action
 
 
 @template("change")
-def new_colour(view: View) -> Asked | None:
+def new_colour(view: SceneView) -> Asked | None:
     if not view.thing.new_colour:
         return None
     name = view.name(view.thing)
@@ -140,7 +140,7 @@ def new_colour(view: View) -> Asked | None:
 
 
 @template("change")
-def old_colour(view: View) -> Asked | None:
+def old_colour(view: SceneView) -> Asked | None:
     if not view.thing.new_colour:
         return None
     who = f"the {view.thing.new_colour} object at first"
@@ -152,7 +152,7 @@ def old_colour(view: View) -> Asked | None:
 
 
 @template("change")
-def changing_shape(view: View) -> Asked | None:
+def changing_shape(view: SceneView) -> Asked | None:
     deed = view.thing.action
     if len(view.scene.things) < 2 or deed not in (*EVENTS, "blinks") or not view.alone_in(lambda thing: thing.action):
         return None
@@ -160,7 +160,7 @@ def changing_shape(view: View) -> Asked | None:
 
 
 @template("change")
-def changing_colour(view: View) -> Asked | None:
+def changing_colour(view: SceneView) -> Asked | None:
     deed = view.thing.action
     if len(view.scene.things) < 2 or deed not in (*EVENTS, "blinks") or not view.alone_in(lambda thing: thing.action):
         return None
@@ -172,7 +172,7 @@ def changing_colour(view: View) -> Asked | None:
 
 
 @template("change")
-def early_or_late(view: View) -> Asked | None:
+def early_or_late(view: SceneView) -> Asked | None:
     if view.thing.action not in EVENTS or not _off_the_middle(view.thing):
         return None
     deed = view.one_of(_infinitive(view.thing.action), "change")
@@ -182,7 +182,7 @@ def early_or_late(view: View) -> Asked | None:
 
 
 @template("change")
-def which_change(view: View) -> Asked | None:
+def which_change(view: SceneView) -> Asked | None:
     pairs = {"grows": "grow or shrink", "shrinks": "grow or shrink", "appears": "appear or disappear"}
     pairs["disappears"] = pairs["appears"]
     if view.thing.action not in pairs:
@@ -194,7 +194,7 @@ def which_change(view: View) -> Asked | None:
 
 
 @template("order")
-def happens_first(view: View) -> Asked | None:
+def happens_first(view: SceneView) -> Asked | None:
     events = _events(view.scene)
     if len(events) != 2 or events[0].action == events[1].action or not _nothing_else(view, events):
         return None
@@ -204,7 +204,7 @@ def happens_first(view: View) -> Asked | None:
 
 
 @template("order")
-def shape_first(view: View) -> Asked | None:
+def shape_first(view: SceneView) -> Asked | None:
     events = _events(view.scene)
     if len(events) != 2 or events[0].shape == events[1].shape or not _nothing_else(view, events):
         return None
@@ -215,7 +215,7 @@ def shape_first(view: View) -> Asked | None:
 
 
 @template("order")
-def colour_first(view: View) -> Asked | None:
+def colour_first(view: SceneView) -> Asked | None:
     events = [thing for thing in _events(view.scene) if thing.action in ("appears", "disappears")]
     events = [thing for thing in events if thing.action == view.thing.action]
     if len(events) != 2 or events[0].colour == events[1].colour:
@@ -226,7 +226,7 @@ def colour_first(view: View) -> Asked | None:
 
 
 @template("order")
-def shape_early(view: View) -> Asked | None:
+def shape_early(view: SceneView) -> Asked | None:
     """Of two objects that change, the one that alone does so in its half of the clip."""
     events = _events(view.scene)
     if len(events) != 2 or events[0].shape == events[1].shape or not _nothing_else(view, events):
@@ -238,7 +238,7 @@ def shape_early(view: View) -> Asked | None:
 
 
 @template("order")
-def earlier(view: View) -> Asked | None:
+def earlier(view: SceneView) -> Asked | None:
     events = _events(view.scene)
     if len(events) < 2 or view.thing not in events:
         return None
@@ -250,7 +250,7 @@ def earlier(view: View) -> Asked | None:
 
 
 @template("order")
-def direction_then(view: View) -> Asked | None:
+def direction_then(view: SceneView) -> Asked | None:
     if view.thing.action != "turns":
         return None
     late = view.random.random() < 0.5
@@ -264,7 +264,7 @@ def direction_then(view: View) -> Asked | None:
 
 
 @template("times")
-def times_blinking(view: View) -> Asked | None:
+def times_blinking(view: SceneView) -> Asked | None:
     if not view.thing.hidden:
         return None
     name = view.name(view.thing)
@@ -272,7 +272,7 @@ def times_blinking(view: View) -> Asked | None:
     return asked, NUMBERS[len(view.thing.hidden)]
 
 
-def _blinks_then(when: str, first: float, last: float, view: View) -> Asked | None:
+def _blinks_then(when: str, first: float, last: float, view: SceneView) -> Asked | None:
     if not view.thing.hidden:
         return None
     then = any(first < (start + end) / 2 < last for start, end in view.thing.hidden)
@@ -291,7 +291,7 @@ BLINK_TEMPLATES = [
 
 
 @template("interaction")
-def collide(view: View) -> Asked | None:
+def collide(view: SceneView) -> Asked | None:
     if view.scene.event not in ("collision", "miss") or view.thing not in _met(view.scene):
         return None
     one, two = view.random.sample([view.name(thing) for thing in _met(view.scene)], 2)
@@ -300,7 +300,7 @@ def collide(view: View) -> Asked | None:
 
 
 @template("interaction")
-def hits_what(view: View) -> Asked | None:
+def hits_what(view: SceneView) -> Asked | None:
     if view.scene.event != "collision" or view.thing not in _met(view.scene):
         return None
     mover, target = _met(view.scene)
@@ -309,7 +309,7 @@ def hits_what(view: View) -> Asked | None:
 
 
 @template("interaction")
-def overtakes(view: View) -> Asked | None:
+def overtakes(view: SceneView) -> Asked | None:
     rivals = _rivals(view)
     if rivals is None:
         return None
@@ -322,7 +322,7 @@ def overtakes(view: View) -> Asked | None:
 
 
 @template("interaction")
-def faster(view: View) -> Asked | None:
+def faster(view: SceneView) -> Asked | None:
     rivals = _rivals(view)
     if rivals is None:
         return None
@@ -334,7 +334,7 @@ def faster(view: View) -> Asked | None:
 
 
 @template("interaction")
-def ahead_then(view: View) -> Asked | None:
+def ahead_then(view: SceneView) -> Asked | None:
     """Which of two that move the same way is in front, at the beginning or at the end."""
     rivals = _rivals(view)
     if rivals is None:
@@ -355,12 +355,12 @@ def _events(scene: Scene) -> list[Thing]:
     return sorted((thing for thing in scene.things if thing.action in EVENTS), key=lambda thing: thing.at)
 
 
-def _nothing_else(view: View, events: list[Thing]) -> bool:
+def _nothing_else(view: SceneView, events: list[Thing]) -> bool:
     """Is the view's object one of these, and does no other object do anything that might be called an event?"""
     return view.thing in events and all(thing in events or thing.action == "nothing" for thing in view.scene.things)
 
 
-def _rivals(view: View) -> tuple[Thing, Thing] | None:
+def _rivals(view: SceneView) -> tuple[Thing, Thing] | None:
     """Two that move the same way, the view's among them: the one behind, the one ahead."""
     if view.scene.event not in ("overtaking", "pursuit") or view.thing not in _met(view.scene):
         return None

@@ -1,14 +1,14 @@
 """Templates about what one picture shows."""
 
 from vococache.pipeline.synthetic.scene import COLOURS, HELD_OUT_COLOURS, SHAPES, Scene, Thing
-from vococache.pipeline.synthetic.template import NUMBERS, Asked, Template, View, collecting
+from vococache.pipeline.synthetic.template import NUMBERS, Asked, SceneView, Template, collecting
 
 PICTURE_TEMPLATES: list[Template] = []
 template = collecting(PICTURE_TEMPLATES)
 
 
 @template("existence")
-def exists(view: View) -> Asked | None:
+def exists(view: SceneView) -> Asked | None:
     colour, shape = view.thing.colour, view.thing.shape
     present = {(c, thing.shape) for thing in view.scene.things for c in thing.colours()}
     truth = view.random.random() < 0.5
@@ -26,7 +26,7 @@ def exists(view: View) -> Asked | None:
 
 
 @template("existence")
-def exists_shape(view: View) -> Asked | None:
+def exists_shape(view: SceneView) -> Asked | None:
     shape = view.thing.shape if view.random.random() < 0.5 else None
     absent = [other for other in SHAPES if all(other != thing.shape for thing in view.scene.things)]
     asked = shape or view.random.choice(absent)
@@ -34,7 +34,7 @@ def exists_shape(view: View) -> Asked | None:
 
 
 @template("color")
-def colour_of(view: View) -> Asked | None:
+def colour_of(view: SceneView) -> Asked | None:
     shape = view.thing.shape
     if view.thing.new_colour or not view.alone_in(lambda thing: thing.shape):
         return None
@@ -47,7 +47,7 @@ def colour_of(view: View) -> Asked | None:
 
 
 @template("color")
-def colour_beside(view: View) -> Asked | None:
+def colour_beside(view: SceneView) -> Asked | None:
     where = _apart(view)
     if where is None or view.thing.new_colour:
         return None
@@ -55,7 +55,7 @@ def colour_beside(view: View) -> Asked | None:
 
 
 @template("shape")
-def shape_beside(view: View) -> Asked | None:
+def shape_beside(view: SceneView) -> Asked | None:
     where = _apart(view)
     if where is None:
         return None
@@ -63,7 +63,7 @@ def shape_beside(view: View) -> Asked | None:
 
 
 @template("shape")
-def shape_of(view: View) -> Asked | None:
+def shape_of(view: SceneView) -> Asked | None:
     colour = view.thing.colour
     if any(colour in other.colours() for other in view.others()):
         return None
@@ -74,7 +74,7 @@ def shape_of(view: View) -> Asked | None:
 
 
 @template("count")
-def count_all(view: View) -> Asked | None:
+def count_all(view: SceneView) -> Asked | None:
     asked = view.one_of(
         "how many objects are there?", "how many shapes does the video show?", "how many things are there?"
     )
@@ -82,7 +82,7 @@ def count_all(view: View) -> Asked | None:
 
 
 @template("count")
-def count_shape(view: View) -> Asked | None:
+def count_shape(view: SceneView) -> Asked | None:
     shape = view.thing.shape if view.random.random() < 0.75 else view.random.choice(SHAPES)
     plural = {"cross": "crosses"}.get(shape, f"{shape}s")
     number = sum(thing.shape == shape for thing in view.scene.things)
@@ -90,7 +90,7 @@ def count_shape(view: View) -> Asked | None:
 
 
 @template("count")
-def count_colour(view: View) -> Asked | None:
+def count_colour(view: SceneView) -> Asked | None:
     colour = view.thing.colour if view.random.random() < 0.75 else view.random.choice(COLOURS)
     if any(colour in thing.colours() and thing.new_colour for thing in view.scene.things):
         return None
@@ -99,7 +99,7 @@ def count_colour(view: View) -> Asked | None:
 
 
 @template("position")
-def side_of(view: View) -> Asked | None:
+def side_of(view: SceneView) -> Asked | None:
     (x, _), name = view.thing.centre(0), view.name(view.thing)
     if view.thing.legs or abs(x - 0.5) < 0.12:
         return None
@@ -108,7 +108,7 @@ def side_of(view: View) -> Asked | None:
 
 
 @template("position")
-def height_of(view: View) -> Asked | None:
+def height_of(view: SceneView) -> Asked | None:
     (_, y), name = view.thing.centre(0), view.name(view.thing)
     if view.thing.legs or abs(y - 0.5) < 0.12:
         return None
@@ -117,7 +117,7 @@ def height_of(view: View) -> Asked | None:
 
 
 @template("relation")
-def beside(view: View) -> Asked | None:
+def beside(view: SceneView) -> Asked | None:
     other = _partner(view)
     if other is None or abs(view.thing.x - other.x) < 0.18:
         return None
@@ -126,7 +126,7 @@ def beside(view: View) -> Asked | None:
 
 
 @template("relation")
-def above(view: View) -> Asked | None:
+def above(view: SceneView) -> Asked | None:
     other = _partner(view)
     if other is None or abs(view.thing.y - other.y) < 0.18:
         return None
@@ -135,7 +135,7 @@ def above(view: View) -> Asked | None:
 
 
 @template("size")
-def size_of(view: View) -> Asked | None:
+def size_of(view: SceneView) -> Asked | None:
     if view.thing.new_size != view.thing.size:
         return None
     if view.thing.role and view.thing.size == "small" and view.random.random() < 0.6:
@@ -145,7 +145,7 @@ def size_of(view: View) -> Asked | None:
 
 
 @template("size")
-def larger(view: View) -> Asked | None:
+def larger(view: SceneView) -> Asked | None:
     same = [other for other in view.others() if other.shape != view.thing.shape]
     same = [other for other in same if view.alone_in(lambda t: t.shape) and _only_shape(view, other)]
     if not same:
@@ -160,13 +160,13 @@ def larger(view: View) -> Asked | None:
 
 
 @template("background")
-def pattern(view: View) -> Asked | None:
+def pattern(view: SceneView) -> Asked | None:
     asked = view.one_of("what does the background look like?", "is the background plain, striped or checkered?")
     return asked, view.scene.background
 
 
 @template("background")
-def brightness(view: View) -> Asked | None:
+def brightness(view: SceneView) -> Asked | None:
     asked = view.one_of("is the background bright or dark?", "is the video bright or dark?")
     return asked, "bright" if view.scene.bright else "dark"
 
@@ -178,7 +178,7 @@ def _moving(scene: Scene) -> bool:
     return any(thing.legs for thing in scene.things)
 
 
-def _apart(view: View) -> str | None:
+def _apart(view: SceneView) -> str | None:
     """On which side of the only other object the view's lies, where neither moves."""
     if len(view.scene.things) != 2 or _moving(view.scene):
         return None
@@ -192,11 +192,11 @@ def _apart(view: View) -> str | None:
     return "at the top" if y < b else "at the bottom"
 
 
-def _partner(view: View) -> Thing | None:
+def _partner(view: SceneView) -> Thing | None:
     """Another object that stays, as the view's own does."""
     staying = [other for other in view.others() if not other.legs]
     return view.random.choice(staying) if staying and not view.thing.legs else None
 
 
-def _only_shape(view: View, thing: Thing) -> bool:
+def _only_shape(view: SceneView, thing: Thing) -> bool:
     return sum(other.shape == thing.shape for other in view.scene.things) == 1

@@ -17,7 +17,7 @@ from vococache.pipeline.synthetic.scene import (
     Thing,
     held_out_things,
 )
-from vococache.pipeline.synthetic.template import Template, View
+from vococache.pipeline.synthetic.template import SceneView, Template
 
 PREFERENCE = {
     "motion": 3, "change": 3, "order": 6, "times": 6, "interaction": 4, "activity": 2, "relation": 3, "position": 2,
@@ -49,7 +49,7 @@ def all_questions(
     candidates = list(scene.things if about is None else about)
     for template in PICTURE_TEMPLATES if still else [*PICTURE_TEMPLATES, *CLIP_TEMPLATES, *more]:
         for thing in random.sample(candidates, len(candidates)):
-            asked = template.ask(View(scene, thing, random))
+            asked = template.ask(SceneView(scene, thing, random))
             if asked is not None:
                 yield Question(*asked, template.type, template.name)
                 break

@@ -15,7 +15,7 @@ NUMBERS = ("zero", "one", "two", "three", "four", "five")
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class SceneView:
     """What templates look at: a scene, and the object that a question should be about."""
 
     scene: Scene
@@ -60,7 +60,7 @@ class View:
 
 
 Asked = tuple[str, str]  # question, answer
-Ask = Callable[[View], Asked | None]
+Ask = Callable[[SceneView], Asked | None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from random import Random
 from typing import TYPE_CHECKING, Literal
 
 from vococache.pipeline.bootstrap import interval
-from vococache.pipeline.ingest import IngestReport, ingest
+from vococache.pipeline.ingest.job import IngestReport, ingest
 from vococache.pipeline.synthetic.questions import questions
 from vococache.pipeline.synthetic.render import write_clip
 from vococache.pipeline.synthetic.scene import Scene, make_scene
@@ -23,7 +23,7 @@ Look = Literal["all", "shuffled", "one"]
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TrialAnswer:
     """One question about one clip: the true answer and the model's, the question's type and its template."""
 
     video: str
@@ -42,7 +42,7 @@ class Row:
 class Trial:
     """What a model answered, in the order of the clips."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[TrialAnswer, ...]
 
     @property
     def accuracy(self) -> float:
@@ -99,7 +99,7 @@ def run_trial(
         context = _load(stage, name, tokens, look)
         answers = stage.answer(context, [question.text for question in posed], max_new_tokens=ANSWER_TOKENS)
         rows += [
-            Row(name, question.text, question.answer, answer.answer, question.type, question.template)
+            TrialAnswer(name, question.text, question.answer, answer.answer, question.type, question.template)
             for question, answer in zip(posed, answers, strict=True)
         ]
     return Trial(tuple(rows))

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from vococache.model.cache import VoCoCache
-from vococache.model.generate import Sampling, generate
+from vococache.model.generate import GenerationOptions, generate
 from vococache.model.voco import IGNORED_LABEL, VoCoModel
 from vococache.pipeline.evaluation.metrics import exact_match
 from vococache.pipeline.training.examples import Example, Text
@@ -42,7 +42,7 @@ def exact_match_share(model: VoCoModel, rows: Sequence[Example]) -> float:
         placed = model.place(cache)
         room = model.config.max_positions - placed.prefix - max(map(len, texts))
         longest = min(room, max(len(answer) for _, answer in posed))
-        written = generate(model, placed, texts, longest, Sampling()).ids
+        written = generate(model, placed, texts, longest, GenerationOptions()).ids
         for ids, (_, answer) in zip(written, posed, strict=True):
             right += exact_match(answer_text(model, ids), answer_text(model, answer))
         asked += len(posed)

@@ -10,7 +10,7 @@ from ray.train.torch import TorchTrainer
 
 from vococache.errors import InputError, VoCoError
 from vococache.pipeline.training.folder import FIGURES
-from vococache.pipeline.training.run import train
+from vococache.pipeline.training.job import train
 from vococache.pipeline.training.settings import TrainSettings
 from vococache.workers.actors import start_ray
 

@@ -13,7 +13,13 @@ import torch
 from transformers import TrainingArguments
 
 from vococache.errors import ContextLimitError, InputError, VideoError
-from vococache.model.training_costs import STATE_BYTES, Step, activation_bytes, step_flops, waiting_gradient_values
+from vococache.model.training_costs import (
+    STATE_BYTES,
+    TrainingStep,
+    activation_bytes,
+    step_flops,
+    waiting_gradient_values,
+)
 from vococache.model.voco import IGNORED_LABEL, VoCoModel
 from vococache.pipeline.training.conversations import Conversation, read_conversations
 from vococache.pipeline.training.examples import Text, encode_turns, fit
@@ -24,8 +30,8 @@ from vococache.pipeline.training.start import starting_model
 from vococache.pipeline.training.trainer import training_arguments
 from vococache.pipeline.training.world import WorldExamples
 from vococache.storage import open_store
-from vococache.workers.media import MediaReader
-from vococache.workers.sampling import Sampling
+from vococache.workers.video.sampling import FrameSampling
+from vococache.workers.video.whole import MediaReader
 
 SAMPLE = 400  # rows of a source whose texts are encoded, and videos whose headers are read
 RATE, SHARE = 312e12, 0.4  # an A100 in bfloat16; what trainings of this size reach of it
@@ -124,7 +130,7 @@ def _found(source: Source, model: VoCoModel, settings: TrainSettings) -> Found:
 def _sized(
     rows: list[Conversation], model: VoCoModel, settings: TrainSettings, stored: dict[str, int] | None
 ) -> Iterator[Sized]:
-    sampling = Sampling(fps=settings.fps, num_frames=settings.num_frames)
+    sampling = FrameSampling(fps=settings.fps, num_frames=settings.num_frames)
     media = MediaReader(model.config, sampling, max_frames=settings.max_frames)
     try:
         for row in rows:
@@ -183,9 +189,9 @@ def _longest(found: list[Found]) -> Sized:
     return Sized(*map(max, zip(*sample, strict=True)))
 
 
-def _step(row: Sized, batch: int) -> Step:
+def _step(row: Sized, batch: int) -> TrainingStep:
     segments, labels = math.ceil(row.segments * batch), math.ceil(row.labels * batch)
-    return Step(segments=segments, rows=batch, text=math.ceil(row.text), labels=labels)
+    return TrainingStep(segments=segments, rows=batch, text=math.ceil(row.text), labels=labels)
 
 
 def _steps(arguments: TrainingArguments, rows: int, world: int) -> int:

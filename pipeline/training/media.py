@@ -10,9 +10,9 @@ from vococache.errors import ContextLimitError, InputError, VideoError
 from vococache.model.voco import IGNORED_LABEL, VoCoModel
 from vococache.pipeline.training.conversations import Conversation
 from vococache.pipeline.training.examples import Example, Text, encode_turns, fit
-from vococache.pipeline.training.report import Cause, LeftOut, MediaReport, record
-from vococache.workers.media import MediaReader
-from vococache.workers.sampling import Sampling
+from vococache.pipeline.training.report import Cause, LeftOutRow, MediaReport, record
+from vococache.workers.video.sampling import FrameSampling
+from vococache.workers.video.whole import MediaReader
 
 # Stands for a row that turned out useless: no frames and no labels, so that no loss comes from it.
 NOTHING = Example([Text([0], [IGNORED_LABEL])])
@@ -39,7 +39,7 @@ class ConversationExamples(Dataset[Example]):
         self,
         model: VoCoModel,
         conversations: Sequence[Conversation],
-        sampling: Sampling,
+        sampling: FrameSampling,
         report: Path,
         *,
         max_frames: int | None = None,
@@ -87,7 +87,7 @@ class ConversationExamples(Dataset[Example]):
             if not all(question and answer for question, answer in row.turns):
                 found.append(self._left_out(number, "empty", "an empty question or answer"))
             elif gone := [path for path in row.media if not path.exists()]:
-                found.append(LeftOut(number, row.id, str(gone[0]), "missing", "no such file"))
+                found.append(LeftOutRow(number, row.id, str(gone[0]), "missing", "no such file"))
         record(self.report, found)
         left = {item.row for item in found}
         self._rows = [number for number in self._rows if number not in left]
@@ -108,6 +108,6 @@ class ConversationExamples(Dataset[Example]):
             return np.concatenate([self.media.image(path) for path in row.media])
         return self.media.video(row.media[0]) if len(row.media) == 1 else self.media.pictures(row.media)
 
-    def _left_out(self, number: int, cause: Cause, reason: str) -> LeftOut:
+    def _left_out(self, number: int, cause: Cause, reason: str) -> LeftOutRow:
         row = self.conversations[number]
-        return LeftOut(number, row.id, str(row.media[0]) if row.media else "", cause, reason)
+        return LeftOutRow(number, row.id, str(row.media[0]) if row.media else "", cause, reason)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vococache.model import load_model as load_model
     from vococache.pipeline.ask import ask as ask
-    from vococache.pipeline.ingest import ingest as ingest
-    from vococache.pipeline.look import frames as frames
+    from vococache.pipeline.ingest.job import ingest as ingest
+    from vococache.pipeline.frames import frames as frames
     from vococache.storage import open_store as open_store
 
 # OpenMP's threads spin while they wait, by default, and on shared cores that takes a dozen times the work's own CPU time.
@@ -23,8 +23,8 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "ask": "vococache.pipeline.ask",
-    "frames": "vococache.pipeline.look",
-    "ingest": "vococache.pipeline.ingest",
+    "frames": "vococache.pipeline.frames",
+    "ingest": "vococache.pipeline.ingest.job",
     "load_model": "vococache.model",
     "open_store": "vococache.storage",
 }

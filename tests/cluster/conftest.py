@@ -20,13 +20,13 @@ import pytest
 import torch
 from tests.clips import make_clip
 
-from vococache.pipeline.collect import Collector
+from vococache.pipeline.ingest.outcomes import Collector
 from vococache.storage import open_store
 from vococache.workers.actors import COMPRESS_THREADS
 from vococache.workers.compress import Compressor, CompressStage, frame_geometry, store_header
 from vococache.workers.decode import DecodeStage
 from vococache.workers.rows import VideoTask
-from vococache.workers.sampling import Sampling
+from vococache.workers.video.sampling import FrameSampling
 
 MARK = "VOCO_TEST_MARK"
 FPS = 10
@@ -205,7 +205,7 @@ def plain_ingest(sources: Sequence[Path], store_url: str) -> dict[str, bytes]:
         collector = Collector(open_store(store_url, "a", header=header))
         decode = DecodeStage(
             store_url=store_url,
-            sampling=Sampling(fps=FPS),
+            sampling=FrameSampling(fps=FPS),
             geometry=frame_geometry(header),
             frames_per_segment=header.frames_per_segment,
         )

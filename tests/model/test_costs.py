@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vococache.errors import InputError
 from vococache.model import costs
 from vococache.model.baselines import full_cache
-from vococache.model.generate import Sampling, generate
+from vococache.model.generate import GenerationOptions, generate
 from vococache.model.scratch import llava_7b
 
 SHAPES = {
@@ -62,7 +62,7 @@ def test_generate(kit, model):
     expected = costs.read_flops(model.config, entries=cache.positions, tokens=11).total
     for step in range(4):
         expected += costs.read_flops(model.config, entries=cache.positions + 11 + step, tokens=1).total
-    assert expected == counted(lambda: generate(model, placed, [text], 5, Sampling(stop_ids=())))
+    assert expected == counted(lambda: generate(model, placed, [text], 5, GenerationOptions(stop_ids=())))
 
 
 def test_full_attention_against_the_stock_decoder(kit, model):

@@ -4,7 +4,7 @@ import pytest
 
 from vococache.model.counted import count_step
 from vococache.model.training_costs import (
-    Step,
+    TrainingStep,
     activation_bytes,
     step_flops,
     waiting_gradient_values,
@@ -18,7 +18,7 @@ LARGE = {
     },
     "vision": {"image_size": 64, "patch_size": 4},
 }  # fmt: skip
-STEP = Step(segments=8, rows=4, text=200, labels=400)
+STEP = TrainingStep(segments=8, rows=4, text=200, labels=400)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

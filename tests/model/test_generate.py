@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vococache.errors import InputError
-from vococache.model.generate import TOKENS_BETWEEN_LOOKS, Chooser, Sampling, generate
+from vococache.model.generate import TOKENS_BETWEEN_LOOKS, Chooser, GenerationOptions, generate
 from vococache.model.step import SAME_SHAPE
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -52,7 +52,7 @@ def way(request, monkeypatch):
 
 
 def greedy(model, cache, questions, new, **sampling):
-    return generate(model, model.place(cache), questions, new, Sampling(**{"stop_ids": NEVER} | sampling)).ids
+    return generate(model, model.place(cache), questions, new, GenerationOptions(**{"stop_ids": NEVER} | sampling)).ids
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -123,7 +123,7 @@ def test_a_neighbour_that_stops_early_changes_no_sampled_answer(scene):
 
 @pytest.mark.parametrize(("top_p", "allowed"), [(0.45, {2}), (0.55, {2, 0}), (0.85, {2, 0, 3}), (1.0, {0, 1, 2, 3})])
 def test_top_p_keeps_the_smallest_nucleus(top_p, allowed):
-    chooser = Chooser(Sampling(temperature=1.0, top_p=top_p), 1)
+    chooser = Chooser(GenerationOptions(temperature=1.0, top_p=top_p), 1)
     logits = torch.tensor([[0.3, 0.05, 0.5, 0.15]]).log()
     picks = [int(chooser.choose(logits, [0])) for _ in range(400)]
     assert set(picks) == allowed
@@ -165,7 +165,7 @@ def test_a_placed_cache_serves_many_passes(scene):
     model, cache, questions = scene()
     placed = model.place(cache)
     before = placed.buffer.clone()
-    sampling = Sampling(stop_ids=NEVER)
+    sampling = GenerationOptions(stop_ids=NEVER)
     for asked, new in ((questions, 9), (questions[:1], 2), (questions[1:], 30), (questions, 9)):
         assert generate(model, placed, asked, new, sampling).ids == greedy(model, cache, asked, new)
     assert placed.buffer[:, :, :, : placed.prefix].equal(before)
@@ -182,7 +182,7 @@ def test_shapes_that_stay_change_no_answer(scene, monkeypatch, sampling):
     monkeypatch.setitem(TOKENS_BETWEEN_LOOKS, "cpu", 8)
     placed = model.place(cache)
     with recorded(model) as steps:
-        ids = generate(model, placed, questions, 70, Sampling(**{"stop_ids": NEVER} | sampling)).ids
+        ids = generate(model, placed, questions, 70, GenerationOptions(**{"stop_ids": NEVER} | sampling)).ids
     assert ids == free
     assert len(placed.steps) == 2  # of 70 tokens of each question
     for found, logits in zip(steps, expected, strict=False):
@@ -190,7 +190,7 @@ def test_shapes_that_stay_change_no_answer(scene, monkeypatch, sampling):
             break  # one has ended
         torch.testing.assert_close(found, logits, atol=1e-4, rtol=0)
     before = dict(placed.steps)
-    assert generate(model, placed, questions, 70, Sampling(**{"stop_ids": stop} | sampling)).ids == stopped
+    assert generate(model, placed, questions, 70, GenerationOptions(**{"stop_ids": stop} | sampling)).ids == stopped
     assert before.items() <= placed.steps.items(), "what was recorded over a placed cache serves its next pass"
 
 
@@ -201,7 +201,7 @@ def test_nothing_outlives_a_placed_cache(scene, monkeypatch):
     placed = model.place(cache)
     gc.disable()
     try:
-        generate(model, placed, questions, 9, Sampling(stop_ids=NEVER))
+        generate(model, placed, questions, 9, GenerationOptions(stop_ids=NEVER))
         assert placed.steps
         buffer = weakref.ref(placed.buffer)
         del placed
@@ -215,10 +215,10 @@ def test_what_stood_in_a_buffer_changes_no_answer(scene, monkeypatch):
     model, cache, questions = scene()
     monkeypatch.setitem(SAME_SHAPE, "cpu", 64)
     placed = model.place(cache)
-    fresh = generate(model, placed, questions, 9, Sampling(stop_ids=NEVER)).ids
+    fresh = generate(model, placed, questions, 9, GenerationOptions(stop_ids=NEVER)).ids
     with torch.inference_mode():
         placed.buffer[:, :, :, placed.prefix :] = 1e4
-    assert generate(model, placed, questions, 9, Sampling(stop_ids=NEVER)).ids == fresh
+    assert generate(model, placed, questions, 9, GenerationOptions(stop_ids=NEVER)).ids == fresh
 
 
 class LargestTensor(TorchDispatchMode):
@@ -241,7 +241,7 @@ def test_the_cache_is_held_once_for_all_questions(kit):
     questions = kit.ids(*[2] * 24)
     placed = model.place(cache)
     with LargestTensor() as seen:
-        generate(model, placed, questions, 3, Sampling(stop_ids=NEVER))
+        generate(model, placed, questions, 3, GenerationOptions(stop_ids=NEVER))
     room = 24 * (2 + 3)
     assert placed.buffer.shape == (3, 2, 2, cache.positions + room, 8)
     assert seen.largest <= placed.buffer.numel()
@@ -256,7 +256,7 @@ def test_bfloat16(scene):
     model = model.bfloat16()
     placed = model.place(cache)
     assert placed.buffer.dtype == torch.bfloat16
-    ids = generate(model, placed, questions, 5, Sampling(stop_ids=NEVER)).ids
+    ids = generate(model, placed, questions, 5, GenerationOptions(stop_ids=NEVER)).ids
     assert [len(row) for row in ids] == [5, 5, 5]
 
 
@@ -267,4 +267,4 @@ def test_what_cannot_be_generated_is_refused(scene):
             greedy(model, cache, asked, new)
     for wrong in ({"temperature": -1}, {"top_p": 0}, {"top_p": 1.5}):
         with pytest.raises(InputError, match="top_p"):
-            Sampling(**wrong)
+            GenerationOptions(**wrong)

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import vococache
 from vococache.model.decoder import attend
 from vococache.model.float8 import CAPABILITY, FLOAT8
-from vococache.model.generate import TOKENS_BETWEEN_LOOKS, Sampling, generate
+from vococache.model.generate import TOKENS_BETWEEN_LOOKS, GenerationOptions, generate
 from vococache.model.step import SAME_SHAPE, WARM_UPS
 from vococache.pipeline.synthetic.questions import questions
 from vococache.pipeline.synthetic.render import frames
@@ -60,7 +60,7 @@ def test_answers_are_those_of_a_cpu() -> None:
         for model in (here, there):
             with torch.inference_mode():
                 placed = model.place(model.compress(model.pixel_values(pictures)))
-            answers.append(generate(model, placed, texts, 8, Sampling()).ids)
+            answers.append(generate(model, placed, texts, 8, GenerationOptions()).ids)
         assert answers[0] == answers[1]
         different |= {tuple(ids) for ids in answers[0]}
     assert len(different) > 8
@@ -80,7 +80,7 @@ def test_a_recorded_step_gives_what_it_gave_before(
     texts = [torch.arange(3, 3 + length) for length in (5, 9, 2)]
 
     def answers(count: int) -> list[list[int]]:
-        return generate(model, placed, texts[:count], 100, Sampling(**{"stop_ids": ()} | sampling)).ids  # type: ignore[arg-type]
+        return generate(model, placed, texts[:count], 100, GenerationOptions(**{"stop_ids": ()} | sampling)).ids  # type: ignore[arg-type]
 
     monkeypatch.setattr("vococache.model.step.WARM_UPS", 10**9)
     launched = {count: answers(count) for count in (1, 3)}
@@ -97,11 +97,12 @@ def test_answers_end_where_they_end_between_two_looks(monkeypatch: pytest.Monkey
     model = vococache.load_model("synthetic", device=DEVICE, dtype="float32")
     placed = model.place(model.empty_cache())
     texts = [torch.arange(3, 3 + length) for length in (5, 9, 2)]
-    free = generate(model, placed, texts, 40, Sampling(stop_ids=())).ids
+    free = generate(model, placed, texts, 40, GenerationOptions(stop_ids=())).ids
     stop = (free[0][5], free[1][20])
     for between in (1, 8):
         monkeypatch.setitem(TOKENS_BETWEEN_LOOKS, DEVICE, between)
-        for ids, all_ids in zip(generate(model, placed, texts, 40, Sampling(stop_ids=stop)).ids, free, strict=True):
+        stopped = generate(model, placed, texts, 40, GenerationOptions(stop_ids=stop)).ids
+        for ids, all_ids in zip(stopped, free, strict=True):
             ends = [index for index, token in enumerate(all_ids) if token in stop]
             assert ids == all_ids[: ends[0] + 1 if ends else 40]
 

@@ -6,7 +6,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vococache.model.objective import Objective
-from vococache.model.training_costs import Step, activation_bytes, forward_flops, parameters, step_flops
+from vococache.model.training_costs import TrainingStep, activation_bytes, forward_flops, parameters, step_flops
 
 SHAPES = {
     "clip": {"family": "llama"},
@@ -21,7 +21,7 @@ WIDE = {
     },
     "vision": {"image_size": 32, "patch_size": 4},
 }  # fmt: skip
-STEP = Step(segments=8, rows=2, text=24, labels=16)
+STEP = TrainingStep(segments=8, rows=2, text=24, labels=16)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -14,7 +14,7 @@ from ray.data import DataContext
 
 import vococache
 from vococache.errors import InputError, StoreError, WorkersLostError
-from vococache.pipeline import ingest as job
+from vococache.pipeline.ingest import job
 from vococache.storage import open_store
 from vococache.workers import actors
 from vococache.workers.rows import Row, VideoTask

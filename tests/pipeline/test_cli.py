@@ -19,8 +19,8 @@ from PIL import Image
 from tests.clips import make_clip
 
 import vococache
-from vococache.pipeline import signals
-from vococache.pipeline.cli import cli, main
+from vococache.pipeline.cli import signals
+from vococache.pipeline.cli.command import cli, main
 from vococache.storage import open_store
 
 

@@ -9,8 +9,8 @@ from transformers import LlamaConfig, SmolVLMConfig, SmolVLMForConditionalGenera
 import vococache
 from vococache.errors import ContextLimitError, InputError
 from vococache.model.scratch import byte_tokenizer
-from vococache.pipeline.estimate import estimate
-from vococache.pipeline.repair import repair
+from vococache.pipeline.ingest.estimate import estimate
+from vococache.pipeline.ingest.repair import repair
 from vococache.storage import maintenance, open_store
 
 

@@ -16,10 +16,10 @@ from vococache.model.images import FrameGeometry
 from vococache.storage import Store, StoreHeader, open_store
 from vococache.workers import decode as decode_module
 from vococache.workers.decode import DecodeStage
-from vococache.workers.decoder import Decoder, Limits
 from vococache.workers.rows import End, Row, VideoTask
-from vococache.workers.sampling import Sampling
-from vococache.workers.source import content_hash
+from vococache.workers.video.process import DecoderProcess, Limits
+from vococache.workers.video.sampling import FrameSampling
+from vococache.workers.video.source import content_hash
 
 GEOMETRY = FrameGeometry(size=96)
 REAL = Path(__file__).parents[3] / "shared" / "videos"
@@ -54,7 +54,7 @@ def make_stage(store: Store) -> Iterator[StageMaker]:
     def make(fps: float = 2.0, **options: object) -> DecodeStage:
         stage = DecodeStage(
             store_url=store.url,
-            sampling=Sampling(fps=fps),
+            sampling=FrameSampling(fps=fps),
             geometry=GEOMETRY,
             frames_per_segment=2,
             **options,  # type: ignore[arg-type]
@@ -142,16 +142,16 @@ def test_pyav_takes_over_from_the_start_and_goes_on_first(
     tmp_path: Path, make_stage: StageMaker, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """decord fails in the middle: some of its chunks are out already, and all are replaced, but never PyAV's."""
-    receive, seen = Decoder.receive, 0
+    receive, seen = DecoderProcess.receive, 0
 
-    def failing(self: Decoder, name: str) -> dict[str, object]:
+    def failing(self: DecoderProcess, name: str) -> dict[str, object]:
         nonlocal seen
         seen += name == "decord"
         if name == "decord" and seen > 20:
             raise VideoError("made to fail")
         return receive(self, name)
 
-    monkeypatch.setattr(Decoder, "receive", failing)
+    monkeypatch.setattr(DecoderProcess, "receive", failing)
     path = make_clip(tmp_path / "clip.mp4", frames=130)
     chunks = run(make_stage(), path)
     end = chunks[-1]

@@ -19,7 +19,7 @@ from vococache.model.cache import VoCoCache
 from vococache.model.scratch import byte_tokenizer
 from vococache.model.voco import VoCoModel
 from vococache.storage import Intent, Store, open_store
-from vococache.workers.answering import AnswerStage, Asked
+from vococache.workers.answering import AnswerStage, VideoQuestions
 from vococache.workers.compress import Compressor, CompressStage, store_header
 from vococache.workers.reason import ReasonStage, question_ids
 from vococache.workers.rows import Row
@@ -133,7 +133,7 @@ def test_questions_in_one_pass_are_answered_as_alone(make: Callable[..., tuple[S
     answering = AnswerStage(
         store_url=store.url, model=compressor.model, dtype=None, device="cpu", tokens=None, max_new_tokens=6
     )
-    replies = answering.process(Asked("v", questions))
+    replies = answering.process(VideoQuestions("v", questions))
     assert [reply.answer for reply in replies] == [answer.answer for answer in alone]
 
 

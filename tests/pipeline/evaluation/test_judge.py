@@ -12,10 +12,10 @@ import pytest
 from click.testing import CliRunner
 
 from vococache.errors import InputError
-from vococache.pipeline.cli import cli
+from vococache.pipeline.cli.command import cli
 from vococache.pipeline.evaluation import judge as judging
 from vococache.pipeline.evaluation.judge import Judge, VerdictFile, estimate, judge_run, parse_reply, summarise
-from vococache.pipeline.evaluation.records import AnswerFile, Record
+from vococache.pipeline.evaluation.records import AnswerFile, AnswerRecord
 
 Answer = tuple[int, dict[str, Any] | bytes]
 
@@ -78,7 +78,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     thread.join()
 
 
-def records(count: int, **changes: Any) -> list[Record]:
+def records(count: int, **changes: Any) -> list[AnswerRecord]:
     known: dict[str, Any] = {
         "type": "",
         "segments": 1,
@@ -88,7 +88,7 @@ def records(count: int, **changes: Any) -> list[Record]:
         "truth": "dog",
     }
     return [
-        Record(**{
+        AnswerRecord(**{
             "id": str(i), "video": f"v{i // 2}", "question": f"what is {i}?", "raw": "a dog", "prediction": "dog",
             **known, **changes,
         })
@@ -96,7 +96,7 @@ def records(count: int, **changes: Any) -> list[Record]:
     ]  # fmt: skip
 
 
-def run(server: Server, rows: list[Record], out: Path, **changes: Any) -> judging.Judged:
+def run(server: Server, rows: list[AnswerRecord], out: Path, **changes: Any) -> judging.Judged:
     judge = Judge(url=server.url, model="m", **changes)
     return summarise(judge, rows, judge_run(judge, rows, out, say=lambda line: None))
 

@@ -6,18 +6,18 @@ from typing import Any
 import pytest
 
 from vococache.errors import InputError
-from vococache.pipeline.evaluation.records import AnswerFile, Record, read_answers
+from vococache.pipeline.evaluation.records import AnswerFile, AnswerRecord, read_answers
 
 SETTINGS = {"model": "m", "tokens": 2}
 QUESTIONS = {"a": ["a0", "a1"], "b": ["b0", "b1", "b2"], "c": ["c0"]}
 
 
-def record(key: str, **changes: Any) -> Record:
+def record(key: str, **changes: Any) -> AnswerRecord:
     known: dict[str, Any] = {
         "id": key, "video": key[0], "question": f"what is {key}?", "truth": "x", "type": "", "raw": "X\n ü",
         "prediction": "x", "segments": 4, "status": "answered", "error": None, "seconds": 0.5,
     }  # fmt: skip
-    return Record(**known | changes)
+    return AnswerRecord(**known | changes)
 
 
 def write(path: Path, videos: str) -> AnswerFile:

@@ -11,7 +11,7 @@ from vococache.errors import InputError
 from vococache.pipeline.evaluation import report
 from vococache.pipeline.evaluation.datasets import ACTIVITYNET_TYPES
 from vococache.pipeline.evaluation.judge import Judge, Verdict, VerdictFile
-from vococache.pipeline.evaluation.records import AnswerFile, Record
+from vococache.pipeline.evaluation.records import AnswerFile, AnswerRecord
 
 REAL = Path(__file__).parents[4] / "shared" / "activitynet_qa"
 
@@ -24,7 +24,7 @@ def write_run(folder: Path, rows: list[dict[str, Any]], *, data_set: str = "acti
         "question": "what?", "type": "", "segments": 1, "status": "answered", "error": None, "seconds": 0.0,
     }  # fmt: skip
     file.commit(
-        Record(**known | {"id": str(number), "raw": row["prediction"]} | row) for number, row in enumerate(rows)
+        AnswerRecord(**known | {"id": str(number), "raw": row["prediction"]} | row) for number, row in enumerate(rows)
     )
     return folder
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from vococache.model.scratch import byte_tokenizer, small_config
-from vococache.pipeline.ingest import ingest
+from vococache.pipeline.ingest.job import ingest
 from vococache.pipeline.synthetic.render import write_clip
 from vococache.pipeline.synthetic.scene import make_scene
-from vococache.pipeline.training.run import train
+from vococache.pipeline.training.job import train
 from vococache.pipeline.training.settings import TrainSettings
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.pipeline.training.test_run import logged
+from tests.pipeline.training.test_job import logged
 
 from vococache.model.checkpoints import load_model
 from vococache.model.scratch import byte_tokenizer, random_model, small_config
@@ -15,8 +15,8 @@ from vococache.model.voco import VoCoModel
 from vococache.pipeline.training import answers
 from vococache.pipeline.training.answers import exact_match_share, questions
 from vococache.pipeline.training.examples import Example, Text, encode_turns
+from vococache.pipeline.training.job import train
 from vococache.pipeline.training.media import NOTHING
-from vococache.pipeline.training.run import train
 
 
 def test_each_answer_has_what_stands_before_it() -> None:

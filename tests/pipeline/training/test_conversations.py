@@ -29,9 +29,9 @@ from vococache.pipeline.training.report import LeftOut, MediaReport, read_report
 from vococache.storage import open_store
 from vococache.workers.compress import store_header
 from vococache.workers.decode import DecodeStage
-from vococache.workers.media import read_image
 from vococache.workers.rows import VideoTask
-from vococache.workers.sampling import Sampling
+from vococache.workers.video.sampling import FrameSampling
+from vococache.workers.video.whole import read_image
 
 SHAPE = (96, 64)  # of the clips, in pixels
 
@@ -308,10 +308,12 @@ def make(model: VoCoModel, media: Path, tmp_path: Path) -> Iterator[Callable[...
     """Examples over media by their names ("" for text)."""
     made = []
 
-    def build(*names: str, sampling: Sampling | None = None, max_frames: int | None = None) -> ConversationExamples:
+    def build(
+        *names: str, sampling: FrameSampling | None = None, max_frames: int | None = None
+    ) -> ConversationExamples:
         rows = [about(media, name) for name in names]
         report = tmp_path / "report.jsonl"
-        examples = ConversationExamples(model, rows, sampling or Sampling(fps=2.0), report, max_frames=max_frames)
+        examples = ConversationExamples(model, rows, sampling or FrameSampling(fps=2.0), report, max_frames=max_frames)
         made.append(examples)
         return examples
 
@@ -327,7 +329,7 @@ def about(folder: Path, name: str) -> Conversation:
     return Conversation(f"about {name}", (folder / name,), "image" if name[-4:] in (".png", ".jpg") else "video", turns)
 
 
-def ingested(model: VoCoModel, path: Path, sampling: Sampling, folder: Path) -> np.ndarray:
+def ingested(model: VoCoModel, path: Path, sampling: FrameSampling, folder: Path) -> np.ndarray:
     """The segments that ingest would compress."""
     store = open_store(str(folder / "store"), "a", header=store_header(model))
     stage = DecodeStage(
@@ -357,9 +359,9 @@ def silent(example: Example) -> bool:
 @pytest.mark.parametrize(
     ("name", "sampling"),
     [
-        ("clip.mp4", Sampling(fps=2)),  # 7 frames: the last segment is half full
-        ("clip.mp4", Sampling(num_frames=2)),  # a single segment
-        ("deep.mkv", Sampling(fps=2)),
+        ("clip.mp4", FrameSampling(fps=2)),  # 7 frames: the last segment is half full
+        ("clip.mp4", FrameSampling(num_frames=2)),  # a single segment
+        ("deep.mkv", FrameSampling(fps=2)),
     ],
 )
 def test_frames_are_those_of_ingest(
@@ -368,7 +370,7 @@ def test_frames_are_those_of_ingest(
     media: Path,
     tmp_path: Path,
     name: str,
-    sampling: Sampling,
+    sampling: FrameSampling,
 ) -> None:
     frames = make(name, sampling=sampling)[0].frames
     assert frames is not None
@@ -380,7 +382,7 @@ def test_frames_are_those_of_ingest(
 def test_a_long_video_is_spread_over_the_frames_there_are(
     make: Callable[..., ConversationExamples], media: Path
 ) -> None:
-    examples = make("clip.mp4", sampling=Sampling(fps=2), max_frames=4)
+    examples = make("clip.mp4", sampling=FrameSampling(fps=2), max_frames=4)
     assert numbers(examples[0].frames) == [[4, 12], [21, 29]]
     examples.media.max_frames = 7  # enough
     assert numbers(examples[0].frames) == [[0, 5], [10, 15], [20, 25], [30, 30]]
@@ -418,7 +420,7 @@ def test_a_folder_of_frames_is_a_video(make: Callable[..., ConversationExamples]
     (folder / "notes.txt").touch()
     for number in range(1, 12):  # of which 10 comes behind 9
         Image.fromarray(picture(number, *SHAPE)).save(folder / f"frame{number}.png")
-    assert numbers(make("frames", sampling=Sampling(fps=2))[0].frames) == [
+    assert numbers(make("frames", sampling=FrameSampling(fps=2))[0].frames) == [
         [1, 2],
         [3, 4],
         [5, 6],
@@ -427,7 +429,7 @@ def test_a_folder_of_frames_is_a_video(make: Callable[..., ConversationExamples]
         [11, 11],
     ]
     assert numbers(make("frames", max_frames=4)[0].frames) == [[2, 5], [7, 10]]
-    few = make("frames", sampling=Sampling(num_frames=2))
+    few = make("frames", sampling=FrameSampling(num_frames=2))
     assert numbers(few[0].frames) == [[3, 9]]
     few.conversations = [replace(few.conversations[0], media=tuple(folder / f"frame{n}.png" for n in (4, 5, 6, 7)))]
     assert numbers(few[0].frames) == [[5, 7]]

@@ -13,12 +13,12 @@ from PIL import Image
 from tests.clips import make_clip
 
 from vococache.errors import InputError
-from vococache.model.training_costs import STATE_BYTES, Step, activation_bytes, step_flops
+from vococache.model.training_costs import STATE_BYTES, TrainingStep, activation_bytes, step_flops
 from vococache.model.voco import IGNORED_LABEL
-from vococache.pipeline.cli_train import train_group
+from vococache.pipeline.cli.train import train_group
 from vococache.pipeline.training.dry_run import RATE, SHARE, dry_run
 from vococache.pipeline.training.examples import encode_turns
-from vococache.pipeline.training.run import train
+from vococache.pipeline.training.job import train
 from vococache.pipeline.training.start import starting_model
 
 TURNS = (("What?", "A ball."),)
@@ -58,12 +58,12 @@ def test_rows_steps_memory_and_hours(settings: Any, data: dict[str, Any], tmp_pa
     assert "steps: 12, each of 2 x 1 rows on 1 process; rows seen: 24" in found
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     frozen = sum(weight.numel() for weight in model.parameters()) - trained
-    longest = Step(segments=6, rows=2, text=len(text.ids), labels=2 * labels)
+    longest = TrainingStep(segments=6, rows=2, text=len(text.ids), labels=2 * labels)
     memory = activation_bytes(model.config, longest, checkpointing=False, bytes_per_value=4)
     assert f"{(STATE_BYTES * trained + 4 * frozen) / 1e9:.3g} GB of weights" in found
     assert f"{memory / 1e9:.3g} GB of activations" in found
     flops = 12 * step_flops(
-        model.config, Step(segments=2, rows=2, text=len(text.ids), labels=2 * labels), checkpointing=False
+        model.config, TrainingStep(segments=2, rows=2, text=len(text.ids), labels=2 * labels), checkpointing=False
     )
     assert f"{flops / 1e15:.3g} PFLOPs; {flops / (RATE * SHARE) / 3600:.2g} hours on 1 A100" in found
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from vococache.errors import InputError
-from vococache.pipeline.training.run import train
+from vococache.pipeline.training.job import train
 
 SHORT = {"max_steps": 2, "save_steps": 1}
 

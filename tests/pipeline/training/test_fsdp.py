@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tests.pipeline.training.test_run import in_process, losses, weights
+from tests.pipeline.training.test_job import in_process, losses, weights
 
 from vococache.errors import InputError
 from vococache.model.checkpoints import load_model, read_layout, save_pretrained
 from vococache.model.fingerprint import compressor_fingerprint
 from vococache.model.scratch import random_model
-from vococache.pipeline.training.run import train
+from vococache.pipeline.training.job import train
 from vococache.pipeline.training.trainer import training_arguments
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python")

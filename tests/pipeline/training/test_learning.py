@@ -12,12 +12,12 @@ import yaml
 
 from vococache.errors import InputError
 from vococache.model.checkpoints import load_model
-from vococache.model.generate import Sampling, generate
+from vococache.model.generate import GenerationOptions, generate
 from vococache.model.voco import VoCoModel
 from vococache.pipeline.synthetic.questions import questions
 from vococache.pipeline.synthetic.render import as_recorded, frames
 from vococache.pipeline.synthetic.scene import COLOURS, SHAPES, make_scene
-from vococache.pipeline.training.run import train
+from vococache.pipeline.training.job import train
 from vococache.pipeline.training.settings import TrainSettings
 from vococache.pipeline.training.tower import Patches, blank_model, patch_labels, train_tower
 from vococache.pipeline.training.world import WorldExamples
@@ -83,7 +83,7 @@ def shares(model: VoCoModel) -> tuple[dict[str, float], dict[str, float]]:
         with torch.inference_mode():
             placed = model.place(model.compress(model.pixel_values(pictures)))
         texts = [question_ids(model, question.text) for question in posed]
-        ids = generate(model, placed, texts, 6, Sampling()).ids
+        ids = generate(model, placed, texts, 6, GenerationOptions()).ids
         rows += [(question, answer_text(model, new)) for question, new in zip(posed, ids, strict=True)]
     right, asked, answers = Counter(), Counter(), defaultdict(Counter)
     for question, answer in rows:

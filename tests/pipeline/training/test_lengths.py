@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.pipeline.training.test_run import losses
+from tests.pipeline.training.test_job import losses
 
 from vococache.errors import ContextLimitError, InputError
 from vococache.pipeline.training.examples import Text, fit
+from vococache.pipeline.training.job import train
 from vococache.pipeline.training.lengths import ByLength
 from vococache.pipeline.training.report import read_report
-from vococache.pipeline.training.run import train
 
 GROUPED = {"train_sampling_strategy": "group_by_length"}
 

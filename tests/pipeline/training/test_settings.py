@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from vococache.errors import InputError
-from vococache.pipeline.training.run import train
+from vococache.pipeline.training.job import train
 from vococache.pipeline.training.settings import TrainSettings, check_stage, read_settings
 from vococache.pipeline.training.trainer import training_arguments
 

@@ -17,7 +17,7 @@ from transformers import (
 from vococache.errors import InputError
 from vococache.model.checkpoints import load_model
 from vococache.model.scratch import byte_tokenizer
-from vococache.pipeline.training.run import train
+from vococache.pipeline.training.job import train
 from vococache.pipeline.training.start import starting_model
 
 SIDE = 60

@@ -1,0 +1,314 @@
+"""The command `voco`: a thin shell over functions that Python users call too."""
+
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+
+from vococache import __version__
+from vococache.errors import InputError, VoCoError
+from vococache.pipeline.cli import bench as cli_bench
+from vococache.pipeline.cli import convert as cli_convert
+from vococache.pipeline.cli import evaluate as cli_eval
+from vococache.pipeline.cli import frames as cli_frames
+from vococache.pipeline.cli import signals
+from vococache.pipeline.cli import store as cli_store
+from vococache.pipeline.cli import synthetic as cli_synthetic
+from vococache.pipeline.cli import train as cli_train
+from vococache.pipeline.cli.evaluate import dtype_option
+from vococache.pipeline.cli.store import json_option
+from vococache.pipeline.cli.terminal import escaped, say, say_lines
+from vococache.pipeline.ingest.events import OUTCOMES, Event
+
+if TYPE_CHECKING:
+    from vococache.pipeline.ingest.job import IngestReport, Progress
+
+EXIT_SOME_FAILED = 1  # the job ran; some of its videos failed, or damage was found
+EXIT_BAD_INPUT = 2  # nothing was done
+
+model_option = click.option("--model", help="Folder, embedded model's name or Hugging Face hub id.")
+device_option = click.option("--device", help="cpu or cuda. [default: a GPU where there is one]")
+window_options = (
+    click.option("--start", type=float, help="Use segments from this second on."),
+    click.option("--end", type=float, help="Use segments up to this second."),
+    click.option("--tokens", type=int, help="Read only the first so many VoCo tokens of each segment."),
+    click.option("--max-new-tokens", type=click.IntRange(1), default=64, show_default=True, help="Longest answer."),
+)
+
+
+def with_options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Several click options as one decorator."""
+
+    def decorate(function: Any) -> Any:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def main() -> None:
+    """Run the command line; every error that is meant for the user is one line and a non-zero exit code."""
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # or Ray prints to stdout how it deals with a dead worker
+    if os.environ.pop("PYTHONWARNINGS", None):  # made errors, the warnings of Ray's own code end its processes
+        warnings.simplefilter("ignore")
+    with signals.caught():
+        try:
+            code = cli.main(standalone_mode=False)
+        except click.exceptions.Exit as request:
+            code = request.exit_code
+        except click.Abort:
+            code = _say(signals.describe(), signals.exit_code())
+        except click.ClickException as error:
+            error.show()
+            code = error.exit_code
+        except VoCoError as error:
+            code = _say(f"error: {error}", EXIT_BAD_INPUT)
+        except OSError as error:  # a folder that cannot be written, a full disk
+            code = _say(f"error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), EXIT_BAD_INPUT)
+    sys.exit(code or 0)
+
+
+def _say(line: str, code: int) -> int:
+    say(" ".join(f"voco: {line}".split()), err=True)
+    return code
+
+
+class _Group(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:  # click would print an empty line
+            raise click.Abort from None
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__)
+def cli() -> None:
+    """Videos become VoCo caches; questions are answered from the caches."""
+
+
+@cli.command()
+@click.argument("videos", nargs=-1, required=True)
+@click.option("--store", required=True, help="Path or URL of the store; made if absent.")
+@click.option("--fps", type=float, help="Frames a second, by presentation time.  [default: the model's, or 1]")
+@click.option("--num-frames", type=int, help="So many frames, evenly spread, instead of --fps.")
+@click.option("--model", default="synthetic", show_default=True, help="Folder, embedded model's name or hub id.")
+@click.option("--compression", type=click.Choice(["voco", "cover", "pool", "full"]), help="[default: the model's]")
+@click.option("--tokens", type=int, help="Tokens kept of a segment (K).  [default: the model's]")
+@click.option("--segment-frames", type=int, help="Frames compressed together.  [default: the model's]")
+@click.option("--chat-template", type=click.File(), help="Jinja file, of the prompt.  [default: the model's]")
+@dtype_option
+@click.option("--quantize", type=click.Choice(["int8", "int4"]), help="Keep a new store's caches in fewer bits.")
+@device_option
+@click.option("--address", help="A Ray cluster; without it a local Ray is started.")
+@click.option("--overwrite", is_flag=True, help="Redo videos that are complete with other settings.")
+@click.option("--check-content", is_flag=True, help="Compare sha256 even where place, size and time are as before.")
+@click.option("--retry-failed", is_flag=True, help="Try again what failed before.")
+@click.option("--reuse", is_flag=True, help="Copy caches of the same content under another id.")
+@click.option("--decode-timeout", type=float, default=60.0, show_default=True, help="Seconds without a frame.")
+@click.option("--max-pixels", type=int, help="Refuse videos of larger frames.  [default: 8192 x 8192]")
+@click.option("--max-damage", type=float, help="Refuse broadcasts of which a larger share is lost.  [default: 0.5]")
+@click.option("--stall-after", type=float, default=300.0, show_default=True, help="Tell what is stuck after seconds.")
+@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write each video's outcome to a file.")
+@click.option("-v", "--verbose", is_flag=True, help="Log each event to stderr, as a line of JSON.")
+@click.option("--dry-run", is_flag=True, help="Only tell videos, segments, bytes and an estimate of time.")
+@json_option
+def ingest(
+    videos: tuple[str, ...], as_json: bool, dry_run: bool, report: Path | None, verbose: bool, **options: Any
+) -> int:
+    """Compress VIDEOS (files, folders, globs, URLs, CSV/JSONL manifests) into a store.
+
+    Running it again does only what is left to do. Exit code 1: some videos failed, the others are stored.
+
+    \b
+    Example:
+      voco ingest clips/ --store caches --fps 1
+      voco ingest 's3://bucket/raw/*.mp4' --store s3://bucket/caches --address auto
+    """
+    if options["chat_template"] is not None:
+        options["chat_template"] = options["chat_template"].read()
+    if dry_run:
+        from vococache.pipeline.ingest.estimate import estimate
+
+        planning = (
+            "store", "fps", "num_frames", "model", "compression", "tokens", "segment_frames", "dtype", "quantize",
+            "chat_template", "device", "overwrite", "check_content", "retry_failed", "reuse",
+        )  # fmt: skip
+        found = estimate(videos, **{key: options[key] for key in planning})
+        say_lines(json.dumps(found.to_dict()) if as_json else found.describe())
+        return 0
+    from vococache.pipeline.ingest.job import ingest as run
+
+    if verbose:
+        logging.getLogger("vococache").addHandler(logging.StreamHandler())
+        logging.getLogger("vococache").setLevel(logging.INFO)
+    try:
+        with ExitStack() as stack:
+            lines = stack.enter_context(_opened(report)) if report else None
+
+            def note(event: Event) -> None:
+                signals.check()
+                if lines is not None and event.event in OUTCOMES:
+                    print(event.to_line(), file=lines, flush=True)
+                if event.event == "stalled" and not verbose:
+                    bar.say(f"nothing came for {options['stall_after']:g} s; {event.describe()}")
+
+            bar = stack.enter_context(ProgressBar())
+            done = run(videos, on_progress=bar.update, on_event=note, **options)
+    except KeyboardInterrupt:
+        return _say(f"{signals.describe()}: the same command resumes where this one stopped", signals.exit_code())
+    if as_json:
+        click.echo(json.dumps(done.to_dict()))
+    else:
+        _print_report(done)
+    return 0 if done.ok else EXIT_SOME_FAILED
+
+
+def _opened(path: Path) -> TextIO:
+    """A report's file, anew. Raises `InputError`."""
+    try:
+        return path.open("w", encoding="utf-8", errors="backslashreplace")  # file names may be anything
+    except OSError as error:
+        raise InputError(f"report {path} cannot be written: {error.strerror}") from None
+
+
+def _print_report(report: "IngestReport") -> None:
+    """The summary at the end of an ingest."""
+    from vococache.pipeline.ingest.sources import LeftOutFiles
+
+    for line in LeftOutFiles(report.left_out).describe():
+        say(line, err=True)
+    for title, reasons in (("failed", report.failed), ("refused", report.refused)):
+        for video, reason in sorted(reasons.items()):
+            say(f"{title}: {video}: {reason}", err=True)
+    for video, findings in sorted(report.damaged.items()):
+        say(f"stored: {video}: {cli_store.describe_findings(findings)}", err=True)
+    parts = [f"{len(report.done)} videos ingested"]
+    if report.done:
+        rate = report.segments / report.run_seconds
+        parts.append(f"{report.segments} segments, {report.bytes:,} bytes, {rate:.1f} segments/s")
+    parts += [f"{len(report.reused)} copied from equal ones"] if report.reused else []
+    parts += [f"{len(report.up_to_date)} up to date"] if report.up_to_date else []
+    parts += [f"{len(report.failed)} failed"] if report.failed else []
+    parts += [f"{len(report.refused)} refused"] if report.refused else []
+    if not (report.done or report.reused or report.failed or report.refused):
+        parts = [f"nothing to do: {len(report.up_to_date)} videos are up to date"]
+    say(f"{report.store}: {'; '.join(parts)}")
+
+
+class ProgressBar:
+    """A tqdm bar over videos with segments a second and failures; silent where nobody watches."""
+
+    def __enter__(self) -> "ProgressBar":
+        from tqdm import tqdm
+
+        self._bar = tqdm(unit="video", disable=None, leave=False, dynamic_ncols=True)  # None: only on a terminal
+        return self
+
+    def update(self, progress: "Progress") -> None:
+        """Show how far the job is."""
+        self._bar.total = progress.total
+        seconds = self._bar.format_dict["elapsed"] or 1.0
+        rate = f"{progress.segments / seconds:.1f} segments/s"
+        self._bar.set_postfix_str(f"{rate}, {progress.failed} failed", refresh=False)
+        self._bar.update(progress.videos - self._bar.n)
+        self._bar.refresh()
+
+    def say(self, line: str) -> None:
+        """A line for people, above the bar."""
+        self._bar.write(escaped(f"voco: {line}"), file=sys.stderr)
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+
+@cli.command()
+@click.argument("store")
+@click.argument("video")
+@click.argument("questions", nargs=-1)
+@click.option("--video", "more_videos", multiple=True, help="A further video, read behind the first. Repeatable.")
+@with_options(*window_options)
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--top-p", type=float, default=1.0, show_default=True, help="Sample from the likeliest tokens only.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the sampling.")
+@model_option
+@dtype_option
+@device_option
+@json_option
+def ask(
+    store: str, video: str, questions: tuple[str, ...], more_videos: tuple[str, ...], as_json: bool, **options: Any
+) -> int:
+    """Answer QUESTIONS about VIDEO (an id in STORE) from its cache. Without a question: chat.
+
+    \b
+    Example:
+      voco ask caches holiday "What happens first?" "How many people are there?"
+      voco ask caches holiday --video party --start 60 --end 120 "What is different?" --json
+    """
+    from vococache.pipeline import ask as asking
+
+    videos = [video, *more_videos]
+    asking.check_window(options["start"], options["end"])
+    loading = {key: options.pop(key) for key in ("model", "dtype", "device")}
+    stage = asking.open_reader(store, **loading)
+    for note in asking.notes(stage, videos):
+        say(f"voco: {note}", err=True)
+    if not questions:
+        for text in asking.chat(stage, videos, _read_lines(), **options):
+            say_lines(json.dumps({"answer": text}) if as_json else text)
+        return 0
+    found = asking.ask(stage, videos, questions, **options)
+    if as_json:
+        click.echo(json.dumps({"answers": [answer.to_dict() for answer in found]}))
+        return 0
+    for answer in found:
+        say(answer.question)
+        say_lines("\n".join(f"  {line}" for line in answer.answer.splitlines() or [""]))
+    seconds = ", ".join(f"{name} {1000 * value:.0f} ms" for name, value in found[0].timings.items())
+    spans = ", ".join(f"{s.video} {s.start_time:g}-{s.end_time:g} s" for s in found[0].segments)
+    say(f"({spans}; {seconds})", err=True)
+    return 0
+
+
+def _read_lines() -> Iterator[str]:
+    """Questions from a terminal or a pipe, until its end or an empty line."""
+    while True:
+        if sys.stdin.isatty():
+            click.echo("? ", nl=False, err=True)
+        line = sys.stdin.readline().strip()
+        if not line:
+            return
+        yield line
+
+
+@cli.command()
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the clips.")
+@click.option("--clips", type=click.IntRange(1, 100), default=6, show_default=True, help="How many.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("demo"), show_default=True)
+@json_option
+def demo(seed: int, clips: int, out: Path, as_json: bool) -> int:
+    """Make synthetic clips, ingest them through Ray, ask about them from the store, and tell what is right.
+
+    \b
+    Example:
+      voco demo --seed 1
+    """
+    from vococache.pipeline.synthetic.demo import run_demo
+
+    result = run_demo(out, seed=seed, clips=clips, say=lambda line: say(line, err=as_json))
+    if as_json:
+        click.echo(json.dumps(result))
+    return 0
+
+
+for module in (cli_bench, cli_convert, cli_eval, cli_frames, cli_store, cli_synthetic, cli_train):
+    for command in module.COMMANDS:
+        cli.add_command(command)

@@ -1,0 +1,1 @@
+"""The paper's own measurements, repeated: retention of accuracy, and efficiency."""

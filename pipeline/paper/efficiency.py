@@ -1,0 +1,172 @@
+"""The paper's Table 7: an answer's first token without cache, with all vision tokens cached, and with VoCo caches.
+
+Weights are random: time, bytes and FLOPs do not depend on them. Letters as in `model.voco`.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vococache.model.baselines import full_cache
+from vococache.model.cache import VoCoCache
+from vococache.model.costs import cache_bytes_per_token, full_attention_flops, read_flops
+from vococache.model.generate import GenerationOptions, generate
+from vococache.model.scratch import byte_tokenizer, llava_7b, random_model, small_config
+from vococache.model.voco import VoCoModel
+from vococache.pipeline.machine import machine
+
+SIZES = ("small", "7b")
+QUESTION = 40  # tokens: with these the formulas give the paper's FLOPs
+SEGMENTS, TOKENS = (1, 16, 64, 256, 1024), (1, 2, 8)
+RUNS = 9
+NONE, ALL, VOCO = "no cache", "full caching", "VoCo"
+# The paper's row of one image with one VoCo token, beside ours: reductions against no cache in %.
+PAPER = {ALL: {"seconds": 64.8, "flops": 87.5}, VOCO: {"seconds": 69.6, "flops": 94.8, "bytes": 99.8}}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """What one way of answering costs. `seconds` is None where `why` it was not measured."""
+
+    method: str
+    segments: int
+    tokens: int | None  # K; None where all vision tokens are seen
+    entries: int  # cached, in front of the question
+    cache_bytes: int
+    flops: int
+    seconds: float | None
+    why: str = ""
+
+
+def build(size: str, device: str | None = None) -> VoCoModel:
+    """A model with random weights: "7b" (CLIP-L/14 at 336 px, Vicuna-7B) in bfloat16, or a "small" one."""
+    config = small_config(byte_tokenizer()) if size == "small" else llava_7b(max(TOKENS))
+    config.text.max_position_embeddings = 1 << 20  # beyond what it was trained for: only costs are asked
+    config = replace(config, num_voco_tokens=max(TOKENS))
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32 if size == "small" else torch.bfloat16)
+    try:
+        with torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")):
+            return random_model(config, seed=0)
+    finally:
+        torch.set_default_dtype(previous)
+
+
+def measure(
+    model: VoCoModel, segments: Sequence[int] = SEGMENTS, tokens: Sequence[int] = TOKENS, runs: int = RUNS
+) -> Iterator[Cost]:
+    """Costs of the first token of an answer about so many frames, a way at a time."""
+    question = torch.arange(QUESTION, device=model.device) % 100 + 3
+    for frames in segments:
+        config = replace(model.config, frames_per_segment=frames)
+        everything = config.stage1_length - config.num_voco_tokens
+        yield _measured(model, NONE, frames, None, everything, question, runs)
+        yield _measured(model, ALL, frames, None, everything, question, runs)
+        for k in tokens:
+            yield _measured(model, VOCO, frames, k, frames * k, question, runs)
+
+
+def _measured(
+    model: VoCoModel, method: str, frames: int, k: int | None, entries: int, question: torch.Tensor, runs: int
+) -> Cost:
+    """One row: `entries` stand in front of the question, computed or cached. No time where memory is lacking."""
+    config, length = model.config, len(question)
+    bytes_ = entries * cache_bytes_per_token(config, str(model.dtype).removeprefix("torch."))
+    if method == NONE:
+        flops, cached = full_attention_flops(config, frames=frames, tokens=length).total, 0
+    else:
+        flops, cached = read_flops(config, entries=entries, tokens=length).total, 1
+    cost = Cost(
+        method=method, segments=frames, tokens=k, entries=cached * entries, cache_bytes=cached * bytes_, flops=flops,
+        seconds=None,
+    )  # fmt: skip
+    # Keys and values are there three times: as they come, as one tensor, and rotated.
+    free = _free_bytes(model.device)
+    if 3 * bytes_ > free:
+        return replace(cost, why=f"needs {3 * bytes_ / 1e9:.0f} GB, {free / 1e9:.0f} GB are free")
+    if method == NONE:
+        size = config.geometry.size
+        pixels = torch.zeros(1, frames, 3, size, size, dtype=model.dtype, device=model.device)
+        work = partial(_from_pixels, model, pixels, question)
+    else:
+        shape = (1, config.layers, 2, config.kv_heads, entries, config.head_dim)
+        cache = VoCoCache(torch.zeros(shape, dtype=model.dtype, device=model.device))
+        work = partial(first_token, model, cache, question)
+    try:
+        return replace(cost, seconds=median_seconds(work, model.device, runs))
+    except torch.OutOfMemoryError:
+        return replace(cost, why="more memory than there is")
+
+
+def _from_pixels(model: VoCoModel, pixels: torch.Tensor, question: torch.Tensor) -> None:
+    first_token(model, full_cache(model, pixels), question)
+
+
+def first_token(model: VoCoModel, cache: VoCoCache, question: torch.Tensor) -> None:
+    """The first token of an answer behind a cache as the store has it: keys are rotated to their positions first."""
+    generate(model, model.place(cache), [question], 1, GenerationOptions(stop_ids=()))
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Memory that is left on a device."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return int(torch.cuda.mem_get_info(device)[0])
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
+
+
+@torch.inference_mode()
+def median_seconds(work: Callable[[], object], device: torch.device, runs: int = RUNS) -> float:
+    """Median time of `work` after a warm-up: GPU time by events, else by the clock."""
+    seconds: list[float] = []
+    for _ in range(runs + 2):
+        if device.type == "cuda":
+            event: Any = torch.cuda.Event
+            stream = torch.cuda.current_stream(device)
+            start, end = event(enable_timing=True), event(enable_timing=True)
+            start.record(stream)
+            work()
+            end.record(stream)
+            torch.cuda.synchronize(device)
+            seconds.append(start.elapsed_time(end) / 1000)
+        else:
+            started = time.perf_counter()
+            work()
+            seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[2:])
+
+
+def table(costs: Sequence[Cost], device: torch.device) -> tuple[str, dict[str, Any]]:
+    """Costs as Markdown, reductions against no cache beside them, and as JSON values."""
+    head = ("segments", "method", "K", "cached entries", "cache", "time", "less time", "TFLOPs", "fewer FLOPs", "paper")
+    lines = [head, ("---",) * len(head)]
+    for cost in costs:
+        base = next(other for other in costs if (other.segments, other.method) == (cost.segments, NONE))
+        full = next((o for o in costs if (o.segments, o.method) == (cost.segments, ALL)), None)
+        less_bytes = "" if full is None or cost.method != VOCO else f" (-{1 - cost.cache_bytes / full.cache_bytes:.1%})"
+        lines.append((
+            str(cost.segments), cost.method, "-" if cost.tokens is None else str(cost.tokens), str(cost.entries),
+            f"{cost.cache_bytes / 1e6:.3f} MB{less_bytes}",
+            cost.why if cost.seconds is None else f"{1000 * cost.seconds:.2f} ms",
+            _less(cost.seconds, base.seconds), f"{cost.flops / 1e12:.4g}", _less(cost.flops, base.flops), _paper(cost),
+        ))  # fmt: skip
+    text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return text, {"device": str(device), "costs": [asdict(cost) for cost in costs], "machine": machine()}
+
+
+def _less(value: float | None, base: float | None) -> str:
+    return "-" if value is None or base is None or value == base else f"{1 - value / base:.1%}"
+
+
+def _paper(cost: Cost) -> str:
+    """The reductions that the paper found for the same row."""
+    if cost.segments != 1 or cost.method not in PAPER or cost.tokens not in (None, 1):
+        return ""
+    return ", ".join(f"{name} -{value}%" for name, value in PAPER[cost.method].items())

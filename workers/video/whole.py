@@ -1,0 +1,152 @@
+"""The frames of one image or video at once, for training and for other evaluators; ingest streams them instead."""
+
+import os
+import re
+from collections.abc import Sequence
+from itertools import islice
+from multiprocessing.util import Finalize
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from vococache.errors import VideoError
+from vococache.model.config import VoCoConfig
+from vococache.model.images import Frame, FrameGeometry
+from vococache.workers.decode import joined
+from vococache.workers.video.picture import over_ground
+from vococache.workers.video.process import DecoderName, DecoderProcess, available_decoders
+from vococache.workers.video.sampling import FrameSampling
+
+# Those that Pillow reads by itself: for others it starts programs.
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+DIGITS = re.compile(r"([0-9]+)")
+MAX_SIDE = 16384  # pixels
+
+
+class MediaReader:
+    """Images and videos as segments uint8 [S, F, H, W, 3], the frames that ingest would take.
+
+    `sampling` chooses a video's frames (`FrameSampling(num_frames=frames_per_segment)` gives one segment). A video that
+    has more than `max_frames` of them gives `max_frames`, spread evenly. The last segment is filled up with its last
+    frame.
+    """
+
+    def __init__(self, config: VoCoConfig, sampling: FrameSampling, *, max_frames: int | None = None) -> None:
+        self.geometry, self.per_segment = config.geometry, config.frames_per_segment
+        self.sampling, self.max_frames = sampling, max_frames
+        self._decoders: dict[int, DecoderProcess] = {}
+
+    def image(self, picture: Path | Image.Image) -> np.ndarray:
+        """One segment, of one picture. Raises `VideoError`."""
+        read = read_image if isinstance(picture, Path) else fitted_image
+        frame = read(picture, self.geometry)
+        return self._segments([frame])
+
+    def video(self, path: Path) -> np.ndarray:
+        """A video's segments, by the first decoder that can; a folder holds a video's frames in order of their names.
+
+        Raises `VideoError` with what each decoder found wrong.
+        """
+        if path.is_dir():
+            return self.pictures(pictures_in(path))
+        reasons: dict[str, str] = {}
+        for decoder in available_decoders():
+            try:
+                return self._segments(self._decoded(path, decoder))
+            except VideoError as error:
+                reasons[decoder] = str(error)
+        raise VideoError(joined(reasons))
+
+    def pictures(self, paths: Sequence[Path]) -> np.ndarray:
+        """The segments of a video whose frames are files: all, or `num_frames` or `max_frames`, spread evenly.
+
+        When they were taken is not known, so an `fps` chooses none. Raises `VideoError`.
+        """
+        if not paths:
+            raise VideoError("no frames: expected pictures in the folder")
+        wanted = self._wanted(len(paths))
+        places = [(2 * index + 1) * len(paths) // (2 * wanted) for index in range(wanted)]
+        return self._segments([read_image(paths[place], self.geometry) for place in places])
+
+    def expected_frames(self, paths: Sequence[Path]) -> int:
+        """How many frames `video` (of one path) or `pictures` would take, by the header. Raises `VideoError`."""
+        if len(paths) > 1 or paths[0].is_dir():
+            return self._wanted(len(paths) if len(paths) > 1 else len(pictures_in(paths[0])))
+        claimed = self.sampling.expected_frames(self._decoder.measure(str(paths[0])))
+        if claimed is None:
+            raise VideoError("its length is unknown")
+        return min(claimed, self.max_frames or claimed)
+
+    def _wanted(self, found: int) -> int:
+        wanted = self.sampling.num_frames or found
+        return min(wanted, self.max_frames or wanted)
+
+    def close(self) -> None:
+        """End this process's decoder child now; otherwise it ends with this object or its process."""
+        decoder = self._decoders.pop(os.getpid(), None)
+        if decoder is not None:
+            decoder.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_decoders": {}}
+
+    @property
+    def _decoder(self) -> DecoderProcess:
+        """This process's own: a child and its pipes cannot be shared across a fork."""
+        # One that a fork copied stays in the dictionary, untouched: its child belongs to another process.
+        if os.getpid() not in self._decoders:
+            decoder = self._decoders[os.getpid()] = DecoderProcess()
+            Finalize(self, decoder.close, exitpriority=0)  # unlike atexit, in a DataLoader's workers too
+        return self._decoders[os.getpid()]
+
+    def _segments(self, pictures: list[Frame]) -> np.ndarray:
+        pictures = pictures + [pictures[-1]] * (-len(pictures) % self.per_segment)
+        return np.stack(pictures).reshape(-1, self.per_segment, *pictures[0].shape)
+
+    def _decoded(self, path: Path, decoder: DecoderName) -> list[Frame]:
+        """The frames of `sampling`; `max_frames` spread evenly where these are more, by the headers or in fact."""
+        if self.max_frames is None:
+            return self._taken(path, decoder, self.sampling, None)
+        claimed = self.sampling.expected_frames(self._decoder.measure(str(path)))
+        if claimed is None or claimed <= self.max_frames:
+            frames = self._taken(path, decoder, self.sampling, self.max_frames + 1)
+            if len(frames) <= self.max_frames:
+                return frames
+        return self._taken(path, decoder, FrameSampling(num_frames=self.max_frames), None)
+
+    def _taken(self, path: Path, decoder: DecoderName, sampling: FrameSampling, limit: int | None) -> list[Frame]:
+        frames = self._decoder.open(str(path), sampling, self.geometry, decoder)
+        pictures = [picture for _, picture in islice(frames, limit)]
+        if not pictures:
+            raise VideoError("no frames")
+        return pictures
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The pictures in a folder, in order of their names; numbers count as numbers: frame2 before frame10."""
+    found = [file for file in folder.iterdir() if file.suffix.lower() in PICTURE_SUFFIXES]
+    return sorted(found, key=lambda file: [int(part) if part.isdigit() else part for part in DIGITS.split(file.name)])
+
+
+def read_image(path: Path, geometry: FrameGeometry) -> Frame:
+    """An image file, upright, shaped as a video's frames are: [size, size, 3]. Raises `VideoError`."""
+    try:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
+            return fitted_image(image, geometry)
+    except VideoError:
+        raise
+    except Exception as error:  # whatever a damaged file makes Pillow raise
+        raise VideoError(f"{type(error).__name__}: {error}".splitlines()[0]) from None
+
+
+def fitted_image(image: Image.Image, geometry: FrameGeometry) -> Frame:
+    """A picture, upright, as `read_image`. Raises `VideoError` where it is too large."""
+    if max(image.size) > MAX_SIDE:
+        raise VideoError(f"expected at most {MAX_SIDE} pixels a side, found {image.size}")
+    upright = ImageOps.exif_transpose(image)
+    if upright.has_transparency_data:
+        return geometry.apply(over_ground(np.asarray(upright.convert("RGBA"))))
+    return geometry.apply(np.asarray(upright.convert("RGB")))
