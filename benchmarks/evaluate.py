@@ -37,15 +37,15 @@ def main() -> None:
         reader = stage.setup()
         began = time.perf_counter()
         together = {
-            video: [reply.answer for reply in stage.process(VideoQuestions(video, texts))]
-            for video, texts in asked.items()
+            name: [reply.answer for reply in stage.process(VideoQuestions(name, texts))]
+            for name, texts in asked.items()
         }
         batched = time.perf_counter() - began
         few = dict(list(asked.items())[: max(1, clips // 10)])  # the slow ways on a tenth
         began = time.perf_counter()
         singly = {
-            video: [stage.process(VideoQuestions(video, [text]))[0].answer for text in texts]
-            for video, texts in few.items()
+            name: [stage.process(VideoQuestions(name, [text]))[0].answer for text in texts]
+            for name, texts in few.items()
         }
         one_by_one = time.perf_counter() - began
         model = reader.model

@@ -88,8 +88,9 @@ def measure(size: str, where: str, stage: str, checkpointing: str) -> dict[str, 
     device, shape = torch.device(where), SIZES[size]
     layers = shape.lora_layers if stage == "reader" else shape.layers
     rows, texts = (shape.segments, 1) if stage == "compress" else (1, 8)
-    labels = rows * texts * (shape.text // 2)
-    step = TrainingStep(segments=shape.segments, rows=rows, text=texts * shape.text, labels=labels)
+    step = TrainingStep(
+        segments=shape.segments, rows=rows, text=texts * shape.text, labels=rows * texts * (shape.text // 2)
+    )
     if size == "7b":
         config = llava_7b(2)
         config.text.num_hidden_layers = layers

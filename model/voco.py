@@ -38,8 +38,9 @@ class VoCoModel(nn.Module):
         self.config = config
         self.tokenizer: Any = None  # a Hugging Face tokenizer, where the checkpoint has one
         self.name = "unnamed"
-        # Of the checkpoint that the weights came from; None once they may differ.
+        # Of the checkpoint that the weights came from, and their sum then (`fingerprint.remember_digest`).
         self.weights_digest: str | None = None
+        self.weights_sum = 0
         self.gradient_checkpointing = False  # in training: compute again in the backward pass what a layer held
         build: Any = AutoModel.from_config
         dtype = torch.get_default_dtype()  # not the one that a checkpoint's config may name

@@ -26,7 +26,7 @@ from vococache.model.generate import GenerationOptions, generate
 from vococache.pipeline.training.examples import Example, Text, collate, encode_turns
 from vococache.workers.caches import micro_batch
 from vococache.workers.reason import answer_text, question_ids
-from vococache.workers.video.sampling import FrameSampling as FrameSampling
+from vococache.workers.video.sampling import FrameSampling
 from vococache.workers.video.whole import MediaReader
 
 MANIFEST = ModelManifest(model_id="voco", simple_class_path=f"{__name__}.VoCo")

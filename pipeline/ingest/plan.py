@@ -142,8 +142,9 @@ class Planner:
             return Decision(SourceState.UP_TO_DATE, moved=None if unchanged else stat)
         if self.overwrite:
             return Decision(SourceState.WORK)
-        reason = f"complete with other sampling ({known.sampling}); --overwrite makes it anew"
-        return Decision(SourceState.REFUSED, reason)
+        return Decision(
+            SourceState.REFUSED, f"complete with other sampling ({known.sampling}); --overwrite makes it anew"
+        )
 
 
 def _on_record(known: VideoInfo, source: Source, stat: SourceStat) -> bool:

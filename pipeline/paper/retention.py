@@ -130,9 +130,11 @@ def compare(root: Path, *, train: bool = False, again: bool = False, say: Say) -
         if train and not run.trained:
             say(f"{where}: training")
             train_run(run)
+        if run.evaluated and not again:
+            continue
         if not run.trained:
-            say(f"{where}: no weights")
-        elif again or not run.evaluated:
+            say(f"{where}: no weights, --train makes them")
+        else:
             result = evaluate_run(run, plan)
             found = ", ".join(f"{100 * part['accuracy']:.1f}% at {part['tokens']}" for part in result["readings"])
             say(f"{where}: {found} tokens ({result['seconds']:.0f} s)")

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from vococache.errors import InputError
 from vococache.pipeline.training.examples import Turn
-from vococache.pipeline.training.report import LeftOut
+from vococache.pipeline.training.report import LeftOutRow
 
 Kind = Literal["image", "video", "text"]
 Row = dict[str, Any]
@@ -40,7 +40,7 @@ class Conversation:
     turns: tuple[Turn, ...]
 
 
-def read_conversations(path: Path, media_folder: Path) -> tuple[list[Conversation], list[LeftOut]]:
+def read_conversations(path: Path, media_folder: Path) -> tuple[list[Conversation], list[LeftOutRow]]:
     """The rows of a data file, in order, and those that are odd; media lie under `media_folder` and may be missing.
 
     A JSON list, JSON lines or CSV; a row's form shows in its fields:
@@ -64,7 +64,7 @@ def read_conversations(path: Path, media_folder: Path) -> tuple[list[Conversatio
         try:
             conversations.append(_conversation(row, name, media_folder))
         except InputError as error:
-            odd.append(LeftOut(number, name, "", "odd", str(error)))
+            odd.append(LeftOutRow(number, name, "", "odd", str(error)))
     if not conversations and odd:
         raise InputError(f"{path}: none of {len(odd)} rows can be read; row 1: {odd[0].reason}")
     if not conversations:

@@ -14,7 +14,7 @@ Cause = Literal["odd", "empty", "missing", "broken", "too long", "cut"]
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
+class LeftOutRow:
     """A row that is not trained on, or, where it is "cut", not to its end.
 
     `row`: its place among its file's; `medium`: its first file, "" where text.
@@ -40,7 +40,7 @@ class MediaReport:
     names: dict[str, dict[str, str]]
 
     @classmethod
-    def of(cls, left_out: Iterable[LeftOut]) -> "MediaReport":
+    def of(cls, left_out: Iterable[LeftOutRow]) -> "MediaReport":
         """Each row counts once, whichever process met it in whichever epoch."""
         rows = _once(left_out)
         names: dict[str, dict[str, str]] = {}
@@ -60,7 +60,7 @@ def read_report(path: Path) -> MediaReport:
     return MediaReport.of(_lines(path))
 
 
-def record(report: Path, left_out: Iterable[LeftOut]) -> None:
+def record(report: Path, left_out: Iterable[LeftOutRow]) -> None:
     """Append rows to a report."""
     with report.open("ab", buffering=0) as file:  # unbuffered: each line is one write
         for item in left_out:
@@ -75,13 +75,13 @@ def settle(report: Path) -> MediaReport:
     return MediaReport.of(rows)
 
 
-def _heading(item: LeftOut) -> str:
+def _heading(item: LeftOutRow) -> str:
     return f"odd, {item.reason}" if item.cause == "odd" else item.cause
 
 
-def _once(left_out: Iterable[LeftOut]) -> list[LeftOut]:
+def _once(left_out: Iterable[LeftOutRow]) -> list[LeftOutRow]:
     return list({(item.cause, item.row, item.id, item.medium): item for item in left_out}.values())
 
 
-def _lines(path: Path) -> list[LeftOut]:
-    return [LeftOut(**json.loads(line)) for line in path.read_bytes().splitlines()] if path.exists() else []
+def _lines(path: Path) -> list[LeftOutRow]:
+    return [LeftOutRow(**json.loads(line)) for line in path.read_bytes().splitlines()] if path.exists() else []

@@ -93,8 +93,6 @@ def _prepared(model: VoCoModel, settings: TrainSettings) -> VoCoModel:
         children["lm_head"].requires_grad_(True)
     if "reader" in settings.train:
         train_reader(model)
-    if set(settings.train) - {"reader"}:
-        model.weights_digest = None
     return model
 
 

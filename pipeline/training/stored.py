@@ -9,7 +9,7 @@ from vococache.errors import ContextLimitError, InputError
 from vococache.pipeline.training.conversations import Conversation
 from vococache.pipeline.training.examples import Example, encode_turns, fit
 from vococache.pipeline.training.media import NOTHING, room, text_length
-from vococache.pipeline.training.report import LeftOut, MediaReport, record
+from vococache.pipeline.training.report import LeftOutRow, MediaReport, record
 from vococache.workers.reason import ReasonStage
 
 
@@ -43,7 +43,7 @@ class StoredExamples(Dataset[Example]):
                 self.rows.append((video, number))
             else:
                 reason = "no complete video of that name in the store"
-                missing.append(LeftOut(number, row.id, str(row.media[0]) if row.media else "", "missing", reason))
+                missing.append(LeftOutRow(number, row.id, str(row.media[0]) if row.media else "", "missing", reason))
         record(report, missing)
         self.left_out = MediaReport.of(missing)
         if not self.rows:
@@ -67,9 +67,9 @@ class StoredExamples(Dataset[Example]):
             cached = (span.stop - span.start) * self.stage.store.header.tokens
             whole, text = text, fit(text, room(model.config.max_positions, cached, self.max_length))
         except ContextLimitError as error:
-            record(self.report, [LeftOut(number, row.id, str(row.media[0]), "too long", str(error))])
+            record(self.report, [LeftOutRow(number, row.id, str(row.media[0]), "too long", str(error))])
             return NOTHING
         if text is not whole:
             reason = f"{len(whole.ids) - len(text.ids)} of {len(whole.ids)} tokens"
-            record(self.report, [LeftOut(number, row.id, str(row.media[0]), "cut", reason)])
+            record(self.report, [LeftOutRow(number, row.id, str(row.media[0]), "cut", reason)])
         return Example([text], cache=self.stage.read(span).data.numpy())

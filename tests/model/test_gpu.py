@@ -101,8 +101,9 @@ def test_answers_end_where_they_end_between_two_looks(monkeypatch: pytest.Monkey
     stop = (free[0][5], free[1][20])
     for between in (1, 8):
         monkeypatch.setitem(TOKENS_BETWEEN_LOOKS, DEVICE, between)
-        stopped = generate(model, placed, texts, 40, GenerationOptions(stop_ids=stop)).ids
-        for ids, all_ids in zip(stopped, free, strict=True):
+        for ids, all_ids in zip(
+            generate(model, placed, texts, 40, GenerationOptions(stop_ids=stop)).ids, free, strict=True
+        ):
             ends = [index for index, token in enumerate(all_ids) if token in stop]
             assert ids == all_ids[: ends[0] + 1 if ends else 40]
 

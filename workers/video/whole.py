@@ -41,8 +41,9 @@ class MediaReader:
 
     def image(self, picture: Path | Image.Image) -> np.ndarray:
         """One segment, of one picture. Raises `VideoError`."""
-        read = read_image if isinstance(picture, Path) else fitted_image
-        frame = read(picture, self.geometry)
+        frame = (
+            read_image(picture, self.geometry) if isinstance(picture, Path) else fitted_image(picture, self.geometry)
+        )
         return self._segments([frame])
 
     def video(self, path: Path) -> np.ndarray:

@@ -25,7 +25,7 @@ from vococache.model.voco import IGNORED_LABEL, VoCoModel
 from vococache.pipeline.training.conversations import CAPTION_REQUESTS, Conversation, read_conversations
 from vococache.pipeline.training.examples import Example, collate, encode_turns
 from vococache.pipeline.training.media import ConversationExamples
-from vococache.pipeline.training.report import LeftOut, MediaReport, read_report, record, settle
+from vococache.pipeline.training.report import LeftOutRow, MediaReport, read_report, record, settle
 from vococache.storage import open_store
 from vococache.workers.compress import store_header
 from vococache.workers.decode import DecodeStage
@@ -577,7 +577,8 @@ def test_lines_of_a_report_are_short_and_whole(tmp_path: Path) -> None:
     """Longer ones might be torn where several processes append."""
     path = tmp_path / "report.jsonl"
     items = [
-        LeftOut(index, text * 5000, text * 5000, "broken", text * 5000) for index, text in enumerate("a\n\0é🎈\ud800")
+        LeftOutRow(index, text * 5000, text * 5000, "broken", text * 5000)
+        for index, text in enumerate("a\n\0é🎈\ud800")
     ]
     path.write_bytes(b"".join(item.to_line() for item in items))
     assert all(len(item.to_line()) < 4096 for item in items)
@@ -586,7 +587,7 @@ def test_lines_of_a_report_are_short_and_whole(tmp_path: Path) -> None:
 
 def test_a_settled_report_has_each_row_once(tmp_path: Path) -> None:
     path = tmp_path / "report.jsonl"
-    items = [LeftOut(3, name, "a.mp4", "broken", "torn") for name in ("one", "two")]  # of two files
+    items = [LeftOutRow(3, name, "a.mp4", "broken", "torn") for name in ("one", "two")]  # of two files
     for _ in range(3):
         record(path, items)
     assert settle(path).counts == read_report(path).counts == {"broken": 2}

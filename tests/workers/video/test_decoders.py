@@ -244,8 +244,10 @@ def test_reason_of_a_broken_file(tmp_path: Path, decoder: DecoderProcess, reason
 
 def test_huge_frames_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
     path = make_clip(tmp_path / "clip.mp4")
-    limits = Limits(max_pixels=96 * 64 - 1)
-    with DecoderProcess(limits=limits) as decoder, pytest.raises(VideoError, match="96 x 64 pixels"):
+    with (
+        DecoderProcess(limits=Limits(max_pixels=96 * 64 - 1)) as decoder,
+        pytest.raises(VideoError, match="96 x 64 pixels"),
+    ):
         decoder.open(str(path), FrameSampling(), GEOMETRY)
 
 
