@@ -16,12 +16,13 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from transformers import GenerationConfig
 
 from vococache.errors import ModelError
 from vococache.model import families, foreign, hub
 from vococache.model.baselines import model_class
 from vococache.model.config import MODEL_TYPE, VoCoConfig
-from vococache.model.files import read_json
+from vococache.model.files import ADAPTER, read_json
 from vococache.model.fingerprint import (
     compressor_fingerprint,
     compute_dtype,
@@ -176,6 +177,8 @@ def read_layout(folder: Path, compression: str | None = None, chat_template: str
 def _layout(folder: Path, data: dict[str, Any], compression: str | None, chat_template: str | None) -> Layout:
     kind = data.get("model_type")
     if kind == MODEL_TYPE:
+        if (folder / ADAPTER).is_file():
+            raise ModelError(f"{folder} holds an adapter alone: `voco convert {folder} OUT` merges it into its base")
         config = VoCoConfig.from_dict(data)
         if chat_template not in (None, config.prompt.chat_template):
             raise ModelError(f"{folder} has its prompt in config.json: no chat template replaces it")
@@ -219,6 +222,9 @@ def save_pretrained(model: VoCoModel, folder: str | Path, *, note: str | None = 
     }
     if note is not None:
         config["note"] = note
+    prompt = model.config.prompt
+    ends: Any = GenerationConfig  # has no types
+    ends(bos_token_id=prompt.bos_id, eos_token_id=list(prompt.stop_ids)).save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 

@@ -77,13 +77,14 @@ def whole_gradient_bytes(config: VoCoConfig) -> int:
     return 4 * (sum(counts.values()) - counts["vision_tower"])
 
 
-def step_flops(config: VoCoConfig, step: TrainingStep, *, checkpointing: bool) -> int:
+def step_flops(config: VoCoConfig, step: TrainingStep, *, checkpointing: bool, adapters: bool = False) -> int:
     """FLOPs of a step with a frozen vision tower: the backward pass takes twice the forward pass of what learns.
 
+    `adapters`: the decoder's own weights are frozen too, so they have no gradients; the adapters count nothing.
     With gradient checkpointing the decoder's layers run forward once more, up to the last product of each.
     """
     forward = forward_flops(config, step)
-    flops = forward.vision + 3 * (forward.projector + forward.decoder + forward.output)
+    flops = forward.vision + 3 * forward.projector + (2 if adapters else 3) * (forward.decoder + forward.output)
     if not checkpointing:
         return flops
     whole = max(0, config.layers - 2)

@@ -1,5 +1,6 @@
 """`voco train`: make a model."""
 
+import os
 from pathlib import Path
 
 import click
@@ -39,11 +40,12 @@ def _command(stage: str, text: str) -> None:
     @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in --out.")
     @click.option("--overwrite", is_flag=True, help="Start anew where a run has been; its model/ is deleted.")
     @click.option("--dry-run", is_flag=True, help="Only say what the run would take: rows, steps, memory, hours.")
+    @click.option("--push-to-hub", metavar="ORG/NAME", help="Upload the trained model to that Hugging Face repository.")
     @click.option("--workers", type=click.IntRange(min=1), help="Train on so many Ray workers, one GPU each if any.")
     @click.option("--address", help="Ray cluster to train on (with --workers); by default this machine.")
     def command(
         config: Path, out: Path, changes: tuple[str, ...], resume: bool, overwrite: bool, dry_run: bool,
-        workers: int | None, address: str | None,
+        push_to_hub: str | None, workers: int | None, address: str | None,
     ) -> None:  # fmt: skip
         from vococache.pipeline.training.settings import check_stage, read_settings
 
@@ -57,6 +59,11 @@ def _command(stage: str, text: str) -> None:
             for line in estimate(settings, processes=workers):
                 say(line)
             return
+        from vococache.pipeline.training import card
+
+        first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes
+        if push_to_hub is not None and first:
+            card.open_repository(push_to_hub)
         if workers is None:
             from vococache.pipeline.training.job import train
 
@@ -68,6 +75,9 @@ def _command(stage: str, text: str) -> None:
         for name, value in figures.items():
             say(f"{name}: {value:g}")
         say(f"trained model: {out / 'model'}")
+        if push_to_hub is not None and first:
+            card.push(out / "model", push_to_hub)
+            say(f"uploaded to {push_to_hub}")
 
 
 _command(

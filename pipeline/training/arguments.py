@@ -14,7 +14,7 @@ from vococache.errors import InputError
 # What TrainingArguments know and a VoCo model cannot take, and what to do instead.
 REFUSED = {
     "deepspeed": "DeepSpeed was never tried with two stages: use `fsdp: true`",
-    "push_to_hub": "a checkpoint is not a model yet: upload the run's model/ when it is done (`hf upload`)",
+    "push_to_hub": "a checkpoint is not a model yet: `voco train --push-to-hub ORG/NAME` uploads the run's model/",
     "neftune_noise_alpha": "its noise would reach the VoCo tokens, which are embeddings too: leave it out",
     "label_smoothing_factor": "the loss is the model's own: leave it out, or use `teacher`",
     "use_liger_kernel": "its kernels replace modules that both stages call piece by piece: leave it out",

@@ -26,7 +26,7 @@ from vococache.pipeline.training.examples import Text, encode_turns, fit
 from vococache.pipeline.training.media import room
 from vococache.pipeline.training.report import MediaReport
 from vococache.pipeline.training.settings import Source, TrainSettings
-from vococache.pipeline.training.start import starting_model
+from vococache.pipeline.training.start import computed_dtype, starting_model
 from vococache.pipeline.training.trainer import training_arguments
 from vococache.pipeline.training.world import WorldExamples
 from vococache.storage import open_store
@@ -62,7 +62,7 @@ def dry_run(settings: TrainSettings, *, processes: int | None = None) -> list[st
     """
     world = processes or int(os.environ.get("WORLD_SIZE", "1"))
     arguments = training_arguments(settings.trainer, Path(), settings.seed)
-    model = starting_model(settings, torch.device("meta"))
+    model = starting_model(settings, torch.device("meta"), computed_dtype(arguments))
     found = [_found(source, model, settings) for source in settings.data]
     rows = sum(source.rows for source in found)
     if not any(source.sample for source in found):
@@ -81,13 +81,19 @@ def dry_run(settings: TrainSettings, *, processes: int | None = None) -> list[st
         f" {seen}, tokens of text: {seen * mean.text:.2g}, segments: {seen * mean.segments:.2g}"
     )
     checkpointing, stored = settings.gradient_checkpointing, settings.store is not None
-    flops = steps * accumulated * world * step_flops(model.config, _step(mean, batch), checkpointing=checkpointing)
-    states = _state_bytes(model, teacher=settings.teacher is not None) / (world if arguments.fsdp else 1)
+    flops = (
+        steps
+        * accumulated
+        * world
+        * step_flops(model.config, _step(mean, batch), checkpointing=checkpointing, adapters=settings.lora is not None)
+    )
+    states = state_bytes(model, in_4bit=settings.load_in_4bit, teacher=settings.teacher is not None)
+    states /= world if arguments.fsdp else 1
     values = 2 if arguments.bf16 or arguments.fp16 else 4
     activations = activation_bytes(
         model.config, _step(longest, batch), checkpointing=checkpointing, bytes_per_value=values, stored=stored
     )
-    shared = checkpointing and not stored and "language_model" in settings.train  # by both stages
+    shared = checkpointing and not stored and "language_model" in settings.train and settings.lora is None
     waiting = values * waiting_gradient_values(model.config) if shared else 0
     lines.append(
         f"memory a process, by the formulas: {states / 1e9:.3g} GB of weights, gradients and AdamW's moments,"
@@ -202,9 +208,18 @@ def _steps(arguments: TrainingArguments, rows: int, world: int) -> int:
     return math.ceil(arguments.num_train_epochs * math.ceil(batches / arguments.gradient_accumulation_steps))
 
 
-def _state_bytes(model: VoCoModel, *, teacher: bool) -> int:
-    """Of all weights in float32, with a gradient and AdamW's moments for those that learn; a teacher's beside them."""
-    weights = list(model.parameters())  # each once
-    learning = sum(weight.numel() for weight in weights if weight.requires_grad)
-    everything = sum(weight.numel() for weight in weights)
-    return STATE_BYTES * learning + 4 * (everything - learning) + 4 * everything * teacher
+def state_bytes(model: VoCoModel, *, in_4bit: bool = False, teacher: bool = False) -> float:
+    """Of all weights, with a gradient and AdamW's moments for those that learn; a teacher's, in float32, beside them.
+
+    `in_4bit`: frozen layers as NF4, with a float32 scale for each 64 values.
+    """
+    total = 0.0
+    for name, weight in model.named_parameters():  # each once
+        if weight.requires_grad:
+            total += STATE_BYTES * weight.numel()
+        elif in_4bit and name.startswith("language_model.layers.") and weight.dim() == 2:
+            total += (1 / 2 + 4 / 64) * weight.numel()
+        else:
+            total += weight.element_size() * weight.numel()
+        total += 4 * weight.numel() * teacher
+    return total

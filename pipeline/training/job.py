@@ -12,10 +12,13 @@ from torch.utils.data import ConcatDataset, Dataset
 from transformers import set_seed
 
 from vococache.errors import InputError
+from vococache.model.adapter import save_adapter
 from vococache.model.checkpoints import save_pretrained
 from vococache.model.decoder import fast_attention
+from vococache.model.fingerprint import dtype_name
 from vococache.model.objective import Objective
 from vococache.model.voco import VoCoModel
+from vococache.pipeline.training.card import write_card
 from vococache.pipeline.training.conversations import Conversation, read_conversations
 from vococache.pipeline.training.examples import Example
 from vococache.pipeline.training.folder import FIGURES, MODEL, REPORT, ROWS, claim, last_checkpoint
@@ -24,7 +27,7 @@ from vococache.pipeline.training.report import MediaReport, record, settle
 from vococache.pipeline.training.rows import MappedRows, write_rows
 from vococache.pipeline.training.settings import Source, TrainSettings
 from vococache.pipeline.training.sharding import give_storage, loading_device, whole_weights
-from vococache.pipeline.training.start import saved_dtype, starting_model, teacher_model
+from vococache.pipeline.training.start import base_of, computed_dtype, saved_dtype, starting_model, teacher_model
 from vococache.pipeline.training.stored import StoredExamples
 from vococache.pipeline.training.trainer import make_trainer, run_to_the_end, training_arguments
 from vococache.pipeline.training.world import WorldExamples
@@ -50,7 +53,8 @@ def train(settings: TrainSettings, out: Path, *, resume: bool = False, overwrite
         raise InputError("`fsdp` shards between processes, found one: start several with torchrun or --workers")
     with arguments.main_process_first(local=False):
         claim(out, settings, resume=resume, overwrite=overwrite, main=arguments.process_index == 0)
-    model = starting_model(settings, loading_device(arguments))
+    computed = computed_dtype(arguments)
+    model = starting_model(settings, loading_device(arguments), computed)
     if arguments.fsdp:
         model.weights_digest = broadcast_object_list([model.weights_digest])[0]
     dtype = saved_dtype(settings, arguments, model)
@@ -72,7 +76,7 @@ def train(settings: TrainSettings, out: Path, *, resume: bool = False, overwrite
     if arguments.fsdp:  # `model` holds shards: the first process gathers the weights into another
         state = whole_weights(objective, dtype, keep=trainer.is_world_process_zero())
         if trainer.is_world_process_zero():
-            model = starting_model(settings, torch.device("meta"))
+            model = starting_model(settings, torch.device("meta"), computed)
             whole = Objective(model)
             whole.load_state_dict(state, assign=True)
             whole.tie_weights()
@@ -81,7 +85,11 @@ def train(settings: TrainSettings, out: Path, *, resume: bool = False, overwrite
         if (left_out := settle(out / REPORT)).counts:
             logger.warning("left out in all: %s; see %s", left_out, out / REPORT)
         # At last: with it the run is finished.
-        save_pretrained(model.eval().to(dtype), out / MODEL, note=settings.note)
+        if settings.lora is not None:
+            save_adapter(model, out / MODEL, base_of(settings), dtype_name(dtype), note=settings.note)
+        else:
+            save_pretrained(model.eval().to(dtype), out / MODEL, note=settings.note)
+        write_card(out / MODEL, settings, figures)
     trainer.accelerator.wait_for_everyone()  # the run is over when the model is there
     return figures
 

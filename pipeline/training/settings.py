@@ -66,6 +66,27 @@ class Compose(_Described):
     feature_layer: int = Field(-2, description="of the tower; -1 is the last")
 
 
+def _check_lora(fields: dict[str, Any]) -> None:
+    """Raise `ValueError` for what peft's `LoraConfig` does not take."""
+    from peft import LoraConfig
+
+    try:
+        LoraConfig(**fields)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"not settings of peft's LoraConfig: {error}") from None
+
+
+class Lora(_Described):
+    """Adapters; all fields are peft's."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    @model_validator(mode="after")
+    def _fits_peft(self) -> "Lora":
+        _check_lora(self.model_extra or {})
+        return self
+
+
 class Reader(_Described):
     """A reader of its own; other fields than `kind` are peft's."""
 
@@ -78,13 +99,7 @@ class Reader(_Described):
         more = self.model_extra or {}
         if self.kind == "full" and more:
             raise ValueError(f"a full reader has no further settings, found {sorted(more)}")
-        if more:
-            from peft import LoraConfig
-
-            try:
-                LoraConfig(**more)
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"not settings of peft's LoraConfig: {error}") from None
+        _check_lora(more)
         return self
 
 
@@ -115,6 +130,10 @@ class TrainSettings(_Described):
     compression: Literal["voco", "full", "mean", "qformer", "cover", "pool"] | None = Field(
         None, description="`voco`, or `full`, `mean`, `qformer` for the comparison; by default the checkpoint's own"
     )
+    lora: Lora | None = Field(
+        None, description="`{r: 64}`: the language model learns by adapters, beside frozen weights (above)"
+    )
+    load_in_4bit: bool = Field(False, description="with `lora`: the frozen layers in 4 bits, by bitsandbytes")
     elastic: bool = Field(False, description="train for reading with any power of two of the K tokens (below)")
     teacher: str | None = Field(None, description="a checkpoint read with full attention, to learn from (below)")
     distillation: float = Field(0.5, ge=0, le=1, description="the teacher's weight in the loss")
@@ -158,6 +177,14 @@ class TrainSettings(_Described):
             raise ValueError("to train a reader, say which: `reader: {kind: lora, r: 16}` or `reader: {kind: full}`")
         if self.reader and "reader" not in self.train:
             raise ValueError("`reader` would never learn: expected `train: [reader]` beside it")
+        if self.lora and ("language_model" not in self.train or "reader" in self.train):
+            raise ValueError("`lora` is how the language model learns: expected it in `train`, and no `reader`")
+        if self.lora and self.from_scratch:
+            raise ValueError("`lora` changes weights that there are: expected no `from_scratch`")
+        if self.load_in_4bit and not self.lora:
+            raise ValueError("weights in 4 bits cannot learn: `load_in_4bit` belongs to `lora`")
+        if self.lora and self.trainer.get("fsdp"):
+            raise ValueError("`lora` is trained without `fsdp`: each process holds the whole base")
         if self.from_scratch and self.compose:
             raise ValueError("expected one of `from_scratch` and `compose`, found both")
         if self.fps is not None and self.num_frames is not None:

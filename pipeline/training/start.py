@@ -6,13 +6,18 @@ from typing import Any
 import torch
 
 from vococache.errors import InputError
+from vococache.model.adapter import add_adapter, base_model, use_4bit
 from vococache.model.baselines import with_compression
-from vococache.model.checkpoints import DTYPES, build, load_model, locate, read_layout
-from vococache.model.compose import compose
+from vococache.model.checkpoints import DTYPES, build, load_model, read_layout
 from vococache.model.fingerprint import is_stage1
 from vococache.model.scratch import random_model
 from vococache.model.voco import VoCoModel
 from vococache.pipeline.training.settings import TrainSettings
+
+
+def computed_dtype(arguments: Any) -> torch.dtype:
+    """What the products of a run are computed in."""
+    return DTYPES["bfloat16" if arguments.bf16 else "float16" if arguments.fp16 else "float32"]
 
 
 def saved_dtype(settings: TrainSettings, arguments: Any, model: VoCoModel) -> torch.dtype:
@@ -20,8 +25,7 @@ def saved_dtype(settings: TrainSettings, arguments: Any, model: VoCoModel) -> to
 
     Its weights decide which stores are valid. Raises `InputError` where `save_dtype` asks for that.
     """
-    computed = "bfloat16" if arguments.bf16 else "float16" if arguments.fp16 else "float32"
-    dtype = DTYPES[settings.save_dtype or computed]
+    dtype = computed_dtype(arguments) if settings.save_dtype is None else DTYPES[settings.save_dtype]
     if set(settings.train) != {"reader"} or all(
         weight.is_meta or weight.to(dtype).to(weight.dtype).equal(weight)
         for name, weight in model.state_dict().items()
@@ -36,8 +40,11 @@ def saved_dtype(settings: TrainSettings, arguments: Any, model: VoCoModel) -> to
     return torch.float32
 
 
-def starting_model(settings: TrainSettings, device: torch.device) -> VoCoModel:
-    """The model as training starts, in float32, the parts that learn marked; on "meta" no weight is read."""
+def starting_model(settings: TrainSettings, device: torch.device, computed: torch.dtype) -> VoCoModel:
+    """The model as training starts, the parts that learn marked and in float32; on "meta" no weight is read.
+
+    Beside adapters the weights that do not learn are in the dtype that is `computed` in. Raises `InputError`.
+    """
     changes = {"tokens": settings.voco_tokens, "frames": settings.frames_per_segment}
     template = chat_template(settings)
     if settings.from_scratch:
@@ -49,20 +56,17 @@ def starting_model(settings: TrainSettings, device: torch.device) -> VoCoModel:
         else:
             model = random_model(config, settings.seed)
         model.tokenizer = layout.tokenizer
-    elif settings.compose is not None:
-        parts = settings.compose.model_dump()
-        model = compose(
-            settings.model, **parts, chat_template=template, seed=settings.seed, dtype="float32", device=device
-        )
-        model.config = model.config.with_voco(**changes)
-        model.config.check_stage1_ids()
     else:
-        # Those who do not know VoCo tokens get one: training is for these.
-        kind = None if read_layout(locate(settings.model)[0]).config.voco_token_id is not None else "voco"
-        model = load_model(settings.model, compression=kind, chat_template=template, dtype="float32", device=device)
+        dtype = torch.float32 if settings.lora is None else computed
+        model = base_model(**base_of(settings), chat_template=template, seed=settings.seed, dtype=dtype, device=device)
         model.config = model.config.with_voco(**changes)
         model.config.check_stage1_ids()
     return _prepared(model, settings)
+
+
+def base_of(settings: TrainSettings) -> dict[str, Any]:
+    """What a run starts from, as `base_model` takes it."""
+    return {"path": settings.model, "parts": settings.compose and settings.compose.model_dump()}
 
 
 def _prepared(model: VoCoModel, settings: TrainSettings) -> VoCoModel:
@@ -79,6 +83,10 @@ def _prepared(model: VoCoModel, settings: TrainSettings) -> VoCoModel:
             f"model {settings.model!r} has a reader already: expected `reader: {model.config.reader}`, which goes on"
             f" learning, found {reader}"
         )
+    if settings.load_in_4bit and model.device.type != "meta":
+        use_4bit(model.language_model.layers)
+    if settings.lora is not None:
+        add_adapter(model, settings.lora.given())
     model.gradient_checkpointing = settings.gradient_checkpointing
     model.requires_grad_(False)
     children = dict(model.named_children())
@@ -88,11 +96,18 @@ def _prepared(model: VoCoModel, settings: TrainSettings) -> VoCoModel:
         # A baseline's own modules stand between the tower and the decoder too.
         for name in children.keys() - {"vision_tower", "language_model", "lm_head", "reader"}:
             children[name].requires_grad_(True)
-    if "language_model" in settings.train:
+    if settings.lora is not None:
+        for name, weight in model.named_parameters():
+            if "lora_" in name:
+                weight.requires_grad_(True)
+    elif "language_model" in settings.train:
         children["language_model"].requires_grad_(True)
         children["lm_head"].requires_grad_(True)
     if "reader" in settings.train:
         train_reader(model)
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
     return model
 
 

@@ -3,7 +3,7 @@
 import csv
 import logging
 import warnings
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def run_to_the_end(trainer: Trainer, checkpoint: str | None) -> None:
 
 
 class VoCoTrainer(Trainer):
-    """Saves each weight once: a LoRA reader's base and tied embeddings appear under two names."""
+    """Saves what learns, once: tied embeddings appear under two names."""
 
     def create_accelerator_and_postprocess(self) -> None:
         """Shard where FSDP is asked for, between processes on CPUs as well."""
@@ -97,7 +97,9 @@ class VoCoTrainer(Trainer):
         figures: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         rows: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         model: Any = self.model
-        with whole_root(model):
+        # Beside a base in half precision what learns is in float32: the two multiply in autocast alone.
+        mixed = len({weight.dtype for weight in model.parameters()}) > 1
+        with whole_root(model), self.accelerator.autocast() if mixed else nullcontext():
             share = exact_match_share(model.eval().voco, rows)
         written = {f"{metric_key_prefix}_exact_match": share}
         self.log(written)
@@ -105,7 +107,12 @@ class VoCoTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         assert self.model is not None
-        super()._save(output_dir, own_weights(self.model.state_dict() if state_dict is None else state_dict))
+        state = own_weights(self.model.state_dict() if state_dict is None else state_dict)
+        frozen = {name for name, weight in self.model.named_parameters() if not weight.requires_grad}
+        super()._save(output_dir, {name: tensor for name, tensor in state.items() if name not in frozen})
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """A checkpoint lacks what does not learn, which the start brings, and second names of what does."""
 
 
 def answer_accuracy(prediction: Any) -> dict[str, float]:

@@ -78,3 +78,9 @@ def test_a_run_tells_the_share_at_each_evaluation(settings: Any, tmp_path: Path)
     assert len(found) == 4
     assert json.loads((tmp_path / "run/figures.json").read_text())["eval_exact_match"] == 1
     assert load_model(tmp_path / "run/model", device="cpu").config.num_voco_tokens
+
+
+def test_they_are_written_in_half_precision_training_too(settings: Any, tmp_path: Path) -> None:
+    clips = {"synthetic": "validation", "count": 4, "asked": 2, "still": True}
+    figures = train(settings({"max_steps": 1, "bf16": True}, evaluation=(clips,)), tmp_path / "run")
+    assert 0 <= figures["eval_exact_match"] <= 1

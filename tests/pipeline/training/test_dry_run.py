@@ -16,7 +16,7 @@ from vococache.errors import InputError
 from vococache.model.training_costs import STATE_BYTES, TrainingStep, activation_bytes, step_flops
 from vococache.model.voco import IGNORED_LABEL
 from vococache.pipeline.cli.train import train_group
-from vococache.pipeline.training.dry_run import RATE, SHARE, dry_run
+from vococache.pipeline.training.dry_run import RATE, SHARE, dry_run, state_bytes
 from vococache.pipeline.training.examples import encode_turns
 from vococache.pipeline.training.job import train
 from vococache.pipeline.training.start import starting_model
@@ -48,7 +48,7 @@ def test_rows_steps_memory_and_hours(settings: Any, data: dict[str, Any], tmp_pa
     assert "rows.jsonl: 8 rows of 12; left out: 2 odd, expected the fields of one of" in found
     assert "; 1 missing" in found
     assert "; 1 empty" in found
-    model = starting_model(run, torch.device("cpu"))
+    model = starting_model(run, torch.device("cpu"), torch.float32)
     text = encode_turns(model.tokenizer, model.config.prompt, TURNS)
     labels = sum(label != IGNORED_LABEL for label in text.labels)
     segments = 2 * 1 + 2 * 3  # a picture is one, a clip three
@@ -75,9 +75,10 @@ def test_what_is_planned_is_what_starts(settings: Any, tmp_path: Path) -> None:
         {"train": ("reader",), "reader": {"kind": "lora", "r": 4}},
         {"train": ("reader",), "reader": {"kind": "full"}},
         {"compression": "qformer", "voco_tokens": 4},
+        {"lora": {"r": 4}, "train": ("projector", "language_model")},
     ):
         run = settings(**{"model": str(tmp_path / "run/model"), "from_scratch": False, "voco_tokens": 3, **changes})
-        planned, started = starting_model(run, torch.device("meta")), starting_model(run, torch.device("cpu"))
+        planned, started = (starting_model(run, torch.device(place), torch.float32) for place in ("meta", "cpu"))
         assert planned.config == started.config
         for one, other in zip(planned.named_parameters(), started.named_parameters(), strict=True):
             assert (one[0], one[1].shape, one[1].requires_grad) == (other[0], other[1].shape, other[1].requires_grad)
@@ -112,3 +113,16 @@ def test_a_run_without_rows_is_refused(settings: Any, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(json.dumps({"image": "gone.png", "question": "Q", "answer": "A"}))
     with pytest.raises(InputError, match=r"none of the rows can be trained on: .*1 missing"):
         dry_run(settings(data=({"file": str(tmp_path / "rows.jsonl")},)))
+
+
+def test_frozen_weights_take_what_they_are_held_in(settings: Any, tmp_path: Path) -> None:
+    train(settings({"max_steps": 1}), tmp_path / "run")
+    run = settings(
+        model=str(tmp_path / "run/model"), from_scratch=False, lora={"r": 4}, train=("projector", "language_model")
+    )
+    model = starting_model(run, torch.device("meta"), torch.bfloat16)
+    learn = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    frozen = sum(weight.numel() for weight in model.parameters() if not weight.requires_grad)
+    assert state_bytes(model) == 16 * learn + 2 * frozen
+    products = sum(weight.numel() for name, weight in model.named_parameters() if name.endswith("base_layer.weight"))
+    assert state_bytes(model, in_4bit=True) == state_bytes(model) - (2 - 0.5625) * products

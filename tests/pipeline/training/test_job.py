@@ -235,10 +235,11 @@ class TestParallel:
         shutil.copytree(blank, tmp_path / "blank")
         (tmp_path / "rows.jsonl").write_text('{"question": "which?", "answer": "red"}\n' * 4)
         monkeypatch.chdir(tmp_path)
-        trainer = {"max_steps": 2, "per_device_train_batch_size": 2, "ddp_backend": "gloo"}
-        chosen = settings(model="blank", data=({"file": "rows.jsonl"},), trainer=trainer)
+        trainer = {"max_steps": 2, "per_device_train_batch_size": 2}
+        start: dict[str, Any] = {"model": "blank", "data": ({"file": "rows.jsonl"},)}
+        chosen = settings(**start, trainer=trainer | {"ddp_backend": "gloo"})
         train_on_ray(chosen, Path("ray"), workers=1)
-        train(chosen, Path("one"))
+        train(settings(**start, trainer=trainer), Path("one"))  # where there is no process group to name a backend of
         expected = weights(tmp_path / "one/model")
         for name, weight in weights(tmp_path / "ray/model").items():
             torch.testing.assert_close(weight, expected[name], atol=2e-4, rtol=1e-3, msg=name)

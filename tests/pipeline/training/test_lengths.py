@@ -1,6 +1,7 @@
 """Texts of like length in one batch, and texts that are cut."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ def test_a_run_by_length_resumes_in_the_middle_of_an_epoch(
     train(chosen, tmp_path / "run")
     straight = losses(tmp_path / "run")
     (tmp_path / "run/log.csv").unlink()
+    for later in ("checkpoint-8", "model"):
+        shutil.rmtree(tmp_path / "run" / later)
     train(chosen, tmp_path / "run", resume=True)
     resumed = losses(tmp_path / "run")
     assert resumed.keys() == {7, 8}

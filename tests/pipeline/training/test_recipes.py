@@ -1,13 +1,19 @@
 """The committed recipes and the document about training say what the code takes."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 from pydantic import BaseModel
 
+from vococache.model.checkpoints import load_model
+from vococache.model.convert import convert
 from vococache.pipeline.training import trainer
 from vococache.pipeline.training.conversations import read_conversations
+from vococache.pipeline.training.job import train
 from vococache.pipeline.training.settings import Source, TrainSettings, check_stage, read_settings, table
 from vococache.pipeline.training.trainer import training_arguments
 
@@ -42,6 +48,36 @@ def test_the_papers_recipe(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
         assert arguments.learning_rate == 2e-5
         assert arguments.fsdp_plugin_args["fsdp_version"] == 2
         assert arguments.fsdp_plugin_args["transformer_cls_names_to_wrap"] == "LlamaDecoderLayer,CLIPEncoderLayer"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "start"),
+    [("smolvlm2-500m", "family"), ("onevision-0.5b", "onevision"), ("vicuna-7b-lora", "parts"), ("vicuna-7b", "parts")],
+)
+def test_a_recipe_starts_stops_and_goes_on_at_tiny_size(
+    recipe: str, start: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    said = [[{"from": "human", "value": "<image>\nWhich?"}, {"from": "gpt", "value": "red " * n}] for n in range(1, 5)]
+    rows = [{"id": str(number), "image": "a.png", "conversations": turns} for number, turns in enumerate(said)]
+    Image.new("RGB", (80, 60), "red").save(tmp_path / "a.png")
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    found = request.getfixturevalue(start)
+    changes = {"data": f"[{{file: {tmp_path / 'rows.json'}}}]", "model": str(found[0] if start == "parts" else found)}
+    if start == "parts":
+        changes |= {"compose.tower": str(found[1]), "compose.projector": "null"}
+    small = {"max_steps": 2, "save_steps": 1, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1,
+             "dataloader_num_workers": 0, "use_cpu": "true", "fsdp": "null", "fsdp_config": "null"}  # fmt: skip
+    changes |= {f"trainer.{name}": str(value) for name, value in small.items()}
+    run = read_settings(ROOT / f"pipeline/training/recipes/{recipe}-compress.yaml", changes)
+    train(run, tmp_path / "run")
+    for late in ("model", "checkpoint-2"):  # as if it had been stopped
+        shutil.rmtree(tmp_path / "run" / late)
+    train(run, tmp_path / "run", resume=True)
+    model = tmp_path / "run/model"
+    if run.lora:
+        convert(model, tmp_path / "merged")
+        model = tmp_path / "merged"
+    assert load_model(model, device="cpu").config.num_voco_tokens == 2
 
 
 def test_the_quick_start_is_the_papers_recipe_with_another_start() -> None:

@@ -101,7 +101,7 @@ def test_stages_take_what_belongs_to_them() -> None:
         ({"bf16": 1.5}, "trainer.bf16: expected a valid boolean"),
         ({"lr_scheduler_type": "wave"}, "the trainer's settings do not fit: wave is"),
         ({"deepspeed": "zero3.json"}, "trainer.deepspeed is not supported: .* use `fsdp: true`"),
-        ({"push_to_hub": True}, "trainer.push_to_hub is not supported: .* upload the run's model/"),
+        ({"push_to_hub": True}, "trainer.push_to_hub is not supported: .* uploads the run's model/"),
         ({"neftune_noise_alpha": 5}, "trainer.neftune_noise_alpha is not supported"),
         ({"label_smoothing_factor": 0.1}, "trainer.label_smoothing_factor is not supported"),
         ({"use_liger_kernel": True}, "trainer.use_liger_kernel is not supported"),
