@@ -19,6 +19,7 @@ from vococache.model import decoder, varlen
 from vococache.model.cache import PlacedCache, VoCoCache
 from vococache.model.chunks import sum_by_chunks
 from vococache.model.config import VoCoConfig
+from vococache.model.generate import GenerationOptions, generate
 from vococache.model.packing import order, pack, positions_behind, visible
 from vococache.model.reader import build_reader
 from vococache.model.rope import Rope, rotate
@@ -237,8 +238,6 @@ class VoCoModel(nn.Module):
         `input_ids` as in `read`; texts of different length come as a sequence of 1-D tensors. `sampling`: the
         fields of `vococache.model.generate.Sampling`. A row that met a stop token is filled up with it.
         """
-        from vococache.model.generate import GenerationOptions, generate
-
         rows = generate(self, self.place(cache), list(input_ids), max_new_tokens, GenerationOptions(**sampling)).ids
         width = max(len(row) for row in rows)
         return torch.tensor([row + row[-1:] * (width - len(row)) for row in rows])

@@ -35,6 +35,8 @@ class LocalObjects(Objects):
     check and its use.
     """
 
+    is_local = True
+
     def __init__(self, root: str) -> None:
         self.url = os.path.abspath(os.path.expanduser(root))
         self.threads = min(4, os.cpu_count() or 1)
@@ -306,7 +308,7 @@ def _walk(top: str, *, dir_fd: int) -> list[Entry]:
 
 
 def _entry(key: str, status: os.stat_result) -> Entry:
-    return Entry(key, status.st_size, status.st_mtime, _kind(status))
+    return Entry(key, status.st_size, status.st_mtime, _kind(status), _version(status))
 
 
 def _version(status: os.stat_result) -> str:

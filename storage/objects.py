@@ -6,7 +6,7 @@ line, in which no credentials appear.
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
@@ -27,13 +27,15 @@ PLAIN = "plain file"
 class Entry(NamedTuple):
     """An object: key, length in bytes, time of its last change in seconds since the epoch.
 
-    `kind`: of local ones, what lies there, as "symbolic link": only plain files hold a store's bytes.
+    `kind`: of local ones, what lies there, as "symbolic link": only plain files hold a store's bytes. `version`: as
+    `Objects.version` tells it.
     """
 
     key: str
     length: int
     modified: float
     kind: str = PLAIN
+    version: str = ""
 
 
 class Objects(ABC):
@@ -41,6 +43,7 @@ class Objects(ABC):
 
     url: str
     threads: int
+    is_local = False
 
     @abstractmethod
     def get(self, key: str) -> bytes | None:
@@ -58,6 +61,16 @@ class Objects(ABC):
     @abstractmethod
     def put(self, key: str, data: Bytes, guard: Callable[[], bool] | None = None) -> str | None:
         """Make or replace an object, atomically; its version. None if `guard`, asked at the last moment, says no."""
+
+    def put_each(self, objects: Mapping[str, Bytes], guard: Callable[[], bool]) -> dict[str, str] | None:
+        """`put` of several; their versions, or None where `guard` said no: then some may be there."""
+        versions = {}
+        for key, data in objects.items():
+            version = self.put(key, data, guard)
+            if version is None:
+                return None
+            versions[key] = version
+        return versions
 
     def version(self, key: str) -> str | None:
         """What another `put` of the object would change; "" where versions are not known, None if absent."""

@@ -48,6 +48,20 @@ class StoreReader:
             fields = {"status": "failed", "reason": str(error)}
         return documents.video_info(video, fields, len(data))
 
+    @property
+    def is_local(self) -> bool:
+        """Does it lie on a file system of this machine, where a look costs microseconds?"""
+        return self.objects.is_local
+
+    def find(self, video: str) -> VideoInfo | None:
+        """The row that `list` has for a video; None if it has none."""
+        data: bytes | CorruptionError | None
+        try:
+            data = self.objects.get(self._key(video, DOCUMENT))
+        except CorruptionError as error:
+            data = error
+        return None if data is None else self._row(video, data)
+
     def ids(self) -> builtins.list[str]:
         """Ids of all groups, sorted, whatever their state."""
         return sorted(name for name in self.objects.names("videos") if is_safe_key(name))

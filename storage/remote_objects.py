@@ -3,7 +3,7 @@
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -28,7 +28,9 @@ class RemoteObjects(Objects):
 
         with self._errors("open", ""):
             # A listing must show what other processes have written since.
-            self._opened, root = url_to_fs(self._full_url, use_listings_cache=False)
+            # Of several requests for one object, s3fs asks for its size first.
+            serial = {"max_concurrency": 1} if self._full_url.startswith(("s3:", "s3a:")) else {}
+            self._opened, root = url_to_fs(self._full_url, use_listings_cache=False, **serial)
         self._root, self._process = root.rstrip("/"), os.getpid()
 
     @property
@@ -61,18 +63,24 @@ class RemoteObjects(Objects):
             return None
         data = bytes(data)
         with self._errors("write", key):
-            self._fs.pipe_file(f"{self._root}/{key}", data)
+            answer = self._fs.pipe_file(f"{self._root}/{key}", data)
         if len(data) <= SMALL:
             return ""  # reading it again costs no more than asking for its version
         # Another writer may have replaced it by now: only a version that is the hash of these bytes is theirs.
-        version = self.version(key)
+        version = _tag(answer) if isinstance(answer, dict) else self.version(key)
         return version if version == hashlib.md5(data, usedforsecurity=False).hexdigest() else ""
+
+    def put_each(self, objects: Mapping[str, Bytes], guard: Callable[[], bool]) -> dict[str, str] | None:
+        if not guard():  # once: they go at the same time
+            return None
+        versions = self.map(lambda item: self.put(*item), list(objects.items()))
+        return {key: version or "" for key, version in zip(objects, versions, strict=True)}
 
     def version(self, key: str) -> str | None:
         """The entity tag; on most object stores an MD5 of what was put in one piece."""
         with self._errors("read", key):
             try:
-                return str(self._fs.info(f"{self._root}/{key}").get("ETag") or "").strip('"')
+                return _tag(self._fs.info(f"{self._root}/{key}"))
             except FileNotFoundError:
                 return None
 
@@ -100,13 +108,20 @@ class RemoteObjects(Objects):
             except FileNotFoundError:
                 return []
         skip = len(self._root) + 1
-        return sorted(Entry(path[skip:], info["size"], _modified(info)) for path, info in found.items())
+        return sorted(
+            Entry(path[skip:], info["size"], _modified(info), version=_tag(info)) for path, info in found.items()
+        )
 
 
 def _check_bucket(error: Exception) -> None:
     """Raise where a store answers that the whole bucket is missing, rather than one object in it."""
     if "bucket does not exist" in str(error):
         raise error
+
+
+def _tag(info: dict[str, Any]) -> str:
+    """An object's entity tag; "" where a store has none."""
+    return str(info.get("ETag") or "").strip('"')
 
 
 def _modified(info: dict[str, Any]) -> float:

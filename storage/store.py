@@ -6,7 +6,7 @@ rest is worth (docs/design/0002-store.md).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,7 +18,7 @@ from vococache.storage import checks, documents
 from vococache.storage.documents import RECEIPT, Bytes, Fields, Stamp, stamp
 from vococache.storage.encode import check_receipts, check_timestamps, encode_chunk, examine
 from vococache.storage.format import DOCUMENT, ChunkReceipt, Intent, VideoInfo, chunk_key, is_leftover, receipt_key
-from vococache.storage.objects import PLAIN
+from vococache.storage.objects import PLAIN, Entry
 from vococache.storage.reading import StoreReader
 
 
@@ -33,12 +33,13 @@ class Store(StoreReader):
         self._check_writable()
         if not 1 <= intent.chunk_segments <= self.header.chunk_segments:
             raise InputError(f"chunk of {intent.chunk_segments} segments: expected 1 to {self.header.chunk_segments}")
-        fields = self._current(video, intent.token)
+        fields, is_there = self._look(video, intent.token)
         if fields is not None and fields["status"] == "partial" and self._is_plain(video):
             return self._stored_chunks(video, intent.token)
         if fields is not None and (receipts := self._sound_chunks(video, fields)) is not None:
             return receipts
-        if self.objects.walk(self._key(video)):
+        # On an object store there is nothing without a document, which is the first to come and the last to go.
+        if (self.is_local or is_there) and self.objects.walk(self._key(video)):
             self.discard(video)
         self._put_document(video, {"status": "partial", "token": intent.token, "intent": intent.to_dict()})
         return {}
@@ -55,13 +56,13 @@ class Store(StoreReader):
             return None
         length = fields["intent"]["chunk_segments"]
         data, segments = encode_chunk(self.header, length, index, kv)
+        is_partial = self._is_current(video, intent_token, "partial")
         with ThreadPoolExecutor(1) as pool:
             examined = pool.submit(examine, self.header, length, index, data)  # while the bytes go to the disk
 
             def is_wanted() -> bool:
                 examined.result()
-                now = self._current(video, intent_token)
-                return now is not None and now["status"] == "partial"
+                return is_partial()
 
             version = None
             if fields["status"] == "partial":
@@ -71,7 +72,7 @@ class Store(StoreReader):
         if version is not None:
             # Resuming trusts a chunk only by its receipt: a late one of another intent is never taken for one of ours.
             sealed = documents.seal(RECEIPT, {"token": intent_token, "version": version, **receipt.to_dict()})
-            version = self.objects.put(self._key(video, receipt_key(index)), sealed, guard=is_wanted)
+            version = self.objects.put(self._key(video, receipt_key(index)), sealed, guard=is_partial)
         if version is None:  # no longer wanted, unless a retry or another ingest completed the video with this chunk
             fields = self._current(video, intent_token)
             if fields is None or fields["status"] != "complete":
@@ -100,26 +101,74 @@ class Store(StoreReader):
         fields = self._expect_intent(video, intent_token)
         intent = Intent.from_dict(fields["intent"])
         receipts = sorted(receipts, key=lambda receipt: receipt.index)
+        others, document, info = self._documents(video, intent, receipts, timestamps, duration, findings)
+        if fields["status"] == "complete":
+            if documents.chunk_stamps(fields) != [Stamp(r.length, r.crc32c) for r in receipts]:
+                raise CorruptionError(f"video {video!r} is complete with other chunks in {self.url}")
+            return self.info(video)
+        present = self.objects.walk(self._key(video, "kv"))
+        versions = {receipt: version for receipt, version in self._receipts(intent_token, present) if version}
+        self._check_chunks(video, receipts, versions, present, others)
+        is_wanted = self._is_current(video, intent_token)
+        if self.objects.put_each({self._key(video, key): data for key, data in others.items()}, is_wanted) is None:
+            raise self._begun_again(video, intent_token)  # even if the intent is back by now: this is not written
+        if self.objects.put(self._key(video, DOCUMENT), document, guard=is_wanted) is None:
+            raise self._begun_again(video, intent_token)
+        self.objects.delete(self._key(video, receipt_key(r.index)) for r in receipts)
+        return info
+
+    def write_whole(
+        self,
+        video: str,
+        intent_token: str,
+        kv: npt.NDArray[Any],
+        timestamps: npt.NDArray[np.float64],
+        duration: float,
+        findings: Fields | None = None,
+    ) -> tuple[ChunkReceipt, VideoInfo] | None:
+        """`write_chunk` and `complete` of a video that is one chunk, with a third of their requests and no receipt.
+
+        None, and the video as it was, when its intent is no longer `intent_token`. Raises what they raise.
+        """
+        self._check_writable()
+        fields = self._current(video, intent_token)
+        if fields is None:
+            return None
+        intent = Intent.from_dict(fields["intent"])
+        data, segments = encode_chunk(self.header, intent.chunk_segments, 0, kv)
+        written = examine(self.header, intent.chunk_segments, 0, data)
+        receipt = ChunkReceipt(index=0, segments=segments, length=written.length, crc32c=written.crc32c)
+        if fields["status"] == "partial":
+            others, document, info = self._documents(video, intent, [receipt], timestamps, duration, findings)
+            chunk = self._key(video, chunk_key(0))
+            objects = {chunk: data} | {self._key(video, key): other for key, other in others.items()}
+            is_wanted = self._is_current(video, intent_token, "partial")
+            if (versions := self.objects.put_each(objects, is_wanted)) is not None:
+                present = self.objects.walk(self._key(video, "kv"))
+                known = {receipt: versions[chunk]} if versions[chunk] else {}
+                self._check_chunks(video, [receipt], known, present, others)
+                if self.objects.put(self._key(video, DOCUMENT), document, guard=is_wanted) is not None:
+                    return receipt, info
+        # No longer wanted, unless a retry or another ingest completed the video with this chunk.
+        fields = self._current(video, intent_token)
+        if fields is None or fields["status"] != "complete":
+            return None
+        return receipt, self.complete(video, intent_token, [receipt], timestamps, duration, findings)
+
+    def _documents(
+        self,
+        video: str,
+        intent: Intent,
+        receipts: Sequence[ChunkReceipt],
+        timestamps: npt.NDArray[np.float64],
+        duration: float,
+        findings: Fields | None,
+    ) -> tuple[dict[str, Bytes], bytes, VideoInfo]:
+        """What a complete video has besides its chunks: the other objects by key, its document, its row."""
         segments = check_receipts(receipts, intent.chunk_segments)
         times = check_timestamps(self.header, segments, timestamps)
         if not (math.isfinite(duration) and duration >= 0):
             raise InputError(f"duration {duration}: expected seconds")
-        chunks = {chunk_key(r.index): Stamp(r.length, r.crc32c) for r in receipts}
-        if fields["status"] == "complete":
-            if documents.chunk_stamps(fields) != list(chunks.values()):
-                raise CorruptionError(f"video {video!r} is complete with other chunks in {self.url}")
-            return self.info(video)
-
-        def is_wanted() -> bool:
-            return self._current(video, intent_token) is not None
-
-        untouched = self._untouched_chunks(video, intent_token)
-        doubtful = [chunk_key(receipt.index) for receipt in receipts if receipt not in untouched]
-        for key, found in zip(doubtful, self.objects.map(lambda key: self.stamp(video, key), doubtful), strict=True):
-            self._compare(video, key, chunks[key], found)
-        present = {entry.key for entry in self.objects.walk(self._key(video, "kv"))}
-        strays = present - {self._key(video, key) for key in chunks}
-        self.objects.delete(key for key in strays if not is_leftover(key))
         others: dict[str, Bytes] = {
             f"kv/{DOCUMENT}": documents.kv_document(self.header, segments, intent),
             f"timestamps/{DOCUMENT}": documents.timestamps_document(segments, self.header.frames_per_segment),
@@ -129,11 +178,37 @@ class Store(StoreReader):
         segment_bytes = self.header.stored_segment_bytes
         record = documents.complete_fields(segment_bytes, intent, float(duration), receipts, stamps, findings or {})
         document = documents.seal_video(self.identity, video, *record)
-        for key, data in {**others, DOCUMENT: document}.items():
-            if self.objects.put(self._key(video, key), data, guard=is_wanted) is None:
-                raise self._begun_again(video, intent_token)  # even if the intent is back by now: this is not written
-        self.objects.delete(self._key(video, receipt_key(r.index)) for r in receipts)
-        return documents.video_info(video, record[0], len(document))
+        return others, document, documents.video_info(video, record[0], len(document))
+
+    def _check_chunks(
+        self,
+        video: str,
+        receipts: Sequence[ChunkReceipt],
+        versions: Mapping[ChunkReceipt, str],
+        present: Sequence[Entry],
+        others: Collection[str],
+    ) -> None:
+        """Compare chunks with their receipts, and delete what is neither one nor of `others`, and no leftover.
+
+        `versions`: of when a chunk was written, where known. One that nobody has written since is believed unread.
+        """
+        now = {entry.key: entry.version for entry in present}
+        keys = {self._key(video, chunk_key(receipt.index)): receipt for receipt in receipts}
+        doubtful = [r for key, r in keys.items() if r not in versions or now.get(key) != versions[r]]
+        found = self.objects.map(lambda r: self.stamp(video, chunk_key(r.index)), doubtful)
+        for receipt, seen in zip(doubtful, found, strict=True):
+            self._compare(video, chunk_key(receipt.index), Stamp(receipt.length, receipt.crc32c), seen)
+        kept = keys.keys() | {self._key(video, key) for key in others}
+        self.objects.delete(key for key in now if key not in kept and not is_leftover(key))
+
+    def _is_current(self, video: str, token: str, *statuses: str) -> Callable[[], bool]:
+        """A guard: is the video still of intent `token`, and of one of `statuses` where any are named?"""
+
+        def is_current() -> bool:
+            fields = self._current(video, token)
+            return fields is not None and (not statuses or fields["status"] in statuses)
+
+        return is_current
 
     def fail(self, video: str, reason: str, *, source: str = "", size: int = 0, mtime_ns: int = 0) -> VideoInfo:
         """Record that a video cannot be had, and why; its chunks are dropped."""
@@ -159,25 +234,29 @@ class Store(StoreReader):
             moved = documents.with_source(data, source, size, mtime_ns)
             self.objects.put(key, moved, guard=lambda: self.objects.get(key) == data)
 
-    def copy(self, video: str, new: str, source: str, size: int, mtime_ns: int) -> VideoInfo:
+    def copy(
+        self, video: str, new: str, source: str, size: int, mtime_ns: int, origin: "Store | None" = None
+    ) -> VideoInfo:
         """Make the video `new`, whose file at `source` has the content of the complete `video`, of that one's chunks.
 
-        Raises `VideoNotFoundError`, and `CorruptionError` where `video` is damaged.
+        `origin`: the store of `video`, by default this one; of the same compressor. Raises `VideoNotFoundError`, and
+        `CorruptionError` where `video` is damaged.
         """
-        fields = self._complete_document(video)
+        origin = origin or self
+        fields = origin._complete_document(video)
         moved = {"source": source, "size": size, "mtime_ns": mtime_ns}
         intent = Intent.from_dict(fields["intent"] | moved)
-        times = self.timestamps(video)
-        receipts = self._sound_chunks(video, fields)
+        times = origin.timestamps(video)
+        receipts = origin._sound_chunks(video, fields)
         if receipts is None:
-            raise CorruptionError(f"video {video!r} in {self.url} is damaged: `voco verify` tells where")
+            raise CorruptionError(f"video {video!r} in {origin.url} is damaged: `voco verify` tells where")
         missing = [receipts[index] for index in receipts.keys() - self.begin(new, intent).keys()]
 
         def is_wanted() -> bool:
             return self._current(new, intent.token) is not None
 
         def copy(receipt: ChunkReceipt) -> None:
-            data = self.objects.get(self._key(video, chunk_key(receipt.index))) or b""
+            data = origin.objects.get(self._key(video, chunk_key(receipt.index))) or b""
             self.objects.put(self._key(new, chunk_key(receipt.index)), data, guard=is_wanted)
 
         for _ in self.objects.map(copy, missing):
@@ -203,12 +282,16 @@ class Store(StoreReader):
 
     def _current(self, video: str, token: str) -> Fields | None:
         """A video's document if it is sound and of intent `token`."""
+        return self._look(video, token)[0]
+
+    def _look(self, video: str, token: str) -> tuple[Fields | None, bool]:
+        """`_current`, and whether there is any document."""
         try:
             data = self.objects.get(self._key(video, DOCUMENT))
             fields = None if data is None else self.parse(video, data)
         except (CorruptionError, StoreMismatchError):
-            return None
-        return fields if fields is not None and fields.get("token") == token else None
+            return None, True
+        return fields if fields is not None and fields.get("token") == token else None, data is not None
 
     def _expect_intent(self, video: str, token: str) -> Fields:
         fields = self._current(video, token)
@@ -234,21 +317,13 @@ class Store(StoreReader):
 
     def _stored_chunks(self, video: str, token: str) -> dict[int, ChunkReceipt]:
         """Receipts of a partial video whose chunks are there and sound."""
-        receipts = [receipt for receipt, _ in self._receipts(video, token)]
+        receipts = [receipt for receipt, _ in self._receipts(token, self.objects.walk(self._key(video, "kv")))]
         found = self.objects.map(lambda r: self.stamp(video, chunk_key(r.index)), receipts)
         return {r.index: r for r, s in zip(receipts, found, strict=True) if s == (r.length, r.crc32c)}
 
-    def _untouched_chunks(self, video: str, token: str) -> set[ChunkReceipt]:
-        """Receipts of chunks that nobody has written since: these need not be read again to be believed."""
-        receipts = self._receipts(video, token)
-        versions = self.objects.map(
-            lambda item: self.objects.version(self._key(video, chunk_key(item[0].index))), receipts
-        )
-        return {r for (r, version), now in zip(receipts, versions, strict=True) if version and version == now}
-
-    def _receipts(self, video: str, token: str) -> list[tuple[ChunkReceipt, str]]:
-        """The stored receipts of intent `token`, each with its chunk's version."""
-        keys = [entry.key for entry in self.objects.walk(self._key(video, "kv")) if entry.key.endswith(".json")]
+    def _receipts(self, token: str, entries: Sequence[Entry]) -> list[tuple[ChunkReceipt, str]]:
+        """The stored receipts of intent `token` among `entries`, each with its chunk's version."""
+        keys = [entry.key for entry in entries if entry.key.endswith(".json")]
         found = [documents.unseal(RECEIPT, data or b"") for data in self.objects.map(self.objects.get, keys)]
         return [
             (ChunkReceipt.from_dict(f), f["version"])

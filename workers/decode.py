@@ -8,14 +8,14 @@ from itertools import chain, islice
 import numpy as np
 import numpy.typing as npt
 
-from vococache.errors import StoreError, VideoError
+from vococache.errors import VideoError
 from vococache.model.images import Frame, FrameGeometry
 from vococache.storage import Intent, Store, VideoInfo, open_store
 from vococache.storage.format import even_chunk_segments
 from vococache.workers.rows import End, Row, VideoTask
 from vococache.workers.video.process import DecodedFrames, DecoderName, DecoderProcess, Limits, available_decoders
 from vococache.workers.video.sampling import FrameSampling
-from vococache.workers.video.source import LocalVideo, local_video, stat_source
+from vococache.workers.video.source import LocalVideo, SourceStat, local_video, stat_source
 
 Segment = tuple[list[Frame], list[float]]  # of one segment: pictures [size, size, 3], and their times
 
@@ -52,9 +52,9 @@ class DecodeStage:
         """The rows of one video. A video that cannot be decoded costs one error row; a bad store raises."""
         emitted = 0
         reasons: dict[str, str] = {}
-        stat, digest = stat_source(task.source), None
+        stat, digest = None if task.size is None else SourceStat(size=task.size, mtime_ns=task.mtime_ns), None
         try:
-            with local_video(task.source, self.max_copy_bytes) as local:
+            with local_video(task.source, self.max_copy_bytes, stat) as local:
                 stat, digest = local.stat, local.content_hash
                 known = self._known(task.video, local)
                 # First the decoder whose chunks the store has.
@@ -69,6 +69,7 @@ class DecodeStage:
                         reasons[decoder] = str(error)
         except VideoError as error:
             reasons["source"] = str(error)
+            stat = stat or stat_source(task.source)
         end = End(
             emitted=emitted,
             source=task.source,
@@ -80,9 +81,8 @@ class DecodeStage:
 
     def _known(self, video: str, local: LocalVideo) -> VideoInfo | None:
         """What the store has begun or completed of the same content and sampling."""
-        try:
-            known = self._store.info(video)
-        except StoreError:
+        known = self._store.find(video)
+        if known is None:
             return None
         same = (known.content_hash, known.sampling) == (local.content_hash, self.sampling.to_dict())
         return known if same else None

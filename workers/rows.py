@@ -6,15 +6,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vococache.storage import ChunkReceipt
+from vococache.storage import ChunkReceipt, VideoInfo
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoTask:
-    """One video to ingest. `source`: absolute path or fsspec URL."""
+    """One video to ingest. `source`: absolute path or fsspec URL.
+
+    `size` in bytes and `mtime_ns` of the file, as a listing told them; None where they are to be asked for.
+    """
 
     video: str
     source: str
+    size: int | None = None
+    mtime_ns: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +45,8 @@ class End:
 class Row:
     """One chunk of a video, the last one with its `end`; or its failure (`error`, with what is known in `end`).
 
-    A chunk that the store holds already comes with its receipt and without frames.
+    A chunk that the store holds already comes with its receipt and without frames. A row that is all of a video
+    has its `info` once that is complete in the store.
     """
 
     video: str
@@ -52,4 +58,10 @@ class Row:
     receipt: ChunkReceipt | None = None
     end: End | None = None
     error: str | None = None
+    info: VideoInfo | None = None
     seconds: dict[str, float] = field(default_factory=dict)  # what each stage spent on this row
+
+    @property
+    def is_whole(self) -> bool:
+        """Is it all that there ever was of its video?"""
+        return self.end is not None and self.end.emitted == self.end.chunks == 1

@@ -87,9 +87,10 @@ def estimate(
     What `store` holds already is not counted. Raises as `ingest` does for a job that could not run.
     """
     from vococache.model.costs import compress_flops
-    from vococache.pipeline.ingest.plan import Planner
+    from vococache.pipeline.ingest.plan import Planner, SourceState
     from vococache.storage import is_store, open_store
-    from vococache.workers.compress import Compressor, store_header
+    from vococache.workers.compress import store_header
+    from vococache.workers.compressor import Compressor
     from vococache.workers.video.process import DecoderProcess, available_decoders
 
     FrameSampling(fps=fps, num_frames=num_frames)  # refuses what chooses nothing before a model is loaded
@@ -109,7 +110,8 @@ def estimate(
         planner = Planner(
             sampling=sampling, overwrite=overwrite, check_content=check_content, retry_failed=retry_failed, reuse=reuse
         )
-        work = {task.video: task.source for task in planner.plan(sources, opened).work}
+        judged = planner.judge(sources, opened)
+        work = {source.video: source.location for source, found in judged if found.verdict is SourceState.WORK}
     result = IngestEstimate(left_out=dict(left_out))
     measurable: list[str] = []
     with DecoderProcess() as decoder:

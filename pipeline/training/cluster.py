@@ -12,7 +12,7 @@ from vococache.errors import InputError, VoCoError
 from vococache.pipeline.training.folder import FIGURES
 from vococache.pipeline.training.job import train
 from vococache.pipeline.training.settings import TrainSettings
-from vococache.workers.actors import start_ray
+from vococache.workers.cluster.runtime import start_ray
 
 
 def train_on_ray(

@@ -41,10 +41,9 @@ class MediaReader:
 
     def image(self, picture: Path | Image.Image) -> np.ndarray:
         """One segment, of one picture. Raises `VideoError`."""
-        frame = (
-            read_image(picture, self.geometry) if isinstance(picture, Path) else fitted_image(picture, self.geometry)
-        )
-        return self._segments([frame])
+        shape = self.geometry
+        frame = read_image(picture, shape) if isinstance(picture, Path) else fitted_image(picture, shape)
+        return as_segments([frame], self.per_segment)
 
     def video(self, path: Path) -> np.ndarray:
         """A video's segments, by the first decoder that can; a folder holds a video's frames in order of their names.
@@ -56,7 +55,7 @@ class MediaReader:
         reasons: dict[str, str] = {}
         for decoder in available_decoders():
             try:
-                return self._segments(self._decoded(path, decoder))
+                return as_segments(self._decoded(path, decoder), self.per_segment)
             except VideoError as error:
                 reasons[decoder] = str(error)
         raise VideoError(joined(reasons))
@@ -70,7 +69,7 @@ class MediaReader:
             raise VideoError("no frames: expected pictures in the folder")
         wanted = self._wanted(len(paths))
         places = [(2 * index + 1) * len(paths) // (2 * wanted) for index in range(wanted)]
-        return self._segments([read_image(paths[place], self.geometry) for place in places])
+        return as_segments([read_image(paths[place], self.geometry) for place in places], self.per_segment)
 
     def expected_frames(self, paths: Sequence[Path]) -> int:
         """How many frames `video` (of one path) or `pictures` would take, by the header. Raises `VideoError`."""
@@ -103,10 +102,6 @@ class MediaReader:
             Finalize(self, decoder.close, exitpriority=0)  # unlike atexit, in a DataLoader's workers too
         return self._decoders[os.getpid()]
 
-    def _segments(self, pictures: list[Frame]) -> np.ndarray:
-        pictures = pictures + [pictures[-1]] * (-len(pictures) % self.per_segment)
-        return np.stack(pictures).reshape(-1, self.per_segment, *pictures[0].shape)
-
     def _decoded(self, path: Path, decoder: DecoderName) -> list[Frame]:
         """The frames of `sampling`; `max_frames` spread evenly where these are more, by the headers or in fact."""
         if self.max_frames is None:
@@ -130,6 +125,12 @@ def pictures_in(folder: Path) -> list[Path]:
     """The pictures in a folder, in order of their names; numbers count as numbers: frame2 before frame10."""
     found = [file for file in folder.iterdir() if file.suffix.lower() in PICTURE_SUFFIXES]
     return sorted(found, key=lambda file: [int(part) if part.isdigit() else part for part in DIGITS.split(file.name)])
+
+
+def as_segments(pictures: Sequence[Frame], per_segment: int) -> np.ndarray:
+    """Pictures as segments [S, F, H, W, 3] of `per_segment`; the last is filled up with its last picture."""
+    filled = [*pictures, *[pictures[-1]] * (-len(pictures) % per_segment)]
+    return np.stack(filled).reshape(-1, per_segment, *filled[0].shape)
 
 
 def read_image(path: Path, geometry: FrameGeometry) -> Frame:
