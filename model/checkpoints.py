@@ -16,12 +16,13 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from transformers import GenerationConfig
 
 from vococache.errors import ModelError
 from vococache.model import families, foreign, hub
 from vococache.model.baselines import model_class
 from vococache.model.config import MODEL_TYPE, VoCoConfig
-from vococache.model.files import read_json
+from vococache.model.files import ADAPTER, read_json
 from vococache.model.fingerprint import (
     compressor_fingerprint,
     compute_dtype,
@@ -90,10 +91,10 @@ def load_model(
     (`vococache.model.untrained`; of a checkpoint with VoCo tokens "full" is the upper bound in `baselines`); by default
     the checkpoint's own, "cover" where it knows no VoCo tokens. `num_voco_tokens` (K), `frames_per_segment` (F),
     `newline_ids` (stage 1 with VoCo tokens: who gives them wants these) and `prefix_ids` (without) override the
-    checkpoint's. `chat_template`: Jinja text instead of the checkpoint's own, without VoCo tokens; prefix and
-    questions then follow it. `dtype`: of weights and computation; by default float32 on a CPU, the checkpoint's own on
-    a GPU; "float8" is bfloat16 with the compressor's decoder in float8 (`vococache.model.float8`). `device`: by default
-    a GPU where there is one.
+    checkpoint's. `chat_template`: Jinja text instead of the checkpoint's own; prefix and questions then follow it.
+    `dtype`: of weights and computation; by default float32 on a CPU, and on a GPU the checkpoint's own, but bfloat16
+    for float32; "float8" is bfloat16 with the compressor's decoder in float8 (`vococache.model.float8`). `device`: by
+    default a GPU where there is one; "meta" reads no weight.
 
     Raises `ModelError` where the folder is not such a checkpoint, is not supported, or has missing, extra,
     mis-shaped or non-finite weights.
@@ -114,7 +115,9 @@ def load_model(
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = build(layout, config, folder, resolve_dtype(dtype, where), where)
     if reader is not None:
-        _fill_reader(model, reader, folder)
+        model.add_reader(reader)
+        if where.type != "meta":
+            _fill_reader(model, reader, folder)
         model.eval().requires_grad_(False)
     if dtype == FLOAT8:
         use_float8(model.language_model.layers)
@@ -129,7 +132,10 @@ def build(
     """A model of `config` with a layout's weights, for inference; `folder` is named where they do not fit."""
     with torch.device("meta"):
         model = model_class(config)(config)
-    _fill(model, layout, folder, dtype, device)
+    if device.type == "meta":
+        _restore_buffers(model.to(dtype), torch.device("cpu"))
+    else:
+        _fill(model, layout, folder, dtype, device)
     model.tokenizer = layout.tokenizer
     return model.eval().requires_grad_(False)
 
@@ -157,7 +163,7 @@ def locate(path_or_name: str | Path) -> tuple[Path, str]:
 def read_layout(folder: Path, compression: str | None = None, chat_template: str | None = None) -> Layout:
     """Recognise a checkpoint's layout by its `model_type`; one that knows no `<voco>` gets it for "voco" alone.
 
-    `chat_template`: instead of the checkpoint's own, without VoCo tokens. Raises `ModelError`.
+    `chat_template`: instead of the checkpoint's own. Raises `ModelError`.
     """
     data = read_json(folder / "config.json")
     try:
@@ -171,6 +177,8 @@ def read_layout(folder: Path, compression: str | None = None, chat_template: str
 def _layout(folder: Path, data: dict[str, Any], compression: str | None, chat_template: str | None) -> Layout:
     kind = data.get("model_type")
     if kind == MODEL_TYPE:
+        if (folder / ADAPTER).is_file():
+            raise ModelError(f"{folder} holds an adapter alone: `voco convert {folder} OUT` merges it into its base")
         config = VoCoConfig.from_dict(data)
         if chat_template not in (None, config.prompt.chat_template):
             raise ModelError(f"{folder} has its prompt in config.json: no chat template replaces it")
@@ -214,11 +222,14 @@ def save_pretrained(model: VoCoModel, folder: str | Path, *, note: str | None = 
     }
     if note is not None:
         config["note"] = note
+    prompt = model.config.prompt
+    ends: Any = GenerationConfig  # has no types
+    ends(bos_token_id=prompt.bos_id, eos_token_id=list(prompt.stop_ids)).save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype | None:
-    """The dtype to load in; None keeps the checkpoint's."""
+    """The dtype to load in; None keeps the checkpoint's, but for float32."""
     if dtype is None:
         return torch.float32 if device.type == "cpu" else None
     if isinstance(dtype, torch.dtype):
@@ -323,8 +334,7 @@ def _fill(model: VoCoModel, layout: Layout, folder: Path, dtype: torch.dtype | N
 
 
 def _fill_reader(model: VoCoModel, settings: dict[str, Any], folder: Path) -> None:
-    """Add the reader that a checkpoint of ours has, with its weights."""
-    model.add_reader(settings)
+    """Give the reader the weights that a checkpoint of ours has."""
     wanted = own_weights(model.state_dict())
     wanted = {name: tensor for name, tensor in wanted.items() if name.startswith("reader.")}
     state = {name: tensor for name, tensor in _tensors(folder) if name.startswith("reader.")}
@@ -337,12 +347,13 @@ def _fill_reader(model: VoCoModel, settings: dict[str, Any], folder: Path) -> No
 
 
 def _checked(what: str, tensor: Tensor, shape: torch.Size, dtype: torch.dtype | None) -> Tensor:
-    """A stored weight in `dtype` (None: as stored). Raises `ModelError` where it cannot be used."""
+    """A stored weight in `dtype` (None: as stored, float32 as bfloat16). Raises `ModelError` where it is no use."""
     if tensor.shape != shape:
         raise ModelError(f"{what} should have the shape {tuple(shape)}, found {tuple(tensor.shape)}")
     if tensor.dtype not in DTYPES.values():
         raise ModelError(f"{what} has the dtype {dtype_name(tensor.dtype)}; expected one of {sorted(DTYPES)}")
-    cast = tensor.to(dtype=dtype)
+    # On a GPU float32 would take twice the bytes of weights and caches, and no tensor core.
+    cast = tensor.to(dtype or (torch.bfloat16 if tensor.dtype == torch.float32 else tensor.dtype))
     if not torch.isfinite(cast).all():
         raise ModelError(f"{what} holds NaN or infinite values, as {dtype_name(cast.dtype)}")
     return cast

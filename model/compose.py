@@ -32,6 +32,7 @@ def compose(
     projector: str | Path | None = None,
     *,
     feature_layer: int = -2,
+    chat_template: str | None = None,
     newline_ids: Sequence[int] | None = None,
     seed: int = 0,
     dtype: str | torch.dtype | None = None,
@@ -41,8 +42,8 @@ def compose(
 
     `decoder`, `tower`: folders or hub ids of a text model and of CLIP or SigLIP; `feature_layer`: whose output is the
     feature (-1: the last). `projector`: a folder with official `mm_projector` weights as safetensors (`voco convert`),
-    by default new random ones of `seed`. `newline_ids` as `load_model`'s. Raises `ModelError` where the parts do not
-    fit.
+    by default new random ones of `seed`. `chat_template`: Jinja text instead of the decoder's own. `newline_ids` as
+    `load_model`'s. Raises `ModelError` where the parts do not fit.
     """
     folder, name = locate(decoder)
     tower_folder, _ = locate(tower)
@@ -53,7 +54,7 @@ def compose(
     voco_id, new_rows = add_voco(text, tokenizer)
     pieces = vicuna_prompt(text, tokenizer)
     if tokenizer is not None:
-        pieces = text_prompt(folder, text, tokenizer, pieces)
+        pieces = text_prompt(folder, text, tokenizer, pieces, chat_template)
     if newline_ids is not None:
         pieces = replace(pieces, newline_ids=tuple(newline_ids))
     config = VoCoConfig(

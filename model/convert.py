@@ -15,13 +15,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vococache.errors import ModelError
-from vococache.model.checkpoints import locate
+from vococache.model.adapter import is_adapter, merged
+from vococache.model.checkpoints import locate, save_pretrained
 from vococache.model.families import family_name
-from vococache.model.files import read_json
+from vococache.model.files import ADAPTER, read_json
 
 SHARD_BYTES = 4 << 30
 PROJECTOR = "mm_projector.bin"  # the official code's, where it alone was trained
-INDEX, ADAPTER = "pytorch_model.bin.index.json", "adapter_config.json"
+CARD = "README.md"
+INDEX = "pytorch_model.bin.index.json"
 _TOKENIZER = ("*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
 _NOT_COPIED = (INDEX, ADAPTER, "model.safetensors.index.json", "trainer_state.json")
 _WRAPPED = "base_model.model."  # what PEFT puts in front of a name
@@ -49,6 +51,12 @@ def convert(folder: str | Path, out: str | Path, base: str | Path | None = None)
 
 
 def _convert(folder: Path, out: Path, base: str | Path | None) -> list[str]:
+    if is_adapter(folder):  # of `voco train`: the result is a model of ours
+        model, note = merged(folder, base)
+        save_pretrained(model, out, note=note)
+        if (folder / CARD).is_file():
+            shutil.copyfile(folder / CARD, out / CARD)
+        return []
     changes: dict[str, tuple[str, Tensor]] = {}
     opened: list[str] = []
     source = folder

@@ -19,11 +19,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from vococache.model.rope import rotate
+from vococache.model.varlen import Spans
 
 Angles = tuple[Tensor, Tensor]
 # Given rotated keys and values of the new entries: all the entries that queries may see.
 KeyValues = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Extend = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
+# What queries see: a boolean [..., Q, L], True where visible; texts one by one; or, None, plain causal attention.
+Mask = Tensor | Spans | None
 
 
 def split_heads(x_BLE: Tensor, head_dim: int) -> Tensor:
@@ -45,17 +48,20 @@ def project_query(attention: Any, x_BQE: Tensor) -> Tensor:
     return attention.q_norm(query) if hasattr(attention, "q_norm") else query
 
 
-def attend(attention: Any, query_BHQD: Tensor, key_BGLD: Tensor, value_BGLD: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention output [B, Q, E]. `mask` is boolean [..., Q, L], True where visible; None: plain causal, Q = L."""
-    out = F.scaled_dot_product_attention(
-        query_BHQD,
-        key_BGLD,
-        value_BGLD,
-        attn_mask=mask,
-        is_causal=mask is None,
-        scale=attention.scaling,
-        enable_gqa=query_BHQD.shape[1] != key_BGLD.shape[1],
-    )
+def attend(attention: Any, query_BHQD: Tensor, key_BGLD: Tensor, value_BGLD: Tensor, mask: Mask) -> Tensor:
+    """Attention output [B, Q, E]; without a mask Q = L."""
+    if isinstance(mask, Spans):
+        out = mask.attend(query_BHQD, key_BGLD, value_BGLD, attention.scaling)
+    else:
+        out = F.scaled_dot_product_attention(
+            query_BHQD,
+            key_BGLD,
+            value_BGLD,
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=attention.scaling,
+            enable_gqa=query_BHQD.shape[1] != key_BGLD.shape[1],
+        )
     projected: Tensor = attention.o_proj(out.transpose(1, 2).flatten(2))
     return projected
 
@@ -71,7 +77,7 @@ def two_stage_layer(
     x_BLE: Tensor,
     angles: Angles,
     *,
-    mask: Tensor | None = None,
+    mask: Mask = None,
     key_values: KeyValues | None = None,
     queries: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -105,7 +111,7 @@ def bind(layers: nn.ModuleList) -> None:
         layer.forward = MethodType(two_stage_layer, layer)
 
 
-def call(module: nn.Module, *args: Any, recompute: bool, **kwargs: Any) -> Any:
+def call(module: Callable[..., Any], *args: Any, recompute: bool, **kwargs: Any) -> Any:
     """`module(...)`; with `recompute`, its inner values are computed again in the backward pass, not kept.
 
     The stock gradient-checkpointing flag cannot serve: it drops the keys and values that stage 2 reads.
@@ -116,7 +122,7 @@ def call(module: nn.Module, *args: Any, recompute: bool, **kwargs: Any) -> Any:
 
 
 def run_layers(
-    layers: nn.ModuleList, x_BLE: Tensor, angles: Angles, mask: Tensor, extend: Extend, *, recompute: bool = False
+    layers: nn.ModuleList, x_BLE: Tensor, angles: Angles, mask: Mask, extend: Extend, *, recompute: bool = False
 ) -> Tensor:
     """The text's hidden states [B, L, E] after all layers, before the final norm.
 

@@ -23,7 +23,7 @@ from vococache.model.foreign import (
     vision_name,
 )
 from vococache.model.images import FrameGeometry
-from vococache.model.prompts import chat_prompt, own_bos
+from vococache.model.prompts import chat_prompt, voco_prompt
 
 HALF = (0.5, 0.5, 0.5)
 # Of each family: the text and vision types where a config leaves them out, its feature layer, and the settings of its
@@ -172,18 +172,10 @@ def _voco_prompt(
 ) -> PromptPieces:
     """The paper's layout: its prompt for LLaVA-1.5, else the checkpoint's own chat template without the medium."""
     prompt = vicuna_prompt(text, tokenizer)
-    if chat_template is not None:
-        raise ModelError("a chat template of your own is for compression without VoCo tokens")
-    if tokenizer is None or (data["model_type"] == "llava" and text.model_type == "llama"):
+    papers = data["model_type"] == "llava" and text.model_type == "llama"
+    if chat_template is None and (tokenizer is None or papers):
         return prompt
-    chat = chat_prompt(folder, data, text, tokenizer)
-    ids = [token for token in chat.prefix_ids or () if token != own_bos(tokenizer)]
-    opening = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    return PromptPieces(
-        bos_id=own_bos(tokenizer), newline_ids=prompt.newline_ids, text_newline_ids=prompt.text_newline_ids,
-        stop_ids=chat.stop_ids, template=opening + chat.template.lstrip("\n"), followup=chat.followup,
-        before_answer=chat.before_answer,
-    )  # fmt: skip
+    return voco_prompt(chat_prompt(folder, data, text, tokenizer, chat_template), prompt, tokenizer)
 
 
 def preprocessing(folder: Path, data: dict[str, Any], vision: PretrainedConfig, untrained: bool) -> dict[str, Any]:

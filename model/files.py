@@ -6,6 +6,8 @@ from typing import Any
 
 from vococache.errors import ModelError
 
+ADAPTER = "adapter_config.json"  # of a folder that PEFT, or `adapter.save_adapter`, wrote
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file, empty where there is no such file. Raises `ModelError` where it holds no object."""

@@ -2,18 +2,20 @@
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, LlamaTokenizer, PretrainedConfig
 
 from vococache.errors import ModelError
-from vococache.model.config import UNTRAINED, UNTRAINED_FRAMES, PromptPieces, VoCoConfig, hf_config
+from vococache.model.config import UNTRAINED, UNTRAINED_FRAMES, VICUNA_FOLLOWUP, PromptPieces, VoCoConfig, hf_config
 from vococache.model.files import read_json
 from vococache.model.images import FrameGeometry
-from vococache.model.prompts import chat_prompt
+from vococache.model.prompts import chat_prompt, voco_prompt
 
 VOCO_TOKEN = "<voco>"
+END = "</s>"  # in the Vicuna prompt, behind an earlier answer
 OFFICIAL_VOCO_ID = 32000
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -52,7 +54,7 @@ def official_config(folder: Path, data: dict[str, Any], kind: str | None, chat_t
     """An official VoCo-LLaMA folder, or LLaVA-1.5's in the same layout, which has no `<voco>`.
 
     `kind`: the compression wanted; None is "voco" where the vocabulary has `<voco>`, else "cover".
-    `chat_template`: instead of the folder's own, without VoCo tokens.
+    `chat_template`: instead of the folder's own, or of the paper's prompt with VoCo tokens.
     """
     tower = data.get("mm_vision_tower") or data.get("vision_tower") or ""
     vision_folder = folder / tower if (folder / tower / "config.json").is_file() else Path(tower)
@@ -71,20 +73,18 @@ def official_config(folder: Path, data: dict[str, Any], kind: str | None, chat_t
     known = text.vocab_size > OFFICIAL_VOCO_ID
     kind = kind or ("voco" if known else "cover")
     untrained = not known and kind in UNTRAINED
-    if chat_template is not None and not untrained:
-        raise ModelError("a chat template of your own is for compression without VoCo tokens")
     new_rows = 0 if known or untrained else OFFICIAL_VOCO_ID + 1 - text.vocab_size
     text.vocab_size += new_rows
     if new_rows and tokenizer is not None:
         tokenizer.add_tokens([VOCO_TOKEN], special_tokens=True)
+    chat = partial(chat_prompt, folder, {"model_type": "llava"}, text, tokenizer, chat_template)
+    pieces = vicuna_prompt(text, tokenizer)
     config = VoCoConfig(
         text=text,
         vision=vision,
         voco_token_id=None if untrained else OFFICIAL_VOCO_ID,
         projector=data.get("mm_projector_type", "linear"),
-        prompt=chat_prompt(folder, {"model_type": "llava"}, text, tokenizer, chat_template)
-        if untrained
-        else vicuna_prompt(text, tokenizer),
+        prompt=chat() if untrained else pieces if chat_template is None else voco_prompt(chat(), pieces, tokenizer),
         compression="cover" if untrained else "voco",
         num_voco_tokens=1 if untrained else 2,
         **tower_preprocessing(vision_folder, vision.image_size, pad=data.get("image_aspect_ratio") == "pad"),
@@ -148,9 +148,13 @@ def vicuna_prompt(text: PretrainedConfig, tokenizer: Any) -> PromptPieces:
         ids = tokenizer.encode(f"\n{VOCO_TOKEN}\n", add_special_tokens=False)
         at = ids.index(tokenizer.convert_tokens_to_ids(VOCO_TOKEN))
         before, after = tuple(ids[:at]), tuple(ids[at + 1 :])
+    followup = VICUNA_FOLLOWUP
+    if tokenizer is not None and END not in tokenizer.get_vocab():  # which would type it in letters
+        followup = followup.replace(END, tokenizer.eos_token or "")
     return PromptPieces(
         bos_id=text.bos_token_id,
         newline_ids=before,
         text_newline_ids=after,
         stop_ids=tuple(token for token in stop if token is not None),
+        followup=followup,
     )

@@ -11,6 +11,8 @@ def initialise(module: nn.Module, seed: int) -> None:
     What a layer adds to the residual stream starts at 0.4 of that. Hugging Face's fixed std of 0.02 leaves attention
     almost uniform at small widths.
     """
+    if next(module.parameters()).is_meta:
+        return  # without storage there is nothing to start with
     generator = torch.Generator(next(module.parameters()).device).manual_seed(seed)
     for name, part in module.named_modules():
         if isinstance(part, nn.Linear | nn.Conv2d):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vococache.errors import InputError
 from vococache.model.cache import VoCoCache
+from vococache.model.chunks import positions_at_once, sum_by_chunks
 from vococache.model.voco import IGNORED_LABEL, VoCoModel
 
 
@@ -29,8 +30,14 @@ class Objective(nn.Module):
         self.voco = voco
         self.elastic = elastic
         self.weight = weight
+        self.vocabulary = int(voco.config.text.vocab_size)
         # Not a submodule: it is neither trained, saved nor sharded.
         self._teacher = [teacher.requires_grad_(False)] if teacher is not None else []
+
+    def tie_weights(self) -> None:
+        """Make tied embeddings one again: whoever replaces a model's weights one by one parts them."""
+        if self.voco.config.text.tie_word_embeddings:
+            self.voco.lm_head.weight = self.voco.reading.embed_tokens.weight
 
     def forward(
         self,
@@ -45,28 +52,41 @@ class Objective(nn.Module):
     ) -> dict[str, Tensor]:
         """`frames` uint8 [S, F, H, W, 3] or a ready `cache` (canonical layout); the rest as `VoCoModel.forward`.
 
-        Returns `loss` (a sum over `num_items_in_batch` labels where given, else their mean) and `predicted` [B, L]:
-        the likeliest id for each labelled token, -100 elsewhere.
+        Returns `loss` (a sum over `num_items_in_batch` labels where given, else their mean), and in evaluation
+        `predicted` [B, L]: the likeliest id for each labelled token, -100 elsewhere.
         """
         if (frames is None) == (cache is None):
             raise InputError("a batch has either frames or a cache")
         source = VoCoCache(cache) if frames is None else self._source(frames)  # type: ignore[arg-type]
         tokens = self._visible_tokens() if self.elastic and self.training else None
         out = self.voco(source, input_ids, attention_mask, labels, segments=segments, tokens=tokens)
-        logits, targets = out["logits"], out["targets"]
-        loss = out["loss"] * max(1, len(targets))
+        labelled = len(out["targets"])
+        loss = out["loss"] * max(1, labelled)
         if self._teacher and self.training:
             with torch.no_grad():
                 seen = source if isinstance(source, Tensor) else self._teacher[0].empty_cache()  # of a text alone
-                taught = self._teacher[0](seen, input_ids, attention_mask, labels, segments=segments)["logits"]
-            divergence = F.kl_div(
-                logits.float().log_softmax(-1), taught.float().log_softmax(-1), reduction="sum", log_target=True
-            )
+                taught = self._teacher[0](seen, input_ids, attention_mask, labels, segments=segments)["hidden"]
+            divergence = sum_by_chunks(self._divergence, self.vocabulary, out["hidden"], taught)
             loss = (1 - self.weight) * loss + self.weight * divergence
+        items = torch.as_tensor(labelled if num_items_in_batch is None else num_items_in_batch)
+        loss = loss / items.clamp(min=1).to(loss.device)
+        return {"loss": loss} if self.training else {"loss": loss, "predicted": self._predicted(out, labels)}
+
+    def _divergence(self, hidden: Tensor, taught: Tensor) -> Tensor:
+        """KL(teacher || student), summed over N positions, from the hidden states [N, E] of both."""
+        student, teacher = (
+            model.logits(states).float().log_softmax(-1)
+            for model, states in ((self.voco, hidden), (self._teacher[0], taught))
+        )
+        return F.kl_div(student, teacher, reduction="sum", log_target=True)
+
+    @torch.no_grad()
+    def _predicted(self, out: dict[str, Tensor], labels: Tensor) -> Tensor:
+        chunks = torch.split(out["hidden"], positions_at_once(self.vocabulary))
         predicted = torch.full_like(labels, IGNORED_LABEL)
-        predicted[out["row"], out["column"]] = logits.argmax(-1)
-        items = torch.as_tensor(len(targets) if num_items_in_batch is None else num_items_in_batch)
-        return {"loss": loss / items.clamp(min=1).to(loss.device), "predicted": predicted}
+        row, column = (out[name].to(labels.device) for name in ("row", "column"))
+        predicted[row, column] = torch.cat([self.voco.logits(chunk).argmax(-1) for chunk in chunks])
+        return predicted
 
     def _source(self, frames: Tensor) -> Tensor | VoCoCache:
         """The batch's pixels; without any, no cache, but one that every weight of stage 1 took part in.

@@ -9,6 +9,7 @@ Letters: B rows, L length, P cached entries of the longest row.
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -25,19 +26,35 @@ def seen_before(text: Tensor) -> Tensor:
     return same.tril()
 
 
-def arrange(text: Tensor, cached: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Positions [B, L] and the mask [B, 1, L, P + L] of packed rows; True where visible.
+def order(text: Tensor) -> tuple[Tensor, Tensor]:
+    """Each token's place in its text, from 0, and the column of the token before it there; [B, L] both, -1 for none.
 
-    `text` [B, L]: the number of each token's text, 0 on padding. `cached` [B]: cached entries of each row, of
-    `width` (P) that are there.
+    `text` [B, L]: the number of each token's text, 0 on padding.
     """
-    seen = seen_before(text)
-    positions = (cached[:, None] + seen.sum(-1) - 1).clamp(min=0)
+    numbers, columns = text.sort(dim=1, stable=True)
+    first = F.pad(numbers[:, 1:] != numbers[:, :-1], (1, 0), value=True)
+    index = torch.arange(text.shape[1], device=text.device).expand_as(text)
+    start = torch.where(first, index, 0).cummax(dim=1).values
+    before = columns.roll(1, dims=1).masked_fill(first, -1)
+    place, previous = (torch.empty_like(index).scatter(1, columns, found) for found in (index - start, before))
+    return place.masked_fill(text == 0, -1), previous.masked_fill(text == 0, -1)
+
+
+def positions_behind(cached: Tensor, text: Tensor) -> Tensor:
+    """Positions [B, L] of texts behind `cached` [B] entries; `text` as in `order`."""
+    return (cached[:, None] + order(text)[0]).clamp(min=0)
+
+
+def visible(text: Tensor, cached: Tensor, width: int) -> Tensor:
+    """The mask [B, 1, L, P + L] of packed rows, True where visible.
+
+    `text` as in `order`. `cached` [B]: cached entries of each row, of `width` (P) that are there.
+    """
     entries = torch.arange(width, device=text.device)[None] < cached[:, None]
     # A padded query sees itself: a row of the softmax with nothing to see would be NaN.
     itself = torch.eye(text.shape[1], dtype=torch.bool, device=text.device)
-    mask = torch.cat((entries[:, None].expand(-1, text.shape[1], -1), seen | itself), dim=2)
-    return positions, mask[:, None]
+    mask = torch.cat((entries[:, None].expand(-1, text.shape[1], -1), seen_before(text) | itself), dim=2)
+    return mask[:, None]
 
 
 def arrange_behind(text: Tensor, lengths: Sequence[int], caches: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -48,8 +65,7 @@ def arrange_behind(text: Tensor, lengths: Sequence[int], caches: Sequence[int]) 
     """
     sizes = torch.tensor(list(lengths), device=text.device)
     cache = torch.tensor(list(caches), device=text.device)[text[0] - 1]
-    seen = seen_before(text)
-    positions = sizes[cache][None] + seen.sum(-1) - 1
+    positions = sizes[cache][None] + order(text)[0]
     entries = torch.arange(len(sizes), device=text.device).repeat_interleave(sizes)
-    mask = torch.cat(((cache[:, None] == entries)[None], seen), dim=2)
+    mask = torch.cat(((cache[:, None] == entries)[None], seen_before(text)), dim=2)
     return positions, mask[:, None]

@@ -69,9 +69,21 @@ def chat_prompt(
     )  # fmt: skip
 
 
-def text_prompt(folder: Path, text: PretrainedConfig, tokenizer: Any, pieces: PromptPieces) -> PromptPieces:
-    """`pieces` with the chat template of a text-only model, where it has one: a medium stands in front of all of it."""
-    template = _template(folder, tokenizer)
+def voco_prompt(chat: PromptPieces, pieces: PromptPieces, tokenizer: Any) -> PromptPieces:
+    """A chat template's prompt behind VoCo tokens: all of its text, without the medium; newlines as in `pieces`."""
+    ids = [token for token in chat.prefix_ids or () if token != own_bos(tokenizer)]
+    opening = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return replace(
+        pieces, bos_id=own_bos(tokenizer), stop_ids=chat.stop_ids, template=opening + chat.template.lstrip("\n"),
+        followup=chat.followup, before_answer=chat.before_answer, chat_template=chat.chat_template,
+    )  # fmt: skip
+
+
+def text_prompt(
+    folder: Path, text: PretrainedConfig, tokenizer: Any, pieces: PromptPieces, override: str | None = None
+) -> PromptPieces:
+    """`pieces` with a text-only model's chat template (or `override`), if any: a medium stands in front of it all."""
+    template = _template(folder, tokenizer) if override is None else override
     if template is None:
         return pieces
     first, before_answer, followup = _turns(folder, template, tokenizer, None)
@@ -80,7 +92,7 @@ def text_prompt(folder: Path, text: PretrainedConfig, tokenizer: Any, pieces: Pr
         first = first.removeprefix(tokenizer.bos_token)
     return replace(
         pieces, bos_id=bos, stop_ids=stop_ids(folder, text, tokenizer), template=first, followup=followup,
-        before_answer=before_answer,
+        before_answer=before_answer, chat_template=override,
     )  # fmt: skip
 
 

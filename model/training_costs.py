@@ -6,6 +6,7 @@ backward pass needs, so they are a lower bound: allocators and transient copies 
 
 from dataclasses import dataclass
 
+from vococache.model.chunks import positions_at_once
 from vococache.model.config import VoCoConfig
 from vococache.model.costs import Flops, compress_flops, read_flops
 
@@ -57,13 +58,33 @@ def parameters(config: VoCoConfig) -> dict[str, int]:
     }
 
 
-def step_flops(config: VoCoConfig, step: TrainingStep, *, checkpointing: bool) -> int:
+def waiting_gradient_values(config: VoCoConfig) -> int:
+    """Values of whole gradients that a process holds at the end of stage 2's backward pass, sharded or not.
+
+    A weight that both stages use has its gradient when stage 1's part has come: only then is it reduced.
+    """
+    width, groups = int(config.text.hidden_size), config.kv_heads * config.head_dim
+    counts = parameters(config)
+    embedding = int(config.text.vocab_size) * width
+    layer = (counts["language_model"] - embedding - width) // config.layers
+    # Of the last layer stage 1 uses the norm before its keys and values, and these.
+    return embedding + (config.layers - 1) * layer + 2 * width * groups
+
+
+def whole_gradient_bytes(config: VoCoConfig) -> int:
+    """Bytes of float32 gradients, the tower frozen, that each process holds where batches accumulate unreduced."""
+    counts = parameters(config)
+    return 4 * (sum(counts.values()) - counts["vision_tower"])
+
+
+def step_flops(config: VoCoConfig, step: TrainingStep, *, checkpointing: bool, adapters: bool = False) -> int:
     """FLOPs of a step with a frozen vision tower: the backward pass takes twice the forward pass of what learns.
 
+    `adapters`: the decoder's own weights are frozen too, so they have no gradients; the adapters count nothing.
     With gradient checkpointing the decoder's layers run forward once more, up to the last product of each.
     """
     forward = forward_flops(config, step)
-    flops = forward.vision + 3 * (forward.projector + forward.decoder + forward.output)
+    flops = forward.vision + 3 * forward.projector + (2 if adapters else 3) * (forward.decoder + forward.output)
     if not checkpointing:
         return flops
     whole = max(0, config.layers - 2)
@@ -113,9 +134,10 @@ def activation_bytes(
     else:
         ends = (config.layers - whole - 1) * first * (3 * width + keys_values)
         layers = whole * stage1 + ends + config.layers * stage2
-    # Logits in float32, their log-softmax and its gradient.
-    output = 3 * 4 * step.labels * int(config.text.vocab_size)
-    return layers * bytes_per_value + output
+    # What the labels are predicted from; a chunk's logits in float32, their log-softmax and its gradient.
+    vocabulary = int(config.text.vocab_size)
+    output = 3 * 4 * min(step.labels, positions_at_once(vocabulary)) * vocabulary
+    return (layers + step.labels * width) * bytes_per_value + output
 
 
 def _layer_values(config: VoCoConfig, *, entries: int, fused: bool) -> int:

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from vococache.errors import ContextLimitError, InputError, ModelError
-from vococache.model import decoder
+from vococache.model import decoder, varlen
 from vococache.model.cache import PlacedCache, VoCoCache
+from vococache.model.chunks import sum_by_chunks
 from vococache.model.config import VoCoConfig
 from vococache.model.generate import GenerationOptions, generate
-from vococache.model.packing import arrange, pack, seen_before
+from vococache.model.packing import order, pack, positions_behind, visible
 from vococache.model.reader import build_reader
 from vococache.model.rope import Rope, rotate
 from vococache.model.vision import build_projector, build_tower, frame_features
@@ -179,19 +180,21 @@ class VoCoModel(nn.Module):
         """
         rows, length = input_ids.shape
         ids, text = pack(list(input_ids), self.device)
+        text = text.cpu()
         return self.logits(self.read_rows(cache, [cache.segments], ids, text)[0]).reshape(rows, length, -1)
 
     def read_rows(self, cache: VoCoCache, segments: Sequence[int], ids: Tensor, text: Tensor) -> Tensor:
         """Stage 2 for B rows: hidden states [B, L, E], before the final norm, of texts behind each row's cache.
 
-        `segments` [B]: how many of the cache's segments are row b's, in order. `ids` [B, L]. `text` [B, L]: the
-        number of each token's text, from 1 (several may share a row and its cache), 0 on padding.
+        `segments` [B]: how many of the cache's segments are row b's, in order. `ids` [B, L]. `text` [B, L], on the
+        CPU: the number of each token's text, from 1 (several may share a row and its cache), 0 on padding.
         """
         prefix = self.config.prefix_entries
-        cached = torch.tensor([prefix + count * cache.tokens for count in segments], device=self.device)
+        cached = torch.tensor([prefix + count * cache.tokens for count in segments])
         past = self.rotated(cache, segments=segments)
-        positions, mask = arrange(text, cached, past.shape[4])
+        positions = positions_behind(cached, text)
         self.check_length(int(positions.max()) + 1)
+        mask = self._seen(text, cached, past.shape[4])
 
         # Not indexed layer by layer: the gradient of each index would be as large as the whole.
         layers = [layer.unbind(0) for layer in past.unbind(0)]
@@ -201,9 +204,20 @@ class VoCoModel(nn.Module):
             old_key, old_value = (old.to(value.dtype) for old in layers[layer])
             return torch.cat((old_key, key.to(value.dtype)), 2), torch.cat((old_value, value), 2)
 
-        return self.text_layers(ids, positions, mask, extend)
+        return self.text_layers(ids, positions.to(self.device), mask, extend)
 
-    def text_layers(self, ids: Tensor, positions: Tensor, mask: Tensor, extend: decoder.Extend) -> Tensor:
+    def _seen(self, text: Tensor, cached: Tensor, width: int) -> decoder.Mask:
+        """What texts on the CPU see, for the best kernel that their device has."""
+        device, config = self.device, self.config
+        known = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+        computed = torch.get_autocast_dtype(device.type) if known else self.dtype
+        if varlen.works(device, computed, config.heads, config.kv_heads, config.head_dim):
+            spans = varlen.Spans.of(text, cached, width, device)
+            if spans is not None:
+                return spans
+        return visible(text.to(device), cached.to(device), width)
+
+    def text_layers(self, ids: Tensor, positions: Tensor, mask: decoder.Mask, extend: decoder.Extend) -> Tensor:
         """Hidden states [B, L, E] of token ids [B, L] at `positions` [B, L], before the final norm."""
         embedded = self.reading.embed_tokens(ids)
         angles = self.rope.angles(positions[:, None], embedded.dtype)
@@ -249,8 +263,8 @@ class VoCoModel(nn.Module):
         the row's cache but not one another. `labels`: [B, L], -100 where ignored.
 
         Without labels, returns `logits` [B, L, V]. With labels: `loss`, the mean cross-entropy of the N labelled
-        tokens (0 of none) given what precedes each in its text (a text's first is never labelled), `logits` [N, V],
-        from which they are predicted, `targets` [N], and their places `row` and `column` [N].
+        tokens (0 of none) given what precedes each in its text (a text's first is never labelled), `hidden` [N, E],
+        from which `logits` predicts them, `targets` [N], and their places `row` and `column` [N], on the CPU.
         """
         rows = len(input_ids)
         if isinstance(pixel_values, VoCoCache):
@@ -263,20 +277,23 @@ class VoCoModel(nn.Module):
             segments = [cache.segments // rows] * rows
         if tokens is not None:
             cache = cache.first_tokens(tokens)
-        text = attention_mask.to(self.device, torch.long)
-        ids = input_ids.to(self.device).masked_fill(text == 0, 0)  # whatever stood there
+        text = attention_mask.to("cpu", torch.long)  # what depends on its values is found there
+        ids = input_ids.to(self.device).masked_fill(text.to(self.device) == 0, 0)  # whatever stood there
         hidden = self.read_rows(cache, segments, ids, text)
         if labels is None:
             return {"logits": self.logits(hidden)}
-        # A token is predicted from the last one before it in the same text.
-        before = seen_before(text).tril(-1) & (text > 0)[:, :, None]
-        index = torch.arange(text.shape[1], device=self.device)
-        previous = torch.where(before, index, -1).amax(-1)
-        row, column = ((labels.to(self.device) != IGNORED_LABEL) & (previous >= 0)).nonzero(as_tuple=True)
-        targets = labels.to(self.device)[row, column]
-        logits = self.logits(hidden[row, previous[row, column]])
-        loss = F.cross_entropy(logits.float(), targets, reduction="sum") / max(1, len(targets))
-        return {"loss": loss, "logits": logits, "targets": targets, "row": row, "column": column}
+        labels = labels.cpu()
+        previous = order(text)[1]
+        row, column = ((labels != IGNORED_LABEL) & (previous >= 0)).nonzero(as_tuple=True)
+        targets = labels[row, column].to(self.device)
+        hidden = hidden[row.to(self.device), previous[row, column].to(self.device)]
+        total = sum_by_chunks(self.cross_entropy, int(self.config.text.vocab_size), hidden, targets)
+        loss = total / max(1, len(targets))
+        return {"loss": loss, "hidden": hidden, "targets": targets, "row": row, "column": column}
+
+    def cross_entropy(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """The sum over N positions, from hidden states [N, E] before the final norm to `targets` [N]."""
+        return F.cross_entropy(self.logits(hidden).float(), targets, reduction="sum")
 
     # ---- checks --------------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """`voco train`: make a model."""
 
+import os
 from pathlib import Path
 
 import click
@@ -37,26 +38,46 @@ def _command(stage: str, text: str) -> None:
     @click.option("--set", "changes", multiple=True, metavar="NAME=VALUE",
                   help="Change a setting: --set trainer.max_steps=100. May be repeated.")  # fmt: skip
     @click.option("--resume", is_flag=True, help="Resume from the last checkpoint in --out.")
+    @click.option("--overwrite", is_flag=True, help="Start over in a folder that holds a run; its model/ is deleted.")
+    @click.option("--dry-run", is_flag=True, help="Show rows, steps, memory and hours; train nothing.")
+    @click.option("--push-to-hub", metavar="ORG/NAME", help="Upload the trained model to this Hugging Face repository.")
     @click.option("--workers", type=click.IntRange(min=1), help="Number of Ray workers, one GPU each if available.")
     @click.option("--address", help="With --workers: Ray cluster to train on.  [default: this machine]")
     def command(
-        config: Path, out: Path, changes: tuple[str, ...], resume: bool, workers: int | None, address: str | None
-    ) -> None:
+        config: Path, out: Path, changes: tuple[str, ...], resume: bool, overwrite: bool, dry_run: bool,
+        push_to_hub: str | None, workers: int | None, address: str | None,
+    ) -> None:  # fmt: skip
         from vococache.pipeline.training.settings import check_stage, read_settings
 
         settings = read_settings(config, _changes(changes))
         check_stage(settings, stage)
+        if resume and overwrite:
+            raise InputError("expected one of --resume and --overwrite, found both")
+        if dry_run:
+            from vococache.pipeline.training.dry_run import dry_run as estimate
+
+            for line in estimate(settings, processes=workers):
+                say(line)
+            return
+        from vococache.pipeline.training import card
+
+        first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes
+        if push_to_hub is not None and first:
+            card.open_repository(push_to_hub)
         if workers is None:
             from vococache.pipeline.training.job import train
 
-            figures = train(settings, out, resume=resume)
+            figures = train(settings, out, resume=resume, overwrite=overwrite)
         else:
             from vococache.pipeline.training.cluster import train_on_ray
 
-            figures = train_on_ray(settings, out, workers=workers, address=address, resume=resume)
+            figures = train_on_ray(settings, out, workers=workers, address=address, resume=resume, overwrite=overwrite)
         for name, value in figures.items():
             say(f"{name}: {value:g}")
         say(f"trained model: {out / 'model'}")
+        if push_to_hub is not None and first:
+            card.push(out / "model", push_to_hub)
+            say(f"uploaded to {push_to_hub}")
 
 
 _command(

@@ -101,8 +101,9 @@ class VoCo(lmms):
             out = self.model(
                 cache, batch["input_ids"], batch["attention_mask"], batch["labels"], segments=[cache.segments]
             )
-            loss = F.cross_entropy(out["logits"].float(), out["targets"], reduction="none")
-            greedy = out["logits"].argmax(-1) == out["targets"]
+            logits = self.model.logits(out["hidden"])
+            loss = F.cross_entropy(logits.float(), out["targets"], reduction="none")
+            greedy = logits.argmax(-1) == out["targets"]
             owner = batch["attention_mask"][0][out["column"].cpu()]
             for text_number in range(1, len(texts) + 1):
                 own = (owner == text_number).to(loss.device)

@@ -7,7 +7,7 @@ each run and seed `NAME/seed-N/weights` (float16) and `NAME/seed-N/result.json`.
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -144,12 +144,12 @@ def compare(root: Path, *, train: bool = False, again: bool = False, say: Say) -
 
 def train_run(run: RetentionRun) -> None:
     """Train a run and keep its weights as float16."""
-    from vococache.pipeline.training.job import MODEL
+    from vococache.pipeline.training.folder import MODEL
     from vococache.pipeline.training.job import train as train_model
 
     teacher = None if run.settings.teacher is None else str(run.weights_from(run.settings.teacher))
     start = run.root / run.settings.model if run.continues is None else run.weights_from(run.continues)
-    settings = replace(run.settings, model=str(start), teacher=teacher)
+    settings = run.settings.model_copy(update={"model": str(start), "teacher": teacher})
     if not (run.folder / MODEL / "config.json").is_file():  # else it was interrupted just before its end
         train_model(settings, run.folder, resume=any(run.folder.glob("checkpoint-*/trainer_state.json")))
     save_pretrained(load_model(run.folder / MODEL, dtype="float16", device="cpu"), run.weights)
@@ -182,7 +182,7 @@ def evaluate_run(run: RetentionRun, plan: RetentionPlan) -> dict[str, Any]:
         "readings": readings,
         "weights_of": run.weights_of,
         "continues": run.continues,
-        "settings": asdict(run.settings),
+        "settings": run.settings.given(),
         "machine": machine(),
         "seconds": round(time.perf_counter() - started, 1),
     }

@@ -1,25 +1,34 @@
 """Data-parallel training over a Ray cluster, with Ray Train: the same `train`, one process a worker."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import ray.train
 from ray.train.torch import TorchTrainer
 
-from vococache.errors import InputError
-from vococache.pipeline.training.job import FIGURES, train
+from vococache.errors import InputError, VoCoError
+from vococache.pipeline.training.folder import FIGURES
+from vococache.pipeline.training.job import train
 from vococache.pipeline.training.settings import TrainSettings
 from vococache.workers.cluster.runtime import start_ray
 
 
 def train_on_ray(
-    settings: TrainSettings, out: Path, *, workers: int, address: str | None = None, resume: bool = False
+    settings: TrainSettings,
+    out: Path,
+    *,
+    workers: int,
+    address: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
 ) -> dict[str, float]:
     """`train` on `workers` processes, each with a GPU where the cluster has any.
 
-    On several nodes `out`, the model and the data must be on a file system that all of them share. Returns the last
-    evaluation's figures. Raises `InputError` where the cluster is too small.
+    On several nodes `out`, the model and the data must be on a file system that all of them share; relative paths are
+    of the folder that this process works in. Returns the last evaluation's figures. Raises what `train` raises, and
+    `InputError` where the cluster is too small.
     """
     ours = start_ray(address)
     try:
@@ -33,11 +42,22 @@ def train_on_ray(
             )
         trainer = TorchTrainer(
             _loop,
-            train_loop_config={"settings": settings, "out": str(out.absolute()), "resume": resume},
+            train_loop_config={
+                "settings": settings,
+                "out": str(out.absolute()),
+                "resume": resume,
+                "overwrite": overwrite,
+                "folder": str(Path.cwd()),
+            },
             scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=gpu),
             run_config=ray.train.RunConfig(name="ray", storage_path=str(out.absolute())),
         )
-        trainer.fit()
+        try:
+            trainer.fit()
+        except ray.train.v2.api.exceptions.WorkerGroupError as error:
+            causes = [getattr(cause, "_base_exc", cause) for cause in error.worker_failures.values()]  # Ray wraps them
+            known = [cause for cause in causes if isinstance(cause, VoCoError)]
+            raise (known or [error])[0] from None
         figures: dict[str, float] = json.loads((out / FIGURES).read_text())
         return figures
     finally:
@@ -47,4 +67,6 @@ def train_on_ray(
 
 def _loop(config: dict[str, Any]) -> None:
     """One worker's part. Ray Train has set up the process group that the Hugging Face Trainer finds."""
-    train(config["settings"], Path(config["out"]), resume=config["resume"])
+    if Path(config["folder"]).is_dir():  # Ray starts workers in folders of its own
+        os.chdir(config["folder"])
+    train(config["settings"], Path(config["out"]), resume=config["resume"], overwrite=config["overwrite"])

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vococache.errors import ContextLimitError
 from vococache.model.config import PromptPieces
 from vococache.model.voco import IGNORED_LABEL
 from vococache.workers.reason import prompt_text
@@ -38,10 +39,11 @@ class Example:
     cache: np.ndarray | None = None
 
 
-def encode_turns(tokenizer: Any, prompt: PromptPieces, turns: Sequence[Turn]) -> Text:
+def encode_turns(tokenizer: Any, prompt: PromptPieces, turns: Sequence[Turn], *, alone: bool = False) -> Text:
     """A conversation as ids; every answer, and the stop token behind it, is labelled.
 
-    The ids before an answer are those that `ask` encodes, so training and asking see the same.
+    The ids before an answer are those that `ask` encodes, so training and asking see the same. `alone`: without a
+    cache in front, so that the text begins with BOS, as the decoder knows it, and not with a newline.
     """
 
     def extended(ids: list[int], text: str, addition: str) -> list[int]:
@@ -50,7 +52,8 @@ def encode_turns(tokenizer: Any, prompt: PromptPieces, turns: Sequence[Turn]) ->
         whole = list(tokenizer.encode(text, add_special_tokens=False))
         return whole if whole[: len(ids)] == ids else ids + list(tokenizer.encode(addition, add_special_tokens=False))
 
-    newline, stop = list(prompt.text_newline_ids), list(prompt.stop_ids[:1])
+    bos = [] if prompt.bos_id is None else [prompt.bos_id]
+    start, stop = bos if alone else list(prompt.text_newline_ids), list(prompt.stop_ids[:1])
     ids: list[int] = []
     labels: list[int] = []
     for index, (question, answer) in enumerate(turns):
@@ -60,8 +63,18 @@ def encode_turns(tokenizer: Any, prompt: PromptPieces, turns: Sequence[Turn]) ->
         asked = extended(ids, text, template.replace("{question}", question))
         ids = extended(asked, text + reply, reply)
         # The stop is predicted behind each answer, whatever the follow-up starts with.
-        labels += [IGNORED_LABEL] * (len(newline) + len(asked) - len(labels)) + ids[len(asked) :] + stop
-    return Text(newline + ids + stop, labels)
+        labels += [IGNORED_LABEL] * (len(start) + len(asked) - len(labels)) + ids[len(asked) :] + stop
+    return Text(start + ids + stop, labels)
+
+
+def fit(text: Text, room: int) -> Text:
+    """As much of a text as `room` tokens hold. Raises `ContextLimitError` where no answer is among them."""
+    if len(text.ids) <= room:
+        return text
+    cut = Text(text.ids[: max(0, room)], text.labels[: max(0, room)])
+    if all(label == IGNORED_LABEL for label in cut.labels[1:]):
+        raise ContextLimitError(f"there is room for {room} of its {len(text.ids)} tokens, before any answer")
+    return cut
 
 
 def collate(examples: Sequence[Example]) -> dict[str, Any]:

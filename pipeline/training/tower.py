@@ -28,8 +28,8 @@ from vococache.model.voco import IGNORED_LABEL, VoCoModel
 from vococache.pipeline.synthetic.questions import all_questions
 from vococache.pipeline.synthetic.render import EDGES, PALETTE, frames, strange_palette
 from vococache.pipeline.synthetic.scene import BACKGROUNDS, COLOURS, RADII, SHAPES, Scene, make_scene
-from vococache.pipeline.training.job import last_checkpoint
-from vococache.pipeline.training.trainer import CsvLog, NoLastCheckpoint, training_arguments
+from vococache.pipeline.training.folder import last_checkpoint
+from vococache.pipeline.training.trainer import CsvLog, StopAtTheEnd, run_to_the_end, training_arguments
 
 COVERED = 0.06  # share of a patch that an object must cover to be what the patch shows
 HEADS = ("shape", "colour", "size", "centre", "pattern", "bright", "row", "column")
@@ -172,10 +172,10 @@ def train_tower(config: Path, out: Path, *, resume: bool = False) -> dict[str, f
         train_dataset=Patches(model, "train", recipe["count"]),
         eval_dataset=Patches(model, "val", 256),
         compute_metrics=head_accuracy,
-        callbacks=[CsvLog(out), NoLastCheckpoint()],
+        callbacks=[CsvLog(out), StopAtTheEnd()],
     )
     with fast_attention(trainer.args.device):
-        trainer.train(resume_from_checkpoint=last_checkpoint(out) if resume else None)
+        run_to_the_end(trainer, last_checkpoint(out) if resume else None)
         figures: dict[str, float] = trainer.evaluate()
     model.requires_grad_(False)
     save_pretrained(model.eval(), out / "model")

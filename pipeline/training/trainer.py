@@ -3,6 +3,7 @@
 import csv
 import logging
 import warnings
+from contextlib import nullcontext, suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,12 @@ from vococache.errors import InputError
 from vococache.model.objective import Objective
 from vococache.model.reader import own_weights
 from vococache.model.voco import IGNORED_LABEL
+from vococache.pipeline.training.answers import exact_match_share
+from vococache.pipeline.training.arguments import checked
 from vococache.pipeline.training.examples import collate
+from vococache.pipeline.training.folder import LOG
+from vococache.pipeline.training.lengths import ByLength, row_lengths
+from vococache.pipeline.training.sharding import whole_root
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +32,7 @@ class CsvLog(TrainerCallback):
     """Every logged figure as a line of `log.csv`: step, name, value."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / "log.csv"
+        self.path = folder / LOG
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         """Append the figures."""
@@ -40,17 +46,27 @@ class CsvLog(TrainerCallback):
             writer.writerows((state.global_step, name, value) for name, value in logs.items())
 
 
-class NoLastCheckpoint(TrainerCallback):
-    """Behind the last step comes the model itself: resumed from a checkpoint there, the Trainer would add a step."""
+class NothingLeft(Exception):
+    """The checkpoint to go on from is that of the last step."""
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Save none there."""
+
+class StopAtTheEnd(TrainerCallback):
+    """Resumed from the checkpoint of the last step, the Trainer would add a step."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Raise `NothingLeft` there; the weights are loaded by now."""
         if state.global_step >= state.max_steps:
-            control.should_save = False
+            raise NothingLeft
+
+
+def run_to_the_end(trainer: Trainer, checkpoint: str | None) -> None:
+    """Train, from the start or from a checkpoint."""
+    with suppress(NothingLeft):
+        trainer.train(resume_from_checkpoint=checkpoint)
 
 
 class VoCoTrainer(Trainer):
-    """Saves each weight once: a LoRA reader's base and tied embeddings appear under two names."""
+    """Saves what learns, once: tied embeddings appear under two names."""
 
     def create_accelerator_and_postprocess(self) -> None:
         """Shard where FSDP is asked for, between processes on CPUs as well."""
@@ -67,9 +83,36 @@ class VoCoTrainer(Trainer):
             warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
         super().create_accelerator_and_postprocess()
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        together = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return ByLength(row_lengths(rows), together, lambda: self.args.seed + int(self.state.epoch or 0))
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """The Trainer's figures, and the share of right answers among those that the model writes itself."""
+        figures: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        rows: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        model: Any = self.model
+        # Beside a base in half precision what learns is in float32: the two multiply in autocast alone.
+        mixed = len({weight.dtype for weight in model.parameters()}) > 1
+        with whole_root(model), self.accelerator.autocast() if mixed else nullcontext():
+            share = exact_match_share(model.eval().voco, rows)
+        written = {f"{metric_key_prefix}_exact_match": share}
+        self.log(written)
+        return figures | written
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         assert self.model is not None
-        super()._save(output_dir, own_weights(self.model.state_dict() if state_dict is None else state_dict))
+        state = own_weights(self.model.state_dict() if state_dict is None else state_dict)
+        frozen = {name for name, weight in self.model.named_parameters() if not weight.requires_grad}
+        super()._save(output_dir, {name: tensor for name, tensor in state.items() if name not in frozen})
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """A checkpoint lacks what does not learn, which the start brings, and second names of what does."""
 
 
 def answer_accuracy(prediction: Any) -> dict[str, float]:
@@ -94,14 +137,21 @@ def computes_bfloat16() -> bool:
 def training_arguments(trainer: dict[str, Any], out: Path, seed: int) -> TrainingArguments:
     """The Trainer's arguments: the settings' own, and what our batches need. Raises `InputError`."""
     values: dict[str, Any] = {"report_to": ["tensorboard"], "use_cpu": not torch.cuda.is_available()}
-    values |= deepcopy(trainer)  # `fsdp_config` is changed in place
+    values |= deepcopy(checked(trainer))  # `fsdp_config` is changed in place
     if values.get("bf16") and values["use_cpu"] and not computes_bfloat16():
         logger.warning("this CPU has no bfloat16 products: training in float32 instead of bf16")
         values["bf16"] = False
+    if values.get("fsdp"):
+        # One process loads the weights, the others get their shards from it.
+        values["fsdp_config"] = {"cpu_ram_efficient_loading": True} | (values.get("fsdp_config") or {})
     try:
         arguments = TrainingArguments(output_dir=str(out), seed=seed, remove_unused_columns=False, **values)
     except (TypeError, ValueError) as error:
         raise InputError(f"the trainer's settings do not fit: {error}") from None
+    accelerator: Any = arguments.accelerator_config
+    if arguments.fsdp and accelerator.gradient_accumulation_kwargs is None:
+        # Gradients of all weights in float32, 27 GB of a 7B model, would wait in each process for the last batch.
+        accelerator.gradient_accumulation_kwargs = {"sync_each_batch": True}
     if arguments.n_gpu > 1:  # for which the Trainer would take DataParallel, which cannot cut our batches
         logger.warning("of %d GPUs one is used: `--workers`, or torchrun, starts a process for each", arguments.n_gpu)
         arguments._n_gpu = 1
@@ -119,5 +169,5 @@ def make_trainer(
         train_dataset=train,
         eval_dataset=evaluate,
         compute_metrics=answer_accuracy,
-        callbacks=[CsvLog(Path(str(arguments.output_dir))), NoLastCheckpoint()],
+        callbacks=[CsvLog(Path(str(arguments.output_dir))), StopAtTheEnd()],
     )

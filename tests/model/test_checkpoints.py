@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import vococache
 from vococache.errors import ModelError
-from vococache.model.checkpoints import save_pretrained
+from vococache.model.checkpoints import resolve_dtype, save_pretrained
 from vococache.model.fingerprint import compressor_fingerprint
 from vococache.model.scratch import byte_tokenizer, random_model, small_config
 
@@ -59,6 +59,18 @@ def test_saving_twice_changes_no_byte(saved, tmp_path):
     save_pretrained(vococache.load_model(folder, device="cpu"), tmp_path / "again")
     for file in folder.iterdir():
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
+
+
+def test_shapes_without_weights(saved):
+    """Another process has them: no weight is read, and what is no weight is there."""
+    model, folder = saved
+    (folder / "model.safetensors").write_bytes(b"")
+    shapes = vococache.load_model(folder, device="meta", dtype="float32")
+    assert {name: weight.shape for name, weight in shapes.state_dict().items()} == {
+        name: weight.shape for name, weight in model.state_dict().items()
+    }
+    assert all(weight.is_meta for weight in shapes.parameters())
+    assert not any(buffer.is_meta for buffer in shapes.buffers())
 
 
 def test_overrides(kit, saved):
@@ -240,6 +252,20 @@ def test_the_checkpoints_own_dtype_is_kept_on_a_gpu(kit, tmp_path, monkeypatch):
     weights[KEY] = weights[KEY].float()
     save_file(weights, tmp_path / "model.safetensors")
     same_weights(model, vococache.load_model(tmp_path, device="cpu"))
+    save_pretrained(model.half(), tmp_path)
+    assert vococache.load_model(tmp_path, device="cpu").dtype == torch.float16
+
+
+def test_a_float32_checkpoint_is_bfloat16_on_a_gpu_unless_told(kit, tmp_path, monkeypatch):
+    save_pretrained(kit.model(), tmp_path)
+    own = vococache.load_model(tmp_path, device="cpu")
+    monkeypatch.setattr("vococache.model.checkpoints.resolve_dtype", lambda dtype, device: None)
+    model = vococache.load_model(tmp_path, device="cpu")
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+    assert model.weights_digest == own.weights_digest, "the fingerprint is over the weights as they are stored"
+    assert compressor_fingerprint(model) == compressor_fingerprint(own, dtype="bfloat16")
+    assert resolve_dtype(None, torch.device("cuda")) is None
+    assert resolve_dtype("float32", torch.device("cuda")) == torch.float32
 
 
 def test_random_weights_are_those_of_their_seed():

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, CLIPVisionModel
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, CLIPVisionModel, PreTrainedTokenizerFast
 
 from vococache.errors import ModelError
 from vococache.model.checkpoints import load_model, save_pretrained
@@ -95,6 +96,23 @@ def test_a_decoders_own_chat_template(kit, parts):
     assert prompt.template == "[user]{question}[end][assistant]"
     assert prompt.followup == "[end][user]{question}[end][assistant]"
     assert (prompt.before_answer, prompt.bos_id, prompt.prefix_ids) == ("", None, None)
+    own = compose(
+        folder, parts[2] / "tower", chat_template=CHATML.replace("[end]", "[stop]"), device="cpu"
+    ).config.prompt
+    assert own.followup == "[stop][user]{question}[stop][assistant]"
+
+
+@pytest.mark.parametrize(("end", "followup"), [("</s>", "</s>USER: "), ("<|end|>", "<|end|>USER: ")])
+def test_the_end_of_an_answer_is_the_tokenizers_own_token(kit, parts, end, followup):
+    """Vicuna's would be typed as four tokens by those that do not know it."""
+    known = Tokenizer.from_str(byte_tokenizer().backend_tokenizer.to_str().replace("</s>", end))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=known, bos_token="<s>", eos_token=end)
+    tokenizer.save_pretrained(parts[2] / "decoder")
+    text = kit.text_config("qwen3", vocab_size=len(tokenizer))
+    AutoModelForCausalLM.from_config(text).save_pretrained(parts[2] / "decoder")
+    model = compose(parts[2] / "decoder", parts[2] / "tower", device="cpu")
+    assert model.config.prompt.followup.startswith(followup)
+    assert model.encode_text(model.config.prompt.followup)[0] == tokenizer.eos_token_id
 
 
 def test_saved_it_is_one_checkpoint(kit, parts, tmp_path):

@@ -99,7 +99,7 @@ def test_a_row_without_text_adds_nothing(kit, batch):
     mask[1] = False
     both = model(pixels, ids, mask, labels)
     torch.testing.assert_close(both["loss"], first["loss"], atol=1e-5, rtol=0)
-    torch.testing.assert_close(both["logits"], first["logits"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(both["hidden"], first["hidden"], atol=1e-4, rtol=0)
 
 
 def test_rows_with_different_numbers_of_segments_and_several_texts(kit, batch):

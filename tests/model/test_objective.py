@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from vococache.errors import InputError
+from vococache.model import chunks
 from vococache.model.baselines import with_compression
 from vococache.model.objective import Objective
+from vococache.model.voco import VoCoModel
 
 
 @pytest.fixture
@@ -27,13 +29,38 @@ def batch(kit):
 
 def test_the_loss_is_the_models_own(batch):
     model, inputs = batch
-    out = Objective(model)(**inputs)
+    out = Objective(model).eval()(**inputs)
     pixels = model.pixel_values(inputs["frames"])
     expected = model(pixels, inputs["input_ids"], inputs["attention_mask"], inputs["labels"], segments=[3, 1])
     torch.testing.assert_close(out["loss"], expected["loss"])
     labelled = inputs["labels"] != -100
-    assert out["predicted"][labelled].equal(expected["logits"].argmax(-1))
+    assert out["predicted"][labelled].equal(model.logits(expected["hidden"]).argmax(-1))
     assert (out["predicted"][~labelled] == -100).all()
+    assert Objective(model).train()(**inputs).keys() == {"loss"}
+
+
+def test_chunks_of_logits_give_the_same_loss_and_gradients_and_hold_one_chunk(batch, kit, monkeypatch):
+    model, inputs = batch
+    teacher = with_compression(kit.model(num_voco_tokens=4, seed=5), "full")
+    model.requires_grad_(True)
+    inputs["labels"] = inputs["input_ids"].clone()  # 14 are predicted
+    vocabulary, results, widest, kept = model.config.text.vocab_size, [], [], []
+    compute = VoCoModel.logits
+    monkeypatch.setattr(VoCoModel, "logits", lambda *args: widest.append(len(args[1])) or compute(*args))
+    for positions in (1000, 5):
+        monkeypatch.setattr(chunks, "LOGITS_AT_ONCE", positions * vocabulary)
+        objective = Objective(model, teacher=teacher, weight=0.25)
+        model.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda x: x):
+            loss = objective.train()(**inputs)["loss"]
+        loss.backward()
+        gradients = [weight.grad.clone() for weight in model.parameters()]
+        results.append([loss, *gradients, objective.eval()(**inputs)["predicted"]])
+        assert max(widest) == min(positions, 14)
+        widest.clear()
+    assert not {(rows, vocabulary) for rows in (14, 5, 4)} & set(kept), "logits are computed again, not kept"
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(other, one, atol=1e-5, rtol=1e-4)
 
 
 def test_a_ready_cache_gives_the_same_loss(batch):
@@ -85,7 +112,7 @@ def test_distillation_adds_the_divergence_from_the_teacher(batch, kit):
     plain = Objective(model)(**inputs)["loss"]
     objective = Objective(model, teacher=teacher, weight=0.25).train()
     pixels, rest = model.pixel_values(inputs["frames"]), [inputs[n] for n in ("input_ids", "attention_mask", "labels")]
-    student, taught = (m(pixels, *rest, segments=[3, 1])["logits"].log_softmax(-1) for m in (model, teacher))
+    student, taught = (m.logits(m(pixels, *rest, segments=[3, 1])["hidden"]).log_softmax(-1) for m in (model, teacher))
     divergence = (taught.exp() * (taught - student)).sum(-1).mean()
     torch.testing.assert_close(objective(**inputs)["loss"], 0.75 * plain + 0.25 * divergence)
     assert not any(name.startswith("_teacher") for name in objective.state_dict())

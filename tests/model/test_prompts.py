@@ -194,8 +194,9 @@ def test_a_template_of_ones_own_wins_even_over_one_that_cannot_be_used(folder, t
     assert again.config.prompt == model.config.prompt
     with pytest.raises(ModelError, match=r"has its prompt in config\.json"):
         vococache.load_model(tmp_path / "ours", chat_template=CHATML, device="cpu")
-    with pytest.raises(ModelError, match="is for compression without VoCo tokens"):
-        vococache.load_model(path, compression="voco", chat_template=VICUNA, device="cpu")
+    trained = vococache.load_model(path, compression="voco", chat_template=VICUNA, device="cpu").config.prompt
+    assert (trained.template, trained.prefix_ids) == ("USER: {question} ASSISTANT:", None)
+    assert trained.chat_template == VICUNA
 
 
 def test_voco_tokens_in_a_chatml_model_get_its_template(folder):

@@ -5,6 +5,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from vococache.model.adapter import add_adapter
 from vococache.model.objective import Objective
 from vococache.model.training_costs import TrainingStep, activation_bytes, forward_flops, parameters, step_flops
 
@@ -69,6 +70,17 @@ def test_flops(kit, checkpointing):
     assert forward.get_total_flops() == forward_flops(model.config, STEP).total
     counted = forward.get_total_flops() + backward.get_total_flops()
     assert counted == pytest.approx(step_flops(model.config, STEP, checkpointing=checkpointing), rel=0.03)
+
+
+def test_flops_beside_adapters(kit):
+    """Frozen products pass gradients on and have none; attention's own, which have two, are little in a real model."""
+    model, loss = loss_of(kit, checkpointing=False)
+    add_adapter(model, {"r": 1})
+    model.projector.requires_grad_(True)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        loss().backward()
+    expected = step_flops(model.config, STEP, checkpointing=False, adapters=True)
+    assert counter.get_total_flops() == pytest.approx(expected, rel=0.08)
 
 
 def kept_bytes(model, loss):

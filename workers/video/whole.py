@@ -1,6 +1,7 @@
 """The frames of one image or video at once, for training and for other evaluators; ingest streams them instead."""
 
 import os
+import re
 from collections.abc import Sequence
 from itertools import islice
 from multiprocessing.util import Finalize
@@ -20,6 +21,8 @@ from vococache.workers.video.sampling import FrameSampling
 
 # Those that Pillow reads by itself: for others it starts programs.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+DIGITS = re.compile(r"([0-9]+)")
 MAX_SIDE = 16384  # pixels
 
 
@@ -43,7 +46,12 @@ class MediaReader:
         return as_segments([frame], self.per_segment)
 
     def video(self, path: Path) -> np.ndarray:
-        """A video's segments, by the first decoder that can. Raises `VideoError` with what each found wrong."""
+        """A video's segments, by the first decoder that can; a folder holds a video's frames in order of their names.
+
+        Raises `VideoError` with what each decoder found wrong.
+        """
+        if path.is_dir():
+            return self.pictures(pictures_in(path))
         reasons: dict[str, str] = {}
         for decoder in available_decoders():
             try:
@@ -51,6 +59,30 @@ class MediaReader:
             except VideoError as error:
                 reasons[decoder] = str(error)
         raise VideoError(joined(reasons))
+
+    def pictures(self, paths: Sequence[Path]) -> np.ndarray:
+        """The segments of a video whose frames are files: all, or `num_frames` or `max_frames`, spread evenly.
+
+        When they were taken is not known, so an `fps` chooses none. Raises `VideoError`.
+        """
+        if not paths:
+            raise VideoError("no frames: expected pictures in the folder")
+        wanted = self._wanted(len(paths))
+        places = [(2 * index + 1) * len(paths) // (2 * wanted) for index in range(wanted)]
+        return as_segments([read_image(paths[place], self.geometry) for place in places], self.per_segment)
+
+    def expected_frames(self, paths: Sequence[Path]) -> int:
+        """How many frames `video` (of one path) or `pictures` would take, by the header. Raises `VideoError`."""
+        if len(paths) > 1 or paths[0].is_dir():
+            return self._wanted(len(paths) if len(paths) > 1 else len(pictures_in(paths[0])))
+        claimed = self.sampling.expected_frames(self._decoder.measure(str(paths[0])))
+        if claimed is None:
+            raise VideoError("its length is unknown")
+        return min(claimed, self.max_frames or claimed)
+
+    def _wanted(self, found: int) -> int:
+        wanted = self.sampling.num_frames or found
+        return min(wanted, self.max_frames or wanted)
 
     def close(self) -> None:
         """End this process's decoder child now; otherwise it ends with this object or its process."""
@@ -87,6 +119,12 @@ class MediaReader:
         if not pictures:
             raise VideoError("no frames")
         return pictures
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The pictures in a folder, in order of their names; numbers count as numbers: frame2 before frame10."""
+    found = [file for file in folder.iterdir() if file.suffix.lower() in PICTURE_SUFFIXES]
+    return sorted(found, key=lambda file: [int(part) if part.isdigit() else part for part in DIGITS.split(file.name)])
 
 
 def as_segments(pictures: Sequence[Frame], per_segment: int) -> np.ndarray:

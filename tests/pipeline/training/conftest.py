@@ -5,9 +5,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import (
+    AutoModelForCausalLM,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    Qwen2Config,
+    SiglipVisionConfig,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+)
 
 from vococache.model.scratch import byte_tokenizer, small_config
+from vococache.pipeline.ingest.job import ingest
+from vococache.pipeline.synthetic.render import write_clip
+from vococache.pipeline.synthetic.scene import make_scene
+from vococache.pipeline.training.job import train
 from vococache.pipeline.training.settings import TrainSettings
+
+SIDE = 60  # pixels of a picture
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +58,75 @@ def settings(blank: Path) -> Any:
         return TrainSettings(**defaults | changes, trainer=short | (trainer or {}))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory, blank: Path, local_ray: None) -> tuple[Path, Path, Path]:
+    """(model folder, store, conversations about its videos); the videos themselves are gone."""
+    root = tmp_path_factory.mktemp("corpus")
+    settings = TrainSettings(
+        model=str(blank), from_scratch=True, data=({"synthetic": "train", "count": 8, "asked": 1, "still": True},),
+        trainer={"max_steps": 1, "use_cpu": True, "disable_tqdm": True, "report_to": []},
+    )  # fmt: skip
+    train(settings, root / "start")
+    (root / "videos").mkdir()
+    rows = []
+    for number in range(3):
+        path = write_clip(make_scene(f"train {number}"), root / f"videos/clip{number}.mp4")
+        rows.append({"video": path.name, "question": f"which one is it, {number}?", "answer": "red left"})
+    rows.append({"video": "gone.mp4", "question": "where is it?", "answer": "nowhere"})
+    ingest(str(root / "videos"), str(root / "store"), fps=2, model=str(root / "start/model"))
+    for path in (root / "videos").iterdir():
+        path.unlink()
+    (root / "rows.json").write_text("\n".join(map(json.dumps, rows)))
+    return root / "start/model", root / "store", root / "rows.json"
+
+
+def text(tokenizer: Any) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=1024, bos_token_id=0, eos_token_id=1, tie_word_embeddings=False,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def family(tmp_path: Path) -> Path:
+    """A tiny random SmolVLM with a tokenizer that does not know `<voco>`."""
+    tokenizer = byte_tokenizer()
+    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "image_size": SIDE, "patch_size": 10}  # fmt: skip
+    config = SmolVLMConfig(vision_config=vision, text_config=text(tokenizer).to_dict(), scale_factor=2)
+    SmolVLMForConditionalGeneration(config).save_pretrained(tmp_path / "family")
+    tokenizer.save_pretrained(tmp_path / "family")
+    return tmp_path / "family"
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> tuple[Path, Path]:
+    """A tiny text-only decoder with a tokenizer, and a tower."""
+    tokenizer = byte_tokenizer()
+    AutoModelForCausalLM.from_config(text(tokenizer)).save_pretrained(tmp_path / "decoder")
+    tokenizer.save_pretrained(tmp_path / "decoder")
+    vision = CLIPVisionConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+                              image_size=SIDE, patch_size=10)  # fmt: skip
+    CLIPVisionModel(vision).save_pretrained(tmp_path / "tower")
+    return tmp_path / "decoder", tmp_path / "tower"
+
+
+@pytest.fixture
+def onevision(tmp_path: Path) -> Path:
+    """A tiny random LLaVA-OneVision with a tokenizer that does not know `<voco>`."""
+    tokenizer = byte_tokenizer()
+    vision = SiglipVisionConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+                                image_size=SIDE, patch_size=10, vision_use_head=False)  # fmt: skip
+    language = Qwen2Config(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=1024, bos_token_id=0, eos_token_id=1, tie_word_embeddings=True,
+    )  # fmt: skip
+    config = LlavaOnevisionConfig(
+        vision_config=vision.to_dict(), text_config=language.to_dict(), image_token_index=1, video_token_index=0,
+        vision_feature_layer=-1, tie_word_embeddings=True,
+    )  # fmt: skip
+    LlavaOnevisionForConditionalGeneration(config).save_pretrained(tmp_path / "onevision")
+    tokenizer.save_pretrained(tmp_path / "onevision")
+    return tmp_path / "onevision"

@@ -4,6 +4,7 @@ import csv
 import json
 import multiprocessing
 import pickle
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,8 @@ from vococache.model.scratch import byte_tokenizer, random_model, small_config
 from vococache.model.voco import IGNORED_LABEL, VoCoModel
 from vococache.pipeline.training.conversations import CAPTION_REQUESTS, Conversation, read_conversations
 from vococache.pipeline.training.examples import Example, collate, encode_turns
-from vococache.pipeline.training.media import ConversationExamples, LeftOutRow, MediaReport, read_report
+from vococache.pipeline.training.media import ConversationExamples
+from vococache.pipeline.training.report import LeftOutRow, MediaReport, read_report, record, settle
 from vococache.storage import open_store
 from vococache.workers.compress import store_header
 from vococache.workers.decode import DecodeStage
@@ -62,13 +64,20 @@ LLAVA = [
 ]
 
 
+def read(path: Path, folder: Path) -> list[Conversation]:
+    """Of a file without odd rows."""
+    found, odd = read_conversations(path, folder)
+    assert not odd
+    return found
+
+
 @pytest.mark.parametrize(("name", "write"), [("llava.json", write_json), ("llava.jsonl", write_lines)])
 def test_llava(tmp_path: Path, name: str, write: Callable[..., Path]) -> None:
-    assert read_conversations(write(tmp_path / name, LLAVA), tmp_path) == [
-        Conversation("a", tmp_path / "sub/a.jpg", "image", (("What?", "A ball."), ("Where?", "Left."))),
-        Conversation("7", tmp_path / "b.mp4", "video", (("Why?", "Because."),)),
-        Conversation(f"{name}:3", None, "text", (("<image> is an HTML tag?", "No."),)),
-        Conversation("d", tmp_path / "d.mp4", "video", (("Who?", "Nobody\u2028at all."),)),
+    assert read(write(tmp_path / name, LLAVA), tmp_path) == [
+        Conversation("a", (tmp_path / "sub/a.jpg",), "image", (("What?", "A ball."), ("Where?", "Left."))),
+        Conversation("7", (tmp_path / "b.mp4",), "video", (("Why?", "Because."),)),
+        Conversation(f"{name}:3", (), "text", (("<image> is an HTML tag?", "No."),)),
+        Conversation("d", (tmp_path / "d.mp4",), "video", (("Who?", "Nobody\u2028at all."),)),
     ]
 
 
@@ -80,14 +89,82 @@ def test_llava(tmp_path: Path, name: str, write: Callable[..., Path]) -> None:
         ("What?\n<image>", "What?"),
         ("<video>\nWhat?", "What?"),
         ("What?<video>\n", "What?"),
-        ("Is <image> a tag?", "Is <image> a tag?"),
+        ("<image>\n<image>\nWhat?", "What?"),
+        ("Here:\n<image>\nWhat? <video>", "Here:\nWhat?"),
+        ("Is <image> like <image>?", "Is like ?"),
         ("What?", "What?"),
     ],
 )
-def test_where_the_media_tag_stands(tmp_path: Path, value: str, question: str) -> None:
-    row = {"video": "a.mp4", "conversations": said(value, "A.", "And <image>?", "B.")}
-    (conversation,) = read_conversations(write_json(tmp_path / "llava.json", [row]), tmp_path)
-    assert conversation.turns == ((question, "A."), ("And <image>?", "B."))
+def test_no_media_tag_is_text(tmp_path: Path, value: str, question: str) -> None:
+    row = {"video": "a.mp4", "conversations": said(value, "A.", "And <image>", "B.")}
+    (conversation,) = read(write_json(tmp_path / "llava.json", [row]), tmp_path)
+    assert conversation.turns == ((question, "A."), ("And", "B."))
+
+
+def by(*turns: tuple[str, Any]) -> list[dict[str, Any]]:
+    return [{"from": speaker, "value": value} for speaker, value in turns]
+
+
+@pytest.mark.parametrize(
+    ("turns", "expected"),
+    [
+        (by(("human", "Q"), ("gpt", "A"), ("human", "R")), (("Q", "A"),)),
+        (by(("gpt", "Hello!"), ("human", "Q"), ("gpt", "A")), (("Q", "A"),)),
+        (by(("system", "Be brief."), ("user", "Q"), ("assistant", "A")), (("Q", "A"),)),
+        (by(("human", "Q"), ("human", "R"), ("gpt", "A"), ("gpt", "B")), (("Q\nR", "A\nB"),)),
+        (by(("human", "How many?"), ("gpt", 7), ("human", 1.5), ("gpt", True)), (("How many?", "7"), ("1.5", "True"))),
+    ],
+    ids=["odd number", "answer first", "system", "twice", "numbers"],
+)
+def test_what_can_be_taken_of_a_conversation_is(tmp_path: Path, turns: Any, expected: Any) -> None:
+    (row,) = read(write_json(tmp_path / "a.json", [{"conversations": turns}]), tmp_path)
+    assert row.turns == expected
+
+
+def test_openai_messages(tmp_path: Path) -> None:
+    asked = [{"type": "image_url", "image_url": {"url": "a.png"}}, {"type": "text", "text": "What?"}]
+    film = [{"type": "video", "video": "b.mp4"}, {"type": "text", "text": "Why?"}]
+    answer = {"role": "assistant", "content": "A."}
+    rows = [
+        {"messages": [{"role": "system", "content": "S"}, {"role": "user", "content": asked}, answer]},
+        {"messages": [{"role": "user", "content": film}, answer]},
+        {"messages": [{"role": "user", "content": "<image>Who?"}, answer], "images": ["c.png", "d.png"], "id": 3},
+        {"messages": [{"role": "user", "content": "Who?"}, answer]},
+    ]
+    assert read(write_lines(tmp_path / "m.jsonl", rows), tmp_path) == [
+        Conversation("m.jsonl:1", (tmp_path / "a.png",), "image", (("What?", "A."),)),
+        Conversation("m.jsonl:2", (tmp_path / "b.mp4",), "video", (("Why?", "A."),)),
+        Conversation("3", (tmp_path / "c.png", tmp_path / "d.png"), "image", (("Who?", "A."),)),
+        Conversation("m.jsonl:4", (), "text", (("Who?", "A."),)),
+    ]
+
+
+def test_videochat2(tmp_path: Path) -> None:
+    asked = [{"i": "Look.", "q": "What?", "a": "A."}, {"i": "", "q": "Why?", "a": "B."}]
+    rows = [{"video": "a.mp4", "QA": asked}, {"image": "b.png", "QA": [{"i": "Describe it.", "a": "C."}]}]
+    assert read(write_json(tmp_path / "v.json", rows), tmp_path) == [
+        Conversation("v.json:1", (tmp_path / "a.mp4",), "video", (("Look.\nWhat?", "A."), ("Why?", "B."))),
+        Conversation("v.json:2", (tmp_path / "b.png",), "image", (("Describe it.", "C."),)),
+    ]
+
+
+def test_media_in_every_form(tmp_path: Path) -> None:
+    """Stems and folders of frames (LLaVA-Hound), lists of pictures and of frames."""
+    for file in ("stem.webm", "v_1.x.mkv", "frames/0.jpg"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    media = [{"video": "stem"}, {"video": "v_1.x"}, {"video": "frames"}, {"video": "gone"},
+             {"video": ["frames/0.jpg"] * 2}, {"image": ["a.png", "b.png"]}, {"image": ["a.png"]},
+             {"image": ""}]  # fmt: skip
+    rows = [row | {"conversations": said("Q", "A")} for row in media]
+    found = [
+        (row.kind, *(str(path.relative_to(tmp_path)) for path in row.media))
+        for row in read(write_json(tmp_path / "a.json", rows), tmp_path)
+    ]
+    assert found == [
+        ("video", "stem.webm"), ("video", "v_1.x.mkv"), ("video", "frames"), ("video", "gone"),
+        ("video", "frames/0.jpg", "frames/0.jpg"), ("image", "a.png", "b.png"), ("image", "a.png"), ("text",),
+    ]  # fmt: skip
 
 
 def test_video_chatgpt(tmp_path: Path) -> None:
@@ -97,8 +174,8 @@ def test_video_chatgpt(tmp_path: Path) -> None:
     names = ["v_one", "v_two", "three", "four", "five", "six"]
     rows = [{"q": "What?", "a": f"{name}.\nQA_GT_caption_based_noisy", "video_id": name} for name in names]
     rows[1]["a"] = "plain."
-    found = read_conversations(write_json(tmp_path / "qa.json", rows), tmp_path)
-    media = [row.medium.name for row in found if row.medium]
+    found = read(write_json(tmp_path / "qa.json", rows), tmp_path)
+    media = [row.media[0].name for row in found]
     assert media == ["v_one.mkv", "two.webm", "v_three.avi", "four.mov", "v_five.mp4", "six.mp4"]
     assert [row.turns[0][1] for row in found] == ["v_one.", "plain.", "three.", "four.", "five.", "six."]
     assert (found[5].id, found[5].kind) == ("qa.json:6", "video")
@@ -112,11 +189,13 @@ def test_webvid(tmp_path: Path) -> None:
         [video, "https://example/x.mp4", "PT00H00M15S", "000_050", f'A "dog", {video}'] for video in ("11", "22", "33")
     ]
     header = ["videoid", "contentUrl", "duration", "page_dir", "name"]
-    found = read_conversations(write_csv(tmp_path / "w.csv", header, *rows), tmp_path)
-    assert [row.medium for row in found] == [tmp_path / file for file in ("000_050/11.mp4", "22.mp4", "000_050/33.mp4")]
+    found = read(write_csv(tmp_path / "w.csv", header, *rows), tmp_path)
+    assert [row.media for row in found] == [
+        (tmp_path / file,) for file in ("000_050/11.mp4", "22.mp4", "000_050/33.mp4")
+    ]
     assert [(row.id, row.turns[0][1]) for row in found] == [(row[0], row[4]) for row in rows]
     assert all(row.turns[0][0] in CAPTION_REQUESTS for row in found)
-    assert read_conversations(tmp_path / "w.csv", tmp_path) == found, "the same requests in every run"
+    assert read(tmp_path / "w.csv", tmp_path) == found, "the same requests in every run"
 
 
 def test_plain_lines(tmp_path: Path) -> None:
@@ -125,14 +204,47 @@ def test_plain_lines(tmp_path: Path) -> None:
         {"image": "/b.png", "question": "Why?", "answer": "B."},
         {"question": "Who?", "answer": "C."},
     ]
-    assert read_conversations(write_lines(tmp_path / "qa.jsonl", rows), tmp_path) == [
-        Conversation("qa.jsonl:1", tmp_path / "a.mp4", "video", (("What?", "A."),)),
-        Conversation("qa.jsonl:2", Path("/b.png"), "image", (("Why?", "B."),)),
-        Conversation("qa.jsonl:3", None, "text", (("Who?", "C."),)),
+    assert read(write_lines(tmp_path / "qa.jsonl", rows), tmp_path) == [
+        Conversation("qa.jsonl:1", (tmp_path / "a.mp4",), "video", (("What?", "A."),)),
+        Conversation("qa.jsonl:2", (Path("/b.png"),), "image", (("Why?", "B."),)),
+        Conversation("qa.jsonl:3", (), "text", (("Who?", "C."),)),
     ]
 
 
-GOOD = '{"question": "Q", "answer": "A"}\n'
+GOOD = '{"question": "Q", "answer": "A"}'
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("{", "expected a JSON object, found str"),
+        ("[1]", "expected a JSON object, found list"),
+        ('{"question": "Q"}', r"expected the fields of one of .*question, answer.*, found question"),
+        ('{"question": "Q", "answer": null}', "expected text in 'answer', found NoneType"),
+        ('{"question": "Q", "answer": "A", "image": "a", "video": "b"}', "expected one of image and video, found both"),
+        ('{"question": "Q", "answer": "A", "video": ["a.mp4", "b.mp4"]}', "expected one video, found several"),
+        ('{"question": "Q", "answer": "A", "image": [7]}', "expected a file's name, or a list of them, in 'image'"),
+        ('{"conversations": "hello"}', "expected a list in 'conversations', found str"),
+        ('{"conversations": ["Q", "A"]}', "expected turns with 'from', found str"),
+        ('{"conversations": [{"from": "human"}, {"from": "gpt"}]}', "expected text in 'value', found NoneType"),
+        (json.dumps({"conversations": by(("human", "Q"), ("tool", 1))}), "expected a turn of one of .*, found 'tool'"),
+        (json.dumps({"conversations": by(("gpt", "A"), ("human", 1))}), "expected a question and an answer behind it"),
+        ('{"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}]}',
+         "expected a file in a part of type 'image_url'"),
+    ],
+)  # fmt: skip
+def test_an_odd_row_is_counted_by_its_reason_and_costs_no_other(tmp_path: Path, row: str, reason: str) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join([GOOD, row, GOOD, row]))
+    found, odd = read_conversations(path, tmp_path)
+    assert [conversation.id for conversation in found] == ["data.jsonl:1", "data.jsonl:3"]
+    assert [(item.row, item.cause) for item in odd] == [(2, "odd"), (4, "odd")]
+    assert re.fullmatch(reason, odd[0].reason)
+    assert MediaReport.of(odd).counts == {f"odd, {odd[0].reason}": 2}
+    path.write_text(row + "\n")
+    if row[0] == "{":  # else it is a list, or CSV
+        with pytest.raises(InputError, match=r"none of 1 rows can be read; row 1: expected"):
+            read_conversations(path, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -143,23 +255,12 @@ GOOD = '{"question": "Q", "answer": "A"}\n'
         ("some text", "holds no row"),
         ("\xff\xfe\x00", "cannot be read"),
         ("[{", "not JSON"),
-        (GOOD + "{", "row 2: not JSON"),
-        (GOOD + "[1]", "row 2: expected an object, found list"),
-        ("[1]", "row 1: expected an object, found int"),
-        (GOOD + '{"question": "Q"}', "row 2: expected the fields of one of .*question, answer.*, found question"),
-        ("videoid,caption\n1,x\n", "row 1: expected the fields of one of .*videoid, name, page_dir"),
-        ("videoid,name,page_dir\n1,x,y\n2\n", "row 2: expected text in 'page_dir', found NoneType"),
+        ("[1]", "none of 1 rows can be read; row 1: expected a JSON object, found int"),
+        ("videoid,caption\n1,x\n", "none of 1 rows .* expected the fields of one of .*videoid, name, page_dir"),
         (f"videoid,name,page_dir\n1,{'x' * 200_000},y\n", "field larger than"),
-        ('{"question": "Q", "answer": 7}', "row 1: expected text in 'answer', found int"),
-        ('{"question": "Q", "answer": "A", "image": "a", "video": "b"}', "expected one of image and video, found both"),
-        ('[{"conversations": "hello"}]', "expected pairs of question and answer in 'conversations', found str"),
-        (json.dumps([{"conversations": said("Q", "A", "Q")}]), "row 1: expected pairs .*, found 3 turns"),
-        (json.dumps([{"conversations": said("Q", "A")[::-1]}]), "turn 1: expected one from 'human', found 'gpt'"),
-        (json.dumps([{"conversations": ["Q", "A"]}]), "turn 1: expected one from 'human', found 'Q'"),
-        ('[{"conversations": [{"from": "human"}, {"from": "gpt"}]}]', "expected text in 'value', found NoneType"),
     ],
 )  # fmt: skip
-def test_a_malformed_file_is_named_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+def test_a_file_of_which_nothing_can_be_read_is_named_in_one_line(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "data"
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(InputError, match=message) as caught:
@@ -224,8 +325,8 @@ def make(model: VoCoModel, media: Path, tmp_path: Path) -> Iterator[Callable[...
 def about(folder: Path, name: str) -> Conversation:
     turns = ((f"What is {name}?", f"{name} it is."), ("Sure?", "Yes."))
     if not name:
-        return Conversation("text", None, "text", turns)
-    return Conversation(f"about {name}", folder / name, "image" if name[-4:] in (".png", ".jpg") else "video", turns)
+        return Conversation("text", (), "text", turns)
+    return Conversation(f"about {name}", (folder / name,), "image" if name[-4:] in (".png", ".jpg") else "video", turns)
 
 
 def ingested(model: VoCoModel, path: Path, sampling: FrameSampling, folder: Path) -> np.ndarray:
@@ -302,6 +403,40 @@ def test_an_image_is_shaped_as_a_frame_and_fills_its_segment(
     assert np.array_equal(frames, np.stack([[model.config.geometry.apply(picture(5, *SHAPE))] * 2]))
 
 
+def test_several_images_are_a_segment_each(make: Callable[..., ConversationExamples], media: Path) -> None:
+    examples = make("still.png")
+    examples.conversations = [replace(examples.conversations[0], media=(media / "still.png", media / "whole.jpg"))]
+    frames = examples[0].frames
+    assert frames is not None
+    assert frames.shape[:2] == (2, 2)
+    one = examples.media.image(media / "still.png")
+    assert np.array_equal(frames[:1], one)
+    assert not np.array_equal(frames[1:], one)
+
+
+def test_a_folder_of_frames_is_a_video(make: Callable[..., ConversationExamples], media: Path) -> None:
+    folder = media / "frames"
+    folder.mkdir()
+    (folder / "notes.txt").touch()
+    for number in range(1, 12):  # of which 10 comes behind 9
+        Image.fromarray(picture(number, *SHAPE)).save(folder / f"frame{number}.png")
+    assert numbers(make("frames", sampling=FrameSampling(fps=2))[0].frames) == [
+        [1, 2],
+        [3, 4],
+        [5, 6],
+        [7, 8],
+        [9, 10],
+        [11, 11],
+    ]
+    assert numbers(make("frames", max_frames=4)[0].frames) == [[2, 5], [7, 10]]
+    few = make("frames", sampling=FrameSampling(num_frames=2))
+    assert numbers(few[0].frames) == [[3, 9]]
+    few.conversations = [replace(few.conversations[0], media=tuple(folder / f"frame{n}.png" for n in (4, 5, 6, 7)))]
+    assert numbers(few[0].frames) == [[5, 7]]
+    (media / "empty").mkdir()
+    assert silent(make("empty")[0])
+
+
 def test_a_photograph_is_upright(model: VoCoModel, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees for display
@@ -324,6 +459,9 @@ def test_every_answer_is_labelled_and_text_has_no_frames(
         labels = [label for label in text.labels if label != IGNORED_LABEL]
         assert model.tokenizer.decode(labels) == f" {name} it is.</s> Yes.</s>"
     assert examples[1].frames is None
+    prompt = model.config.prompt
+    assert examples[0].texts[0].ids[0] == prompt.text_newline_ids[0] != prompt.bos_id
+    assert examples[1].texts[0].ids[0] == prompt.bos_id
 
 
 def test_missing_media_are_counted_and_named(make: Callable[..., ConversationExamples], tmp_path: Path) -> None:
@@ -385,20 +523,22 @@ def test_a_broken_row_leaves_the_loss_of_its_batch_alone(
     assert objective(**collate([broken, broken]))["loss"] == 0
 
 
-def test_a_row_without_room_is_reported_not_cut(
+def test_a_row_without_room_is_cut_or_where_no_answer_is_left_silent_and_reported(
     make: Callable[..., ConversationExamples], model: VoCoModel, tmp_path: Path
 ) -> None:
     limit = model.config.max_positions
     room = limit - len(encode_turns(model.tokenizer, model.config.prompt, [("", "yes")]).ids)
-    examples = make("", "", "still.png", "still.png")
+    examples = make("", "", "still.png", "still.png", "")
     examples.conversations = [
         replace(row, turns=(("x" * (room + more), "yes"),))
-        for row, more in zip(examples.conversations, (0, 1, -2, -1), strict=True)  # an image takes 2 positions
+        for row, more in zip(examples.conversations, (0, 1, -2, -1, 50), strict=True)  # an image takes 2 positions
     ]
-    assert [silent(examples[index]) for index in range(4)] == [False, True, False, True]
+    assert [silent(examples[index]) for index in range(5)] == [False, False, False, False, True]
+    assert [len(examples[index].texts[0].ids) for index in range(4)] == [limit, limit, limit - 2, limit - 2]
     report = read_report(tmp_path / "report.jsonl")
-    assert report.counts == {"too long": 2}
-    assert f"the model has {limit}" in report.names["too long"]["text"]
+    assert report.counts == {"cut": 2, "too long": 1}
+    assert set(report.names["cut"].values()) == {f"1 of {limit + 1} tokens", f"1 of {limit - 1} tokens"}
+    assert f"room for {limit} of its {limit + 50} tokens" in report.names["too long"]["text"]
 
 
 def test_workers_give_the_same_and_leave_no_process(make: Callable[..., ConversationExamples], tmp_path: Path) -> None:
@@ -443,6 +583,15 @@ def test_lines_of_a_report_are_short_and_whole(tmp_path: Path) -> None:
     path.write_bytes(b"".join(item.to_line() for item in items))
     assert all(len(item.to_line()) < 4096 for item in items)
     assert read_report(path).counts == {"broken": 6}
+
+
+def test_a_settled_report_has_each_row_once(tmp_path: Path) -> None:
+    path = tmp_path / "report.jsonl"
+    items = [LeftOutRow(3, name, "a.mp4", "broken", "torn") for name in ("one", "two")]  # of two files
+    for _ in range(3):
+        record(path, items)
+    assert settle(path).counts == read_report(path).counts == {"broken": 2}
+    assert len(path.read_bytes().splitlines()) == 2
 
 
 def test_a_report_of_nothing(tmp_path: Path) -> None:

@@ -87,6 +87,16 @@ class TestEncodeTurns:
         assert labelled(model, text) == " a red ball</s> left</s>"
         assert "</s>" not in model.tokenizer.decode(text.ids[:-1])
 
+    def test_text_alone_begins_with_bos_where_the_prompt_has_one(self, model: VoCoModel) -> None:
+        prompt = model.config.prompt
+        behind = encoded(model, TURNS)
+        alone = encode_turns(model.tokenizer, prompt, TURNS, alone=True)
+        newline = len(prompt.text_newline_ids)
+        assert alone.ids == [prompt.bos_id, *behind.ids[newline:]]
+        assert alone.labels == [IGNORED_LABEL, *behind.labels[newline:]]
+        without = encode_turns(model.tokenizer, replace(prompt, bos_id=None), TURNS, alone=True)
+        assert (without.ids, without.labels) == (alone.ids[1:], alone.labels[1:])
+
     def test_without_stop_tokens_only_answers_are_labelled(self, model: VoCoModel) -> None:
         text = encode_turns(model.tokenizer, replace(model.config.prompt, stop_ids=()), TURNS[:2])
         assert labelled(model, text) == " a red ball left"

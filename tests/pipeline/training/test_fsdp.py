@@ -1,6 +1,7 @@
 """Training with sharded weights (FSDP), between two processes on CPUs."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,11 @@ from PIL import Image
 from tests.pipeline.training.test_job import in_process, losses, weights
 
 from vococache.errors import InputError
+from vococache.model.checkpoints import load_model, read_layout, save_pretrained
+from vococache.model.fingerprint import compressor_fingerprint
+from vococache.model.scratch import random_model
 from vococache.pipeline.training.job import train
+from vococache.pipeline.training.trainer import training_arguments
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python")
 SHARDED = {
@@ -64,17 +69,45 @@ def test_a_sharded_run_with_checkpointing_resumes_to_the_same_weights(settings: 
     train(settings(trainer={"max_steps": 6, "per_device_train_batch_size": 8}), tmp_path / "one")
     out = tmp_path / "two"
     sharded = SHARDED["fsdp_config"] | {"state_dict_type": "SHARDED_STATE_DICT"}
-    trainer = {"max_steps": 6, "save_steps": 3, "fsdp_config": sharded}
+    accumulated = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    trainer = {"max_steps": 6, "save_steps": 3, "fsdp_config": sharded} | accumulated
     run(out, trainer, gradient_checkpointing=True)
     assert_close(tmp_path / "one/model", out / "model")
     (out / "model").rename(tmp_path / "straight")
+    run(out, trainer, gradient_checkpointing=True, resume=True)  # of which nothing is left to do
+    assert_close(tmp_path / "straight", out / "model")
+    shutil.rmtree(out / "model")
+    shutil.rmtree(out / "checkpoint-6")
     run(out, trainer, gradient_checkpointing=True, resume=True)
     assert_close(tmp_path / "straight", out / "model")
 
 
 @pytest.mark.slow
+def test_shards_of_a_checkpoint_with_tied_embeddings_and_a_reader(
+    settings: Any, run: Any, blank: Path, tmp_path: Path
+) -> None:
+    """One process reads it; what both save is one table, and the compressor as it was."""
+    config = read_layout(blank, "voco").config
+    config.text.tie_word_embeddings = True
+    model = random_model(config, 0)
+    model.tokenizer = read_layout(blank, "voco").tokenizer
+    save_pretrained(model, tmp_path / "start")
+    changes = {"model": str(tmp_path / "start"), "from_scratch": False, "train": ("reader",)}
+    changes |= {"reader": {"kind": "full"}}
+    train(settings(trainer={"max_steps": 3, "per_device_train_batch_size": 8}, **changes), tmp_path / "one")
+    run(tmp_path / "two", {"max_steps": 3}, **changes)
+    assert_close(tmp_path / "one/model", tmp_path / "two/model")
+    assert (tmp_path / "one/model/model.safetensors").stat().st_size == (
+        (tmp_path / "two/model/model.safetensors").stat().st_size
+    )
+    first, second = (load_model(folder, device="cpu") for folder in (tmp_path / "start", tmp_path / "two/model"))
+    assert compressor_fingerprint(first) == compressor_fingerprint(second)
+    assert not first.state_dict()["lm_head.weight"].equal(second.state_dict()["lm_head.weight"])
+
+
+@pytest.mark.slow
 def test_bfloat16_shards_keep_float32_weights_and_losses(run: Any, tmp_path: Path) -> None:
-    run(tmp_path / "two", {"max_steps": 8, "bf16": True})
+    run(tmp_path / "two", {"max_steps": 8, "bf16": True}, save_dtype="float32")
     found = losses(tmp_path / "two")
     assert found[8] < found[1]
     assert any(loss != torch.tensor(loss).bfloat16().item() for loss in found.values())
@@ -88,6 +121,14 @@ def test_a_lora_reader_is_refused(settings: Any, tmp_path: Path) -> None:
     output, _ = process.communicate(timeout=280)
     assert process.returncode
     assert "a LoRA reader shares the decoder's weights" in output
+
+
+def test_gradients_stay_sharded_while_they_accumulate(tmp_path: Path) -> None:
+    """Unless told: then they wait in each process, whole, for the last batch."""
+    told = {"accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": False}}}
+    for trainer, sync in (({}, True), (told, False)):
+        accelerator: Any = training_arguments({"fsdp": True} | trainer, tmp_path, 0).accelerator_config
+        assert accelerator.gradient_accumulation_kwargs == {"sync_each_batch": sync}
 
 
 def test_one_process_has_nothing_to_shard_with(settings: Any, tmp_path: Path) -> None:

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 import vococache
 from vococache.errors import InputError, StoreMismatchError
@@ -23,13 +24,11 @@ from vococache.model.checkpoints import load_model, save_pretrained
 from vococache.model.fingerprint import compressor_fingerprint
 from vococache.model.voco import IGNORED_LABEL
 from vococache.pipeline.ask import ask, open_reader
-from vococache.pipeline.ingest.job import ingest
-from vococache.pipeline.synthetic.render import write_clip
-from vococache.pipeline.synthetic.scene import make_scene
+from vococache.pipeline.training import trainer
 from vococache.pipeline.training.conversations import read_conversations
 from vococache.pipeline.training.examples import collate
 from vococache.pipeline.training.job import train
-from vococache.pipeline.training.settings import TrainSettings, check_stage, read_settings
+from vococache.pipeline.training.settings import TrainSettings, read_settings
 from vococache.pipeline.training.stored import StoredExamples
 
 
@@ -47,9 +46,13 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return dict(load_model(folder, device="cpu").state_dict())
 
 
+def stored_dtypes(folder: Path) -> set[torch.dtype]:
+    (file,) = folder.glob("*.safetensors")
+    return {weight.dtype for weight in load_file(file).values()}
+
+
 def write(settings: TrainSettings, path: Path) -> Path:
-    data = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(settings).items()}
-    path.write_text(yaml.safe_dump(data))
+    path.write_text(yaml.safe_dump(settings.given()))
     return path
 
 
@@ -99,11 +102,26 @@ class TestRun:
         large, small = losses(tmp_path / "large"), losses(tmp_path / "small")
         assert large == pytest.approx(small, abs=2e-4)
 
-    def test_bfloat16_trains_and_saves_float32(self, settings: Any, tmp_path: Path) -> None:
-        train(settings(trainer={"bf16": True, "max_steps": 8}), tmp_path)
+    @pytest.mark.parametrize(
+        ("bf16", "save_dtype", "expected"),
+        [
+            (True, None, "bfloat16"),
+            (False, None, "float32"),
+            (True, "float32", "float32"),
+            (False, "float16", "float16"),
+        ],
+    )
+    def test_it_saves_what_it_computes_in_unless_told(
+        self, settings: Any, tmp_path: Path, monkeypatch: Any, bf16: bool, save_dtype: str | None, expected: str
+    ) -> None:
+        monkeypatch.setattr(trainer, "computes_bfloat16", lambda: True)
+        train(settings(save_dtype=save_dtype, trainer={"bf16": bf16, "max_steps": 8}), tmp_path)
         found = losses(tmp_path)
         assert found[8] < found[1]
-        assert load_model(tmp_path / "model").dtype == torch.float32
+        assert stored_dtypes(tmp_path / "model") == {getattr(torch, expected)}
+        model = load_model(tmp_path / "model", dtype=expected, device="cpu")
+        assert model.config.extra["fingerprint"] == compressor_fingerprint(model)
+        train(settings(model=str(tmp_path / "model"), from_scratch=False, trainer={"max_steps": 1}), tmp_path / "next")
 
     def test_checkpointing_changes_memory_and_no_weight(self, settings: Any, tmp_path: Path) -> None:
         for name, on in (("plain", False), ("again", True)):
@@ -111,6 +129,16 @@ class TestRun:
         plain, again = weights(tmp_path / "plain/model"), weights(tmp_path / "again/model")
         for name, weight in plain.items():
             torch.testing.assert_close(again[name], weight, atol=1e-6, rtol=1e-5, msg=name)
+
+    def test_from_scratch_is_float32_whatever_the_config_names(
+        self, settings: Any, blank: Path, tmp_path: Path
+    ) -> None:
+        shutil.copytree(blank, tmp_path / "half")
+        config = json.loads((blank / "config.json").read_text())
+        config["text_config"]["dtype"] = config["vision_config"]["dtype"] = "float16"
+        (tmp_path / "half/config.json").write_text(json.dumps(config))
+        train(settings(model=str(tmp_path / "half"), trainer={"max_steps": 1}), tmp_path / "run")
+        assert {weight.dtype for weight in weights(tmp_path / "run/model").values()} == {torch.float32}
 
 
 class TestResume:
@@ -139,15 +167,32 @@ class TestResume:
             assert resumed[name].equal(weight), name
 
     def test_a_run_killed_behind_its_last_step_ends_as_if_nothing_were(self, settings: Any, tmp_path: Path) -> None:
-        chosen = settings(trainer={"max_steps": 6, "save_steps": 3})
+        evaluation = ({"synthetic": "val", "count": 8, "asked": 2, "still": True},)
+        chosen = settings(evaluation=evaluation, trainer={"max_steps": 6, "save_steps": 3})
         train(chosen, tmp_path)
         straight = weights(tmp_path / "model")
-        shutil.rmtree(tmp_path / "model")
+        for steps, lost in (([], "model"), ([4, 5, 6], "checkpoint-6")):
+            shutil.rmtree(tmp_path / "model")
+            shutil.rmtree(tmp_path / lost, ignore_errors=True)
+            (tmp_path / "log.csv").unlink()
+            figures = train(chosen, tmp_path, resume=True)
+            assert figures["eval_loss"] > 0
+            assert list(losses(tmp_path)) == steps
+            resumed = weights(tmp_path / "model")
+            assert all(torch.equal(resumed[name], weight) for name, weight in straight.items())
+
+    def test_a_last_save_that_fails_loses_nothing(self, settings: Any, tmp_path: Path) -> None:
+        chosen = settings(trainer={"max_steps": 5, "save_steps": 3})
+        (tmp_path / "model").touch()  # as a full disk: the folder cannot be made
+        with pytest.raises(OSError, match="model"):
+            train(chosen, tmp_path)
+        (tmp_path / "model").unlink()
         (tmp_path / "log.csv").unlink()
         train(chosen, tmp_path, resume=True)
-        assert list(losses(tmp_path)) == [4, 5, 6]
-        resumed = weights(tmp_path / "model")
-        assert all(torch.equal(resumed[name], weight) for name, weight in straight.items())
+        assert not (tmp_path / "log.csv").exists(), "no step was taken again"
+        train(chosen, tmp_path / "straight")
+        expected = weights(tmp_path / "straight/model")
+        assert all(weight.equal(expected[name]) for name, weight in weights(tmp_path / "model").items())
 
     def test_without_a_checkpoint_there_is_nothing_to_resume(self, settings: Any, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="no checkpoint"):
@@ -181,33 +226,31 @@ class TestParallel:
         for name, weight in one.items():
             torch.testing.assert_close(two[name], weight, atol=2e-4, rtol=1e-3, msg=name)
 
+    @pytest.mark.slow
+    def test_relative_paths_are_those_of_the_caller_and_errors_are_the_runs(
+        self, settings: Any, blank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from vococache.pipeline.training.cluster import train_on_ray
+
+        shutil.copytree(blank, tmp_path / "blank")
+        (tmp_path / "rows.jsonl").write_text('{"question": "which?", "answer": "red"}\n' * 4)
+        monkeypatch.chdir(tmp_path)
+        trainer = {"max_steps": 2, "per_device_train_batch_size": 2}
+        start: dict[str, Any] = {"model": "blank", "data": ({"file": "rows.jsonl"},)}
+        chosen = settings(**start, trainer=trainer | {"ddp_backend": "gloo"})
+        train_on_ray(chosen, Path("ray"), workers=1)
+        train(settings(**start, trainer=trainer), Path("one"))  # where there is no process group to name a backend of
+        expected = weights(tmp_path / "one/model")
+        for name, weight in weights(tmp_path / "ray/model").items():
+            torch.testing.assert_close(weight, expected[name], atol=2e-4, rtol=1e-3, msg=name)
+        with pytest.raises(InputError, match=r"the run in .*ray is finished"):
+            train_on_ray(chosen, Path("ray"), workers=1)
+
     def test_more_workers_than_the_cluster_has_are_refused(self, settings: Any, tmp_path: Path) -> None:
         from vococache.pipeline.training.cluster import train_on_ray
 
         with pytest.raises(InputError, match=r"5000 workers need a CPU each, but the Ray cluster has"):
             train_on_ray(settings(), tmp_path, workers=5000)
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory, blank: Path, local_ray: None) -> tuple[Path, Path, Path]:
-    """(model folder, store, conversations about its videos); the videos themselves are gone."""
-    root = tmp_path_factory.mktemp("corpus")
-    settings = TrainSettings(
-        model=str(blank), from_scratch=True, data=({"synthetic": "train", "count": 8, "asked": 1, "still": True},),
-        trainer={"max_steps": 1, "use_cpu": True, "disable_tqdm": True, "report_to": []},
-    )  # fmt: skip
-    train(settings, root / "start")
-    (root / "videos").mkdir()
-    rows = []
-    for number in range(3):
-        path = write_clip(make_scene(f"train {number}"), root / f"videos/clip{number}.mp4")
-        rows.append({"video": path.name, "question": f"which one is it, {number}?", "answer": "red left"})
-    rows.append({"video": "gone.mp4", "question": "where is it?", "answer": "nowhere"})
-    ingest(str(root / "videos"), str(root / "store"), fps=2, model=str(root / "start/model"))
-    for path in (root / "videos").iterdir():
-        path.unlink()
-    (root / "rows.json").write_text("\n".join(map(json.dumps, rows)))
-    return root / "start/model", root / "store", root / "rows.json"
 
 
 class TestFromAStore:
@@ -235,6 +278,21 @@ class TestFromAStore:
         report = [json.loads(line) for line in (tmp_path / "report.jsonl").read_text().splitlines()]
         assert [(row["medium"].rsplit("/")[-1], row["cause"]) for row in report] == [("gone.mp4", "missing")]
 
+    def test_a_reader_in_bfloat16_does_not_round_its_compressor(
+        self, settings: Any, corpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(trainer, "computes_bfloat16", lambda: True)
+        model, store, rows = corpus
+        changes: dict[str, Any] = {
+            "model": str(model), "from_scratch": False, "store": str(store), "train": ("reader",),
+            "reader": {"kind": "lora", "r": 4}, "data": ({"file": str(rows)},),
+            "trainer": {"max_steps": 2, "bf16": True},
+        }  # fmt: skip
+        train(settings(**changes), tmp_path / "run")
+        open_reader(str(store), model=str(tmp_path / "run/model"))  # which checks the fingerprint
+        with pytest.raises(InputError, match="`save_dtype: bfloat16` would round the compressor's weights"):
+            train(settings(save_dtype="bfloat16", **changes), tmp_path / "two")
+
     def test_training_the_compressor_makes_another_store_necessary(
         self, settings: Any, corpus: Any, tmp_path: Path
     ) -> None:
@@ -254,7 +312,7 @@ class TestFromAStore:
 
     def test_a_row_without_room_is_reported_and_silent(self, corpus: Any, tmp_path: Path) -> None:
         model, store, rows = corpus
-        short, *_ = read_conversations(rows, rows.parent)
+        (short, *_), _ = read_conversations(rows, rows.parent)
         long = replace(short, turns=(("x" * 5000, "yes"),))
         stage = open_reader(str(store), model=str(model))
         examples = StoredExamples(stage, [short, long], tmp_path / "report.jsonl")
@@ -286,59 +344,3 @@ class TestFromAStore:
 
 def _of_stage1(name: str) -> bool:
     return name.startswith(("vision_tower", "projector", "language_model"))
-
-
-class TestSettings:
-    @pytest.mark.parametrize(
-        ("text", "message"),
-        [
-            ("- a", "hold list; expected names and values"),
-            ("model: m", r"lack \['data'\]"),
-            ("model: m\ndata: [{file: a}]\nlayers: 3", r"unknown names \['layers'\]"),
-            ("model: m\ndata: []", "no training data"),
-            ("model: m\ndata: [{url: x}]", "is not understood"),
-            ("model: m\ndata: [{file: a}]\ntrain: [head]", "unknown parts"),
-            ("model: m\ndata: [{file: a}]\nstore: s", "only `train: \\[reader\\]` can learn"),
-            ("model: m\ndata: [{file: a}]\nstore: s\ntrain: [reader]\nteacher: t", "`teacher` needs pixels"),
-            ("model: m\ndata: [{file: a}]\ntrain: [reader]", "say which"),
-            ("model: m\ndata: [{file: a}]\ntrainer: {seed: 3}", "settings of their own"),
-            ("a: [", "cannot be read as YAML"),
-        ],
-    )
-    def test_what_does_not_fit_is_refused_in_one_line(self, tmp_path: Path, text: str, message: str) -> None:
-        path = tmp_path / "settings.yaml"
-        path.write_text(text)
-        with pytest.raises(InputError, match=message) as caught:
-            read_settings(path, {})
-        assert "\n" not in str(caught.value)
-
-    def test_values_are_changed_by_name(self, tmp_path: Path) -> None:
-        path = tmp_path / "settings.yaml"
-        path.write_text("model: m\ndata: [{file: a}]\ntrainer: {max_steps: 10}")
-        found = read_settings(path, {"trainer.learning_rate": "1.0e-4", "elastic": "true", "voco_tokens": "8"})
-        assert found.trainer == {"max_steps": 10, "learning_rate": 1e-4}
-        assert (found.elastic, found.voco_tokens) == (True, 8)
-
-    def test_stages_take_what_belongs_to_them(self) -> None:
-        clips = TrainSettings(model="m", data=({"synthetic": "train", "count": 1, "asked": 1},))
-        check_stage(clips, "temporal")
-        with pytest.raises(InputError, match="single segments"):
-            check_stage(clips, "compress")
-
-    def test_the_trainer_refuses_what_it_does_not_know(self, settings: Any, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match="the trainer's settings do not fit"):
-            train(settings(trainer={"steps": 3}), tmp_path)
-
-    def test_only_voco_tokens_are_elastic(self, settings: Any, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match="`elastic` is about VoCo tokens"):
-            train(settings(elastic=True, compression="full"), tmp_path)
-
-    def test_from_scratch_is_float32_whatever_the_config_names(
-        self, settings: Any, blank: Path, tmp_path: Path
-    ) -> None:
-        shutil.copytree(blank, tmp_path / "half")
-        config = json.loads((blank / "config.json").read_text())
-        config["text_config"]["dtype"] = config["vision_config"]["dtype"] = "float16"
-        (tmp_path / "half/config.json").write_text(json.dumps(config))
-        train(settings(model=str(tmp_path / "half"), trainer={"max_steps": 1}), tmp_path / "run")
-        assert {weight.dtype for weight in weights(tmp_path / "run/model").values()} == {torch.float32}

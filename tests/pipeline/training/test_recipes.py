@@ -1,14 +1,20 @@
 """The committed recipes and the document about training say what the code takes."""
 
-from dataclasses import fields
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
+from pydantic import BaseModel
 
+from vococache.model.checkpoints import load_model
+from vococache.model.convert import convert
 from vococache.pipeline.training import trainer
 from vococache.pipeline.training.conversations import read_conversations
-from vococache.pipeline.training.settings import TrainSettings, check_stage, read_settings
+from vococache.pipeline.training.job import train
+from vococache.pipeline.training.settings import Source, TrainSettings, check_stage, read_settings, table
 from vococache.pipeline.training.trainer import training_arguments
 
 ROOT = Path(__file__).parents[3]
@@ -36,10 +42,52 @@ def test_the_papers_recipe(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
     assert arguments.bf16
     assert settings.gradient_checkpointing
     assert "vision_tower" not in settings.train
+    assert settings.compose if name == "compress" else not settings.compose
+    assert not any("webvid" in str(source.file) for source in settings.data), "which can no longer be fetched"
     if name != "temporal-reader":
         assert arguments.learning_rate == 2e-5
         assert arguments.fsdp_plugin_args["fsdp_version"] == 2
         assert arguments.fsdp_plugin_args["transformer_cls_names_to_wrap"] == "LlamaDecoderLayer,CLIPEncoderLayer"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "start"),
+    [("smolvlm2-500m", "family"), ("onevision-0.5b", "onevision"), ("vicuna-7b-lora", "parts"), ("vicuna-7b", "parts")],
+)
+def test_a_recipe_starts_stops_and_goes_on_at_tiny_size(
+    recipe: str, start: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    said = [[{"from": "human", "value": "<image>\nWhich?"}, {"from": "gpt", "value": "red " * n}] for n in range(1, 5)]
+    rows = [{"id": str(number), "image": "a.png", "conversations": turns} for number, turns in enumerate(said)]
+    Image.new("RGB", (80, 60), "red").save(tmp_path / "a.png")
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    found = request.getfixturevalue(start)
+    changes = {"data": f"[{{file: {tmp_path / 'rows.json'}}}]", "model": str(found[0] if start == "parts" else found)}
+    if start == "parts":
+        changes |= {"compose.tower": str(found[1]), "compose.projector": "null"}
+    small = {"max_steps": 2, "save_steps": 1, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1,
+             "dataloader_num_workers": 0, "use_cpu": "true", "fsdp": "null", "fsdp_config": "null"}  # fmt: skip
+    changes |= {f"trainer.{name}": str(value) for name, value in small.items()}
+    run = read_settings(ROOT / f"pipeline/training/recipes/{recipe}-compress.yaml", changes)
+    train(run, tmp_path / "run")
+    for late in ("model", "checkpoint-2"):  # as if it had been stopped
+        shutil.rmtree(tmp_path / "run" / late)
+    train(run, tmp_path / "run", resume=True)
+    model = tmp_path / "run/model"
+    if run.lora:
+        convert(model, tmp_path / "merged")
+        model = tmp_path / "merged"
+    assert load_model(model, device="cpu").config.num_voco_tokens == 2
+
+
+def test_the_quick_start_is_the_papers_recipe_with_another_start() -> None:
+    path = ROOT / "pipeline/training/recipes/vicuna-7b-compress.yaml"
+    changes = {"compose": "null", "model": "llava-hf/llava-1.5-7b-hf"}
+    told = " ".join(f"--set {name}={value}" for name, value in changes.items())
+    assert told in path.read_text()
+    assert told in DOCUMENT
+    quick, papers = read_settings(path, changes), read_settings(path, {})
+    assert quick == papers.model_copy(update={"model": changes["model"], "compose": None})
 
 
 def test_bf16_is_float32_where_a_cpu_has_no_such_products(
@@ -53,9 +101,9 @@ def test_bf16_is_float32_where_a_cpu_has_no_such_products(
     assert trainer.training_arguments(wanted, tmp_path, seed=0).bf16
 
 
-def test_the_document_names_every_setting() -> None:
-    missing = [entry.name for entry in fields(TrainSettings) if f"`{entry.name}`" not in DOCUMENT]
-    assert not missing
+@pytest.mark.parametrize("model", [TrainSettings, Source])
+def test_the_documents_tables_are_those_of_the_settings(model: type[BaseModel]) -> None:
+    assert table(model) in DOCUMENT, "python -m vococache.pipeline.training.settings prints them"
 
 
 def examples(language: str) -> list[str]:
@@ -74,4 +122,4 @@ def test_the_documents_settings_are_valid(text: str, tmp_path: Path) -> None:
 def test_the_documents_data_are_read(text: str, tmp_path: Path) -> None:
     path = tmp_path / "data"
     path.write_text(text)
-    assert all(row.turns for row in read_conversations(path, tmp_path))
+    assert all(row.turns for row in read_conversations(path, tmp_path)[0])

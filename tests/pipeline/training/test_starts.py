@@ -5,52 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    LlamaConfig,
-    SmolVLMConfig,
-    SmolVLMForConditionalGeneration,
-)
 
 from vococache.errors import InputError
 from vococache.model.checkpoints import load_model
-from vococache.model.scratch import byte_tokenizer
 from vococache.pipeline.training.job import train
+from vococache.pipeline.training.start import starting_model
 
 SIDE = 60
-
-
-def text(tokenizer: Any) -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=1024, bos_token_id=0, eos_token_id=1, tie_word_embeddings=False,
-    )  # fmt: skip
-
-
-@pytest.fixture
-def family(tmp_path: Path) -> Path:
-    """A tiny random SmolVLM with a tokenizer that does not know `<voco>`."""
-    tokenizer = byte_tokenizer()
-    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
-              "image_size": SIDE, "patch_size": 10}  # fmt: skip
-    config = SmolVLMConfig(vision_config=vision, text_config=text(tokenizer).to_dict(), scale_factor=2)
-    SmolVLMForConditionalGeneration(config).save_pretrained(tmp_path / "family")
-    tokenizer.save_pretrained(tmp_path / "family")
-    return tmp_path / "family"
-
-
-@pytest.fixture
-def parts(tmp_path: Path) -> tuple[Path, Path]:
-    """A tiny text-only decoder with a tokenizer, and a tower."""
-    tokenizer = byte_tokenizer()
-    AutoModelForCausalLM.from_config(text(tokenizer)).save_pretrained(tmp_path / "decoder")
-    tokenizer.save_pretrained(tmp_path / "decoder")
-    vision = CLIPVisionConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-                              image_size=SIDE, patch_size=10)  # fmt: skip
-    CLIPVisionModel(vision).save_pretrained(tmp_path / "tower")
-    return tmp_path / "decoder", tmp_path / "tower"
 
 
 def check_trained(out: Path, before: torch.nn.Module) -> None:
@@ -81,7 +42,35 @@ def test_parts_put_together(settings: Any, parts: tuple[Path, Path], tmp_path: P
     check_trained(tmp_path / "out", compose(decoder, tower, device="cpu"))
 
 
+TEMPLATE = (
+    "{% for message in messages %}{{ '[' + message['role'] + ']' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{{ part['text'] if part['type'] == 'text' else '<s>' }}{% endfor %}{% endif %}{{ '[end]' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("composed", [True, False])
+def test_a_chat_template_of_ones_own_is_kept(
+    settings: Any, parts: tuple[Path, Path], family: Path, tmp_path: Path, composed: bool
+) -> None:
+    (tmp_path / "own.jinja").write_text(TEMPLATE)
+    start: dict[str, Any] = {"model": str(family)}
+    if composed:
+        start = {"model": str(parts[0]), "compose": {"tower": str(parts[1])}}
+    run = settings(
+        {"max_steps": 1}, **start, from_scratch=False, train=("projector",), chat_template=str(tmp_path / "own.jinja")
+    )
+    planned = starting_model(run, torch.device("meta"), torch.float32)
+    assert planned.config.prompt.template == "[user]{question}[end][assistant]"
+    train(run, tmp_path / "out")
+    prompt = load_model(tmp_path / "out/model", device="cpu").config.prompt
+    assert (prompt.template, prompt.before_answer) == ("[user]{question}[end][assistant]", "")
+    assert prompt.followup == "[end][user]{question}[end][assistant]"
+    with pytest.raises(InputError, match=r"chat_template .*gone.jinja cannot be read"):
+        train(run.model_copy(update={"chat_template": "gone.jinja"}), tmp_path / "two")
+
+
 def test_what_parts_are_not_is_refused(settings: Any, parts: tuple[Path, Path], tmp_path: Path) -> None:
-    run = settings(model=str(parts[0]), compose={"eyes": str(parts[1])}, from_scratch=False)
-    with pytest.raises(InputError, match="`compose` takes tower, projector and feature_layer"):
-        train(run, tmp_path / "out")
+    with pytest.raises(InputError, match=r"compose.tower is missing; compose.eyes is unknown; expected .* tower,"):
+        settings(model=str(parts[0]), compose={"eyes": str(parts[1])}, from_scratch=False)
