@@ -46,7 +46,7 @@ def main() -> None:
         warnings.simplefilter("ignore")
     with signals.caught():
         try:
-            code = cli.main(standalone_mode=False)
+            code = cli.main(prog_name="voco", standalone_mode=False)
         except click.exceptions.Exit as request:
             code = request.exit_code
         except click.Abort:

@@ -90,6 +90,15 @@ def test_every_command_stands_in_the_readme() -> None:
     assert [name for name, _ in commands() if f"voco {name}" not in readme] == []
 
 
+def test_a_shell_completes_commands(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"_VOCO_COMPLETE": "bash_complete", "COMP_WORDS": "voco in", "COMP_CWORD": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["voco"])
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().out.split() == ["plain,info", "plain,ingest"]
+
+
 def test_ls_json_is_the_contract(voco: Voco, store: Path) -> None:
     rows = voco("ls", store, "--json").json
     assert isinstance(rows, list)
