@@ -7,10 +7,18 @@ from dataclasses import dataclass
 from vococache.errors import CorruptionError, InputError, StoreError, VideoNotFoundError
 from vococache.storage import documents
 from vococache.storage.documents import Fields, stamp
-from vococache.storage.format import DOCUMENT, JsonRecord, is_leftover, is_safe_key
+from vococache.storage.format import (
+    DOCUMENT,
+    JsonRecord,
+    generation_of,
+    is_leftover,
+    is_safe_key,
+    is_superseded,
+    placed,
+)
 from vococache.storage.objects import PLAIN, Entry
 from vococache.storage.opening import check_vacant, open_objects, open_store, root_objects
-from vococache.storage.reading import difference
+from vococache.storage.reading import READABLE, difference
 from vococache.storage.store import Store
 
 GC_AGE_S = 3600.0
@@ -40,8 +48,8 @@ class Garbage(JsonRecord):
 def verify(store: Store, video: str | None = None) -> Iterator[Problem]:
     """Check every byte of a store, or of one video: changed, missing, truncated, swapped, unexpected objects.
 
-    What a killed ingest leaves behind (partial videos, temporary files, receipts) is no problem; `gc` removes it.
-    Raises `VideoNotFoundError` if there is no such video.
+    What a killed ingest leaves behind (partial videos, other generations, temporary files) is no problem; `gc` removes
+    it. Raises `VideoNotFoundError` if there is no such video.
     """
     if video is not None:
         present = store.objects.walk(f"videos/{video}") if is_safe_key(video) else []
@@ -79,7 +87,7 @@ def _remove(store: Store, video: str) -> None:
         store.objects.delete([f"videos/{video}"])  # a link itself, not what it leads to
         return
     store.discard(video)
-    store.objects.delete([f"videos/{video}/{DOCUMENT}"])
+    store.remove_document(video)
 
 
 def gc(store: Store, *, older_than_s: float = GC_AGE_S, partial: bool = False) -> list[Garbage]:
@@ -97,6 +105,8 @@ def gc(store: Store, *, older_than_s: float = GC_AGE_S, partial: bool = False) -
                 continue  # somebody is at it
             if name is not None and len(reasons) == len(entries):
                 remove(store, name)
+            elif name is not None and "partial video" in reasons.values():
+                store.forget_begun(name)
             store.objects.delete(reasons)
             garbage += [
                 Garbage(object=entry.key, bytes=entry.length, reason=reasons[entry.key])
@@ -134,11 +144,11 @@ def export(store: Store, videos: Sequence[str], url: str) -> Store:
     check_vacant(target)
     own = root_objects(store)
     for video, (fields, document) in wanted.items():
-        expected = documents.record(fields)
+        expected = documents.record(store.header, fields)
 
         def copy(key: str, video: str = video, expected: dict[str, documents.Stamp] = expected) -> None:
             data = store.objects.get(f"videos/{video}/{key}")
-            found = None if data is None else stamp(data)
+            found = None if data is None else stamp(data, documents.trailer_of(key))
             if data is None or found != expected[key]:
                 raise CorruptionError(
                     f"cannot export video {video!r}: {key} is not what was written: {difference(expected[key], found)}"
@@ -178,15 +188,15 @@ def _verify_video(store: Store, video: str, entries: Sequence[Entry]) -> Iterato
     except StoreError as error:
         yield Problem(video=video, object=place + DOCUMENT, problem=str(error))
         return
-    if fields["status"] != "complete":
+    if fields["status"] not in READABLE:
         return
-    expected = documents.record(fields)
+    expected = documents.record(store.header, fields)
     found = store.objects.map(lambda key: store.stamp(video, key), list(expected))
     for (key, recorded), seen in zip(expected.items(), found, strict=True):
         if seen != recorded:
             yield Problem(video=video, object=place + key, problem=difference(recorded, seen))
     for key in sorted(present - expected.keys() - {DOCUMENT}):
-        if not is_leftover(key):
+        if not is_leftover(key) and not is_superseded(key, documents.generation(fields)):
             yield Problem(video=video, object=place + key, problem="expected no such object")
 
 
@@ -212,15 +222,27 @@ def _garbage_of(store: Store, video: str | None, entries: Sequence[Entry], parti
         fields: Fields = store.document(video)[0]
     except StoreError:
         return temporary
+    begun = documents.begun_of(fields)
     if fields["status"] == "partial":
-        abandoned = "intent" not in fields
-        if abandoned or partial:
-            return dict.fromkeys(keys, "discarded" if abandoned else "partial video")
-        return temporary
-    kept = {document}
-    if fields["status"] == "complete":
-        kept |= {f"videos/{video}/{key}" for key in documents.record(fields)}
-    return temporary | dict.fromkeys((key for key in keys if key not in kept), "not of the video's record")
+        if partial or "intent" not in fields:
+            return dict.fromkeys(keys, "partial video" if "intent" in fields else "discarded")
+        if begun is None:  # of an older format, whose software may finish it
+            return temporary
+    kept = {DOCUMENT}
+    if fields["status"] in READABLE:
+        kept |= documents.record(store.header, fields).keys()
+    place = f"videos/{video}/"
+    names = {key: key.removeprefix(place) for key in keys}
+    garbage = {key: "what no document names" for key, name in names.items() if name not in kept}
+    if begun is not None:
+        what = {key: "partial video" for key in garbage if _is_of(names[key], begun[0])}
+        garbage = garbage | what if partial else {key: why for key, why in garbage.items() if key not in what}
+    return garbage | temporary
+
+
+def _is_of(key: str, token: str) -> bool:
+    """Is an object of a video's group one of the generation of `token`?"""
+    return key.partition("/")[0] in {placed(generation_of(token), f"{array}/")[:-1] for array in documents.ARRAYS}
 
 
 def _exportable(store: Store, video: str) -> tuple[Fields, bytes]:

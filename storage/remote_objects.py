@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -11,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from vococache.storage.documents import Bytes, Stamp, stamp
-from vococache.storage.objects import SMALL, Entry, Objects, redact
+from vococache.storage.objects import Entry, Objects, redact
+
+_ALONE = threading.Lock()  # what lies in memory belongs to this process
 
 
 class RemoteObjects(Objects):
@@ -49,32 +52,66 @@ class RemoteObjects(Objects):
                 _check_bucket(error)
                 return None
 
-    def read_into(self, key: str, out: npt.NDArray[np.uint8]) -> Stamp | None:
+    def stamp(self, key: str, trailer: int = 0) -> Stamp | None:
         data = self.get(key)
-        if data is None or len(data) != len(out):
+        return None if data is None else stamp(data, trailer)
+
+    def read_into(self, key: str, out: npt.NDArray[np.uint8], trailer: int = 0) -> Stamp | None:
+        data = self.get(key)
+        if data is None or len(data) != len(out) + trailer:
             return None if data is None else Stamp(len(data), 0)
-        out[:] = np.frombuffer(data, np.uint8)
-        return stamp(data)
+        out[:] = np.frombuffer(data, np.uint8, len(out))
+        return stamp(data, trailer)
 
-    def put(self, key: str, data: Bytes, guard: Callable[[], bool] | None = None) -> str | None:
-        if guard is not None and not guard():
-            return None
-        data = bytes(data)
+    def put(self, key: str, data: Bytes) -> None:
         with self._errors("write", key):
-            self._fs.pipe_file(f"{self._root}/{key}", data)
-        if len(data) <= SMALL:
-            return ""  # reading it again costs no more than asking for its version
-        # Another writer may have replaced it by now: only a version that is the hash of these bytes is theirs.
-        version = self.version(key)
-        return version if version == hashlib.md5(data, usedforsecurity=False).hexdigest() else ""
+            self._fs.pipe_file(f"{self._root}/{key}", bytes(data))
 
-    def version(self, key: str) -> str | None:
-        """The entity tag; on most object stores an MD5 of what was put in one piece."""
-        with self._errors("read", key):
+    def create(self, key: str, data: Bytes, tail: Callable[[], bytes] | None = None) -> bool:
+        whole = b"".join((memoryview(data), b"" if tail is None else tail()))
+        with self._errors("write", key):
             try:
-                return str(self._fs.info(f"{self._root}/{key}").get("ETag") or "").strip('"')
-            except FileNotFoundError:
-                return None
+                self._fs.pipe_file(f"{self._root}/{key}", whole, mode="create")
+            except FileExistsError:
+                return False
+        return True
+
+    def replace(self, key: str, expected: bytes | None, data: bytes | None) -> bool:
+        if expected is None and data is not None:
+            return self.create(key, data)
+        if expected is not None and data is not None and "s3" in self._fs.protocol:
+            return self._swap(key, expected, data)
+        with _ALONE:
+            if self.get(key) != expected:
+                return False
+            if data is None:
+                self.delete([key])
+            else:
+                self.put(key, data)
+            return True
+
+    def _swap(self, key: str, expected: bytes, data: bytes) -> bool:
+        """`replace` by the entity tag: the MD5 of what was put in one piece, or what the server says that it is."""
+        path = f"{self._root}/{key}"
+        tag = hashlib.md5(expected, usedforsecurity=False).hexdigest()
+        with self._errors("write", key):
+            for _ in range(2):
+                try:
+                    self._fs.pipe_file(path, data, IfMatch=f'"{tag}"')
+                    return True
+                except FileNotFoundError:
+                    return False
+                except OSError as error:
+                    if "PreconditionFailed" not in repr(error.__cause__) and "pre-condition" not in str(error):
+                        raise
+                try:  # the tag first: what is put after that look fails to match it
+                    tag = str(self._fs.info(path).get("ETag") or "").strip('"')
+                    found = self._fs.cat_file(path)
+                except FileNotFoundError:
+                    return False
+                if found != expected:
+                    return bool(found == data)  # ours after all: its answer was lost, and the client tried again
+        return False
 
     def delete(self, keys: Iterable[str]) -> None:
         def delete(key: str) -> None:

@@ -1,12 +1,12 @@
 """A store of VoCo caches: videos are begun, written chunk by chunk, completed, and read with every byte checked.
 
-A video's group document (`videos/<id>/zarr.json`) says all about it, and is replaced atomically: the intent first,
-the record of every other object of the group last. Whatever happens in between, the document tells what the
-rest is worth (docs/design/0002-store.md).
+A video's group document (`videos/<id>/zarr.json`) says all about it, and is replaced only by whoever knows what it says
+now. Chunks are created once, under the name of their generation, and never written again
+(docs/design/0002-store.md, 0008-format-3.md).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,70 +15,137 @@ import numpy.typing as npt
 
 from vococache.errors import CorruptionError, InputError, StoreError, StoreMismatchError
 from vococache.storage import checks, documents
-from vococache.storage.documents import RECEIPT, Bytes, Fields, Stamp, stamp
-from vococache.storage.encode import check_receipts, check_timestamps, encode_chunk, examine
-from vococache.storage.format import DOCUMENT, ChunkReceipt, Intent, VideoInfo, chunk_key, is_leftover, receipt_key
+from vococache.storage.documents import Bytes, Fields, Stamp, stamp
+from vococache.storage.encode import check_receipts, encode_chunk, encode_timestamps, encode_vectors, examine
+from vococache.storage.format import (
+    DOCUMENT,
+    FORMAT_VERSION,
+    ChunkReceipt,
+    Intent,
+    VideoInfo,
+    generation_of,
+    growing_key,
+    is_superseded,
+    placed,
+)
+from vococache.storage.generations import GenerationStore
 from vococache.storage.objects import PLAIN
-from vococache.storage.reading import StoreReader
+from vococache.storage.reading import READABLE
+
+Change = Callable[[Fields | None], tuple[Fields, Fields] | None]
 
 
-class Store(StoreReader):
+class Store(GenerationStore):
     """An open store; made by `open_store`. Pickles as its place and header, and opens nothing when unpickled."""
 
     def begin(self, video: str, intent: Intent) -> dict[int, ChunkReceipt]:
         """Announce a video's content; the chunks of it that are stored already and sound, by index.
 
-        Chunks of another intent are discarded, and so is a complete video of other content: its redo starts here.
+        Chunks of another intent that is not complete are discarded. What is complete, or grows, is read as before until
+        other content takes its place.
         """
         self._check_writable()
+        self._check_version()
         if not 1 <= intent.chunk_segments <= self.header.chunk_segments:
             raise InputError(f"chunk of {intent.chunk_segments} segments: expected 1 to {self.header.chunk_segments}")
-        fields = self._current(video, intent.token)
-        if fields is not None and fields["status"] == "partial" and self._is_plain(video):
-            return self._stored_chunks(video, intent.token)
-        if fields is not None and (receipts := self._sound_chunks(video, fields)) is not None:
-            return receipts
-        if self.objects.walk(self._key(video)):
-            self.discard(video)
-        self._put_document(video, {"status": "partial", "token": intent.token, "intent": intent.to_dict()})
-        return {}
+        # Links and the like; whoever laid them must not be followed.
+        self.objects.delete(e.key for e in self.objects.walk(self._key(video)) if e.kind != PLAIN)
+        before = self._sound(self.objects.get(self._key(video, DOCUMENT)), video)
+        stored = self._stored_chunks(video, intent)
+        if (
+            before is not None
+            and _wanted_token(before) == intent.token
+            and (before["status"] != "complete" or "begun" in before or self._is_sound(video, before))
+        ):
+            return stored
 
-    def write_chunk(self, video: str, intent_token: str, index: int, kv: npt.NDArray[Any]) -> ChunkReceipt | None:
-        """Store chunk `index`, kv [segments, layers, 2, kv_heads, tokens, head_dim]; writing it again is fine.
+        def change(fields: Fields | None) -> tuple[Fields, Fields]:
+            begun = documents.begun_fields(intent)
+            if fields is None or fields["status"] not in READABLE:
+                return {"status": "partial", **begun}, {}
+            return documents.parts(fields | {"begun": begun})
 
-        None, and nothing written, when the video's intent is no longer `intent_token`. Raises `InputError` for
-        another dtype or shape than the store's, or values that are not finite.
+        replaced, _ = self._change(video, change)
+        if (begun := documents.begun_of(replaced)) is not None and begun[0] != intent.token:
+            self._drop(video, generation_of(begun[0]), but=self._named(replaced))
+        return stored
+
+    def write_chunk(
+        self,
+        video: str,
+        token: str,
+        index: int,
+        kv: npt.NDArray[Any],
+        vectors: npt.NDArray[Any] | None = None,
+    ) -> ChunkReceipt | None:
+        """Store chunk `index`, kv [segments, layers, 2, kv_heads, tokens, head_dim], where it is not stored yet.
+
+        `vectors`: [segments, *header.index_shape] float16, where the store has an index. The receipt is that of what
+        is stored, whoever wrote it. None, and nothing written, when the video's intent is no longer that of `token`.
+        Raises `InputError` for another dtype or shape than the store's, or values that are not finite.
         """
         self._check_writable()
-        fields = self._current(video, intent_token)
-        if fields is None:
+        fields = self._sound(self.objects.get(self._key(video, DOCUMENT)), video)
+        if fields is None or _wanted_token(fields) != token:
             return None
-        length = fields["intent"]["chunk_segments"]
+        length = _intent_of(fields, token).chunk_segments
         data, segments = encode_chunk(self.header, length, index, kv)
+        encoded = encode_vectors(self.header, length, index, segments, vectors)
         with ThreadPoolExecutor(1) as pool:
             examined = pool.submit(examine, self.header, length, index, data)  # while the bytes go to the disk
+            written = self._create_chunk(video, token, self.chunk_key("chunks", index), data, examined.result)
+        crc = None
+        if encoded is not None:
+            known = stamp(encoded)
+            crc = self._create_chunk(video, token, self.chunk_key("index", index), encoded, lambda: known).crc32c
+        if self._withdraw(video, token, [self.chunk_key(array, index) for array in ("chunks", "index")]):
+            return None
+        return ChunkReceipt(index=index, length=written.length, crc32c=written.crc32c, vectors_crc32c=crc)
 
-            def is_wanted() -> bool:
-                examined.result()
-                now = self._current(video, intent_token)
-                return now is not None and now["status"] == "partial"
+    def append(
+        self,
+        video: str,
+        token: str,
+        receipt: ChunkReceipt,
+        timestamps: npt.NDArray[np.float64],
+        duration: float,
+        metadata: Fields | None = None,
+    ) -> VideoInfo:
+        """Let a video whose source has not ended be read up to the end of one more chunk, which is full and the next.
 
-            version = None
-            if fields["status"] == "partial":
-                version = self.objects.put(self._key(video, chunk_key(index)), data, guard=is_wanted)
-            written = examined.result()
-        receipt = ChunkReceipt(index=index, segments=segments, length=written.length, crc32c=written.crc32c)
-        if version is not None:
-            # Resuming trusts a chunk only by its receipt: a late one of another intent is never taken for one of ours.
-            sealed = documents.seal(RECEIPT, {"token": intent_token, "version": version, **receipt.to_dict()})
-            version = self.objects.put(self._key(video, receipt_key(index)), sealed, guard=is_wanted)
-        if version is None:  # no longer wanted, unless a retry or another ingest completed the video with this chunk
-            fields = self._current(video, intent_token)
-            if fields is None or fields["status"] != "complete":
+        timestamps [chunk_segments, frames_per_segment] of that chunk, duration of all so far: seconds. `metadata` with
+        the first chunk. Appending again is fine. Raises as `complete`.
+        """
+        self._check_writable()
+        intent = self._expected_intent(video, token)
+        times = encode_timestamps(self.header, timestamps)
+        if len(timestamps) != intent.chunk_segments or receipt.index < 0:
+            raise InputError(f"chunk {receipt.index} of {len(timestamps)} segments: expected {intent.chunk_segments}")
+        _check_duration(duration)
+        checks.check_metadata(metadata or {})
+        self._check_stored(video, intent, [receipt])
+        self._create_small(video, token, {growing_key(receipt.index): times})
+
+        def change(fields: Fields | None) -> tuple[Fields, Fields] | None:
+            self._expect(video, fields, token)
+            assert fields is not None
+            receipts, stamps, about = list[ChunkReceipt](), list[Stamp](), {"metadata": metadata} if metadata else {}
+            if fields["status"] == "growing" and fields["token"] == token:
+                receipts, stamps = _receipts(fields), documents.stamps_of(fields, "times")
+                about = {"metadata": fields["metadata"]} if "metadata" in fields else {}
+            if receipt.index < len(receipts):
                 return None
-            stored = documents.chunk_stamps(fields)
-            return receipt if stored[index : index + 1] == [written] else None
-        return receipt
+            if receipt.index > len(receipts):
+                raise InputError(f"chunk {receipt.index} of video {video!r}: expected {len(receipts)}, the next one")
+            others = {growing_key(n): each for n, each in enumerate([*stamps, stamp(times)])}
+            segments = (len(receipts) + 1) * intent.chunk_segments
+            return documents.readable_fields(
+                self.header, "growing", intent, segments, float(duration), [*receipts, receipt], others, about
+            )
+
+        replaced, _ = self._change(video, change)
+        self._drop_readable(video, replaced, but=generation_of(token))
+        return self.info(video)
 
     def complete(
         self,
@@ -88,52 +155,53 @@ class Store(StoreReader):
         timestamps: npt.NDArray[np.float64],
         duration: float,
         findings: Fields | None = None,
+        metadata: Fields | None = None,
     ) -> VideoInfo:
         """Make a video visible, atomically. timestamps [segments, frames_per_segment], duration: seconds.
 
-        `findings`: what is to be told of its source, `damage` and `discontinuities`, where there are any.
+        `findings`: what is to be told of its source, `damage` and `discontinuities`, where there are any. `metadata`:
+        texts and numbers by name, of its manifest. `receipts`: of all chunks, in any order.
 
-        `receipts`: of all chunks, in any order. Raises `CorruptionError` if a stored chunk is not its receipt,
-        `StoreMismatchError` if the video's intent is no longer `intent_token`.
+        Raises `CorruptionError` if a chunk is not there, `StoreMismatchError` if the video's intent is no longer
+        `intent_token`, `InputError` for what does not fit together.
         """
         self._check_writable()
-        fields = self._expect_intent(video, intent_token)
-        intent = Intent.from_dict(fields["intent"])
+        intent = self._expected_intent(video, intent_token)
         receipts = sorted(receipts, key=lambda receipt: receipt.index)
-        segments = check_receipts(receipts, intent.chunk_segments)
-        times = check_timestamps(self.header, segments, timestamps)
-        if not (math.isfinite(duration) and duration >= 0):
-            raise InputError(f"duration {duration}: expected seconds")
-        chunks = {chunk_key(r.index): Stamp(r.length, r.crc32c) for r in receipts}
-        if fields["status"] == "complete":
-            if documents.chunk_stamps(fields) != list(chunks.values()):
-                raise CorruptionError(f"video {video!r} is complete with other chunks in {self.url}")
-            return self.info(video)
+        times = encode_timestamps(self.header, timestamps)
+        segments = len(timestamps)
+        check_receipts(receipts, intent.chunk_segments, segments)
+        _check_duration(duration)
+        checks.check_metadata(metadata or {})
+        about = (findings or {}) | ({"metadata": metadata} if metadata else {})
+        small: dict[str, Bytes] = {"timestamps/c.0.0": times}
+        small |= documents.array_documents(self.header, segments, intent.chunk_segments)
+        stamps = {key: stamp(data) for key, data in small.items()}
+        whole = documents.readable_fields(
+            self.header, "complete", intent, segments, float(duration), receipts, stamps, about
+        )
+        generation = generation_of(intent_token)
+        present = self._check_stored(video, intent, receipts)
+        named = documents.record(self.header, whole[0] | whole[1]).keys()
+        grown = {key for key in present - named if is_superseded(key, generation)}
+        self.objects.delete(self._key(video, key) for key in present - named - grown)
+        self._create_small(video, intent_token, small)
 
-        def is_wanted() -> bool:
-            return self._current(video, intent_token) is not None
+        def change(fields: Fields | None) -> tuple[Fields, Fields] | None:
+            self._expect(video, fields, intent_token)
+            assert fields is not None
+            if fields["status"] == "complete" and "begun" not in fields and _receipts(fields) == receipts:
+                return None
+            return whole
 
-        untouched = self._untouched_chunks(video, intent_token)
-        doubtful = [chunk_key(receipt.index) for receipt in receipts if receipt not in untouched]
-        for key, found in zip(doubtful, self.objects.map(lambda key: self.stamp(video, key), doubtful), strict=True):
-            self._compare(video, key, chunks[key], found)
-        present = {entry.key for entry in self.objects.walk(self._key(video, "kv"))}
-        strays = present - {self._key(video, key) for key in chunks}
-        self.objects.delete(key for key in strays if not is_leftover(key))
-        others: dict[str, Bytes] = {
-            f"kv/{DOCUMENT}": documents.kv_document(self.header, segments, intent),
-            f"timestamps/{DOCUMENT}": documents.timestamps_document(segments, self.header.frames_per_segment),
-            "timestamps/c.0.0": times,
-        }
-        stamps = {key: stamp(data) for key, data in others.items()}
-        segment_bytes = self.header.stored_segment_bytes
-        record = documents.complete_fields(segment_bytes, intent, float(duration), receipts, stamps, findings or {})
-        document = documents.seal_video(self.identity, video, *record)
-        for key, data in {**others, DOCUMENT: document}.items():
-            if self.objects.put(self._key(video, key), data, guard=is_wanted) is None:
-                raise self._begun_again(video, intent_token)  # even if the intent is back by now: this is not written
-        self.objects.delete(self._key(video, receipt_key(r.index)) for r in receipts)
-        return documents.video_info(video, record[0], len(document))
+        try:
+            replaced, _ = self._change(video, change)
+        except StoreMismatchError:
+            self._withdraw(video, intent_token, small)
+            raise
+        self._drop_readable(video, replaced, but=generation)
+        self.objects.delete(self._key(video, key) for key in grown)
+        return self.info(video)
 
     def fail(self, video: str, reason: str, *, source: str = "", size: int = 0, mtime_ns: int = 0) -> VideoInfo:
         """Record that a video cannot be had, and why; its chunks are dropped."""
@@ -141,49 +209,54 @@ class Store(StoreReader):
         fields = {"status": "failed", "reason": reason, "source": source, "size": size, "mtime_ns": mtime_ns}
         return documents.video_info(video, fields, self.discard(video, fields))
 
-    def redo(self, video: str) -> None:
-        """Drop all objects of a video, and begin the same anew. Raises `VideoNotFoundError`, `CorruptionError`."""
-        fields, _ = self.document(video)
-        begun: Fields = {name: fields[name] for name in ("token", "intent") if name in fields}
-        self.discard(video, {"status": "partial", **begun})
-
     def record_source(self, video: str, source: str, size: int, mtime_ns: int) -> None:
         """Record where a video's file lies by now, and its size and time. Its content must be the same.
 
-        Nothing happens where the video is gone, or another writes its document meanwhile. Raises `CorruptionError`.
+        Nothing happens where the video is gone. Raises `CorruptionError`.
         """
-        self._check_writable()
-        key = self._key(video, DOCUMENT)
-        data = self.objects.get(key)
-        if data is not None and self.parse(video, data):
-            moved = documents.with_source(data, source, size, mtime_ns)
-            self.objects.put(key, moved, guard=lambda: self.objects.get(key) == data)
 
-    def copy(self, video: str, new: str, source: str, size: int, mtime_ns: int) -> VideoInfo:
+        def change(summary: Fields) -> None:
+            summary.get("intent", summary).update(source=source, size=size, mtime_ns=mtime_ns)
+
+        self._amend(video, change)
+
+    def record_metadata(self, video: str, metadata: Fields) -> None:
+        """Record what a manifest says of a readable video by now. Raises `InputError`, `CorruptionError`."""
+        checks.check_metadata(metadata)
+
+        def change(summary: Fields) -> None:
+            if summary["status"] in READABLE:
+                summary.pop("metadata", None)
+                summary.update({"metadata": metadata} if metadata else {})
+
+        self._amend(video, change)
+
+    def copy(
+        self, video: str, new: str, source: str, size: int, mtime_ns: int, metadata: Fields | None = None
+    ) -> VideoInfo:
         """Make the video `new`, whose file at `source` has the content of the complete `video`, of that one's chunks.
 
         Raises `VideoNotFoundError`, and `CorruptionError` where `video` is damaged.
         """
-        fields = self._complete_document(video)
+        fields = self.readable(video)
         moved = {"source": source, "size": size, "mtime_ns": mtime_ns}
         intent = Intent.from_dict(fields["intent"] | moved)
         times = self.timestamps(video)
-        receipts = self._sound_chunks(video, fields)
-        if receipts is None:
-            raise CorruptionError(f"video {video!r} in {self.url} is damaged: `voco verify` tells where")
-        missing = [receipts[index] for index in receipts.keys() - self.begin(new, intent).keys()]
+        if fields["status"] != "complete" or not self._is_sound(video, fields):
+            raise CorruptionError(f"video {video!r} in {self.url} is damaged or grows: `voco verify` tells where")
+        self.begin(new, intent)
+        arrays = ("chunks", "index") if "index" in fields else ("chunks",)
+        receipts = _receipts(fields)
+        keys = [self.chunk_key(array, receipt.index) for array in arrays for receipt in receipts]
 
-        def is_wanted() -> bool:
-            return self._current(new, intent.token) is not None
+        def copy(key: str) -> None:
+            data = self.objects.get(self._key(video, placed(documents.generation(fields), key))) or b""
+            self.objects.create(self._key(new, placed(generation_of(intent.token), key)), data)
 
-        def copy(receipt: ChunkReceipt) -> None:
-            data = self.objects.get(self._key(video, chunk_key(receipt.index))) or b""
-            self.objects.put(self._key(new, chunk_key(receipt.index)), data, guard=is_wanted)
-
-        for _ in self.objects.map(copy, missing):
-            pass  # `complete` checks what was written
+        for _ in self.objects.map(copy, keys):
+            pass
         findings = documents.video_info(video, fields, 0).findings
-        return self.complete(new, intent.token, list(receipts.values()), times, fields["duration"], findings)
+        return self.complete(new, intent.token, receipts, times, fields["duration"], findings, metadata)
 
     def discard(self, video: str, fields: Fields | None = None) -> int:
         """Drop all objects of a video but its document, which from then on says `fields` (by default: none of it).
@@ -191,79 +264,117 @@ class Store(StoreReader):
         Returns the length of that document in bytes.
         """
         self._check_writable()
-        length = self._put_document(video, fields or {"status": "partial", "reason": "discarded"})
+        said: Fields = fields or {"status": "partial", "reason": "discarded"}
+        self._change(video, lambda _: (said, {}))
         keys = [entry.key for entry in self.objects.walk(self._key(video))]
         # A temporary file may belong to a writer that still lives; it will find its intent gone.
         self.objects.delete(key for key in keys if key != self._key(video, DOCUMENT) and "/.tmp-" not in key)
-        return length
+        return len(documents.seal_video(self.identity, video, said))
 
-    def _is_plain(self, video: str) -> bool:
-        """Are there only files and folders in a video's group?"""
-        return all(entry.kind == PLAIN for entry in self.objects.walk(self._key(video)))
+    def forget_begun(self, video: str) -> None:
+        """Give up what is being made of a readable video. Raises `CorruptionError`."""
+        self._amend(video, lambda summary: summary.pop("begun", None))
 
-    def _current(self, video: str, token: str) -> Fields | None:
-        """A video's document if it is sound and of intent `token`."""
+    def remove_document(self, video: str) -> None:
+        """Delete the document of a video whose objects were discarded, unless somebody began it anew."""
+        key = self._key(video, DOCUMENT)
+        data = self.objects.get(key)
+        fields = self._sound(data, video)
+        if fields is None or (fields["status"] == "partial" and "intent" not in fields):
+            self.objects.replace(key, data, None)
+
+    def _withdraw(self, video: str, token: str, keys: Iterable[str]) -> bool:
+        """Delete what was written for an intent that is no longer the video's; False where it is."""
+        fields = self._sound(self.objects.get(self._key(video, DOCUMENT)), video)
+        if fields is not None and token in (_wanted_token(fields), fields.get("token")):
+            return False
+        self.objects.delete(self._key(video, placed(generation_of(token), key)) for key in keys)
+        return True
+
+    # Documents
+
+    def _change(self, video: str, change: Change) -> tuple[Fields | None, Fields]:
+        """Replace a video's document by what `change` makes of it, as nobody else has changed it since.
+
+        What it said, None where it was none that is sound, and what it says now; `change` returns None to leave it.
+        """
+        key = self._key(video, DOCUMENT)
+        while True:
+            try:
+                data = self.objects.get(key)
+            except CorruptionError:  # a link or the like
+                self.objects.delete([key])
+                continue
+            fields = self._sound(data, video)
+            new = change(fields)
+            if new is None:
+                assert fields is not None, "what is not there cannot be left as it is"
+                return fields, fields
+            if self.objects.replace(key, data, documents.seal_video(self.identity, video, *new)):
+                return fields, new[0] | new[1]
+
+    def _amend(self, video: str, change: Callable[[Fields], object]) -> None:
+        """Change the summary of a video's document. Raises `CorruptionError`."""
+        self._check_writable()
+        key = self._key(video, DOCUMENT)
+        while (data := self.objects.get(key)) is not None and self.parse(video, data):
+            if self.objects.replace(key, data, documents.changed(data, change)):
+                return
+
+    def _sound(self, data: bytes | None, video: str) -> Fields | None:
+        """What a video's document says, if it is sound."""
         try:
-            data = self.objects.get(self._key(video, DOCUMENT))
-            fields = None if data is None else self.parse(video, data)
+            return None if data is None else self.parse(video, data)
         except (CorruptionError, StoreMismatchError):
             return None
-        return fields if fields is not None and fields.get("token") == token else None
 
-    def _expect_intent(self, video: str, token: str) -> Fields:
-        fields = self._current(video, token)
-        if fields is None:
-            raise self._begun_again(video, token)
-        return fields
+    def _expect(self, video: str, fields: Fields | None, token: str) -> None:
+        """Raises `StoreMismatchError` where a video's intent is no longer `token`."""
+        if fields is None or _wanted_token(fields) != token:
+            raise StoreMismatchError(
+                f"video {video!r} in {self.url} was begun again with another source or other settings: expected intent"
+                f" {token[:12]}; run the ingest again"
+            )
 
-    def _begun_again(self, video: str, token: str) -> StoreMismatchError:
-        return StoreMismatchError(
-            f"video {video!r} in {self.url} was begun again with another source or other settings: expected intent"
-            f" {token[:12]}; run the ingest again"
-        )
-
-    def _put_document(self, video: str, fields: Fields) -> int:
-        """Replace a video's document; its length in bytes."""
-        data = documents.seal_video(self.identity, video, fields)
-        self.objects.put(self._key(video, DOCUMENT), data)
-        return len(data)
+    def _expected_intent(self, video: str, token: str) -> Intent:
+        fields = self._sound(self.objects.get(self._key(video, DOCUMENT)), video)
+        self._expect(video, fields, token)
+        assert fields is not None
+        return _intent_of(fields, token)
 
     def _check_writable(self) -> None:
         if not self.writable:
             raise StoreError(f"store {self.url} is open for reading: open it with mode 'a' to write")
 
-    def _stored_chunks(self, video: str, token: str) -> dict[int, ChunkReceipt]:
-        """Receipts of a partial video whose chunks are there and sound."""
-        receipts = [receipt for receipt, _ in self._receipts(video, token)]
-        found = self.objects.map(lambda r: self.stamp(video, chunk_key(r.index)), receipts)
-        return {r.index: r for r, s in zip(receipts, found, strict=True) if s == (r.length, r.crc32c)}
+    def _check_version(self) -> None:
+        if self.version < FORMAT_VERSION:
+            raise StoreError(
+                f"store {self.url} has format version {self.version}, in which nothing is written any more:"
+                f" `voco upgrade {self.url}` brings it to {FORMAT_VERSION}"
+            )
 
-    def _untouched_chunks(self, video: str, token: str) -> set[ChunkReceipt]:
-        """Receipts of chunks that nobody has written since: these need not be read again to be believed."""
-        receipts = self._receipts(video, token)
-        versions = self.objects.map(
-            lambda item: self.objects.version(self._key(video, chunk_key(item[0].index))), receipts
-        )
-        return {r for (r, version), now in zip(receipts, versions, strict=True) if version and version == now}
 
-    def _receipts(self, video: str, token: str) -> list[tuple[ChunkReceipt, str]]:
-        """The stored receipts of intent `token`, each with its chunk's version."""
-        keys = [entry.key for entry in self.objects.walk(self._key(video, "kv")) if entry.key.endswith(".json")]
-        found = [documents.unseal(RECEIPT, data or b"") for data in self.objects.map(self.objects.get, keys)]
-        return [
-            (ChunkReceipt.from_dict(f), f["version"])
-            for f in found
-            if f and checks.is_receipt(f) and f["token"] == token
-        ]
+def _wanted_token(fields: Fields) -> str | None:
+    """The token of the intent that a video's chunks are taken of: of what is being made, else of what is there."""
+    if (begun := documents.begun_of(fields)) is not None:
+        return begun[0]
+    return fields["token"] if fields["status"] in READABLE else None
 
-    def _sound_chunks(self, video: str, fields: Fields) -> dict[int, ChunkReceipt] | None:
-        """Receipts of a complete video; None if any of its objects changed."""
-        expected = documents.record(fields)
-        found = self.objects.map(lambda key: self.stamp(video, key), [*expected])
-        if list(found) != list(expected.values()):
-            return None
-        length, left = fields["intent"]["chunk_segments"], fields["segments"]
-        return {
-            index: ChunkReceipt(index=index, segments=min(length, left - index * length), **chunk._asdict())
-            for index, chunk in enumerate(documents.chunk_stamps(fields))
-        }
+
+def _intent_of(fields: Fields, token: str) -> Intent:
+    begun = documents.begun_of(fields)
+    return begun[1] if begun is not None and begun[0] == token else Intent.from_dict(fields["intent"])
+
+
+def _receipts(fields: Fields) -> list[ChunkReceipt]:
+    """Receipts of a readable video's chunks."""
+    vectors = [each.crc32c for each in documents.stamps_of(fields, "index")] if "index" in fields else None
+    return [
+        ChunkReceipt(index=index, **chunk._asdict(), vectors_crc32c=None if vectors is None else vectors[index])
+        for index, chunk in enumerate(documents.stamps_of(fields))
+    ]
+
+
+def _check_duration(duration: float) -> None:
+    if not (math.isfinite(duration) and duration >= 0):
+        raise InputError(f"duration {duration}: expected seconds")

@@ -1,0 +1,120 @@
+"""The objects of a video's generations: created once, found again, dropped."""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from vococache.errors import CorruptionError
+from vococache.storage import checks, documents
+from vococache.storage.documents import UNSOUND, Bytes, Fields, Stamp
+from vococache.storage.format import TRAILER, ChunkReceipt, Intent, generation_of, placed
+from vococache.storage.objects import PLAIN
+from vococache.storage.reading import READABLE, StoreReader
+
+
+class GenerationStore(StoreReader):
+    """The half of a `Store` that writes and deletes all but documents."""
+
+    def _create_chunk(
+        self, video: str, token: str, key: str, data: npt.NDArray[np.uint8], examined: Callable[[], Stamp]
+    ) -> Stamp:
+        """Create a chunk that ends in its crc32c, unless it is there; the stamp of what is."""
+        place = placed(generation_of(token), key)
+        while True:
+            if self.objects.create(self._key(video, place), data, lambda: _trailer(examined().crc32c)):
+                return Stamp(len(data) + TRAILER, examined().crc32c)
+            if (found := self._own_stamp(video, place, len(data) + TRAILER)) is not None:
+                return found
+            self.objects.delete([self._key(video, place)])  # damaged since it was written
+
+    def _own_stamp(self, video: str, place: str, length: int) -> Stamp | None:
+        """The stamp of a chunk that is there, whole, and as its own crc32c says."""
+        found = self.stamp(video, place)
+        return found if found is not None and found.length == length and found.crc32c != UNSOUND else None
+
+    def _create_small(self, video: str, token: str, small: dict[str, Bytes]) -> None:
+        """Create objects whose bytes the intent decides; what is there and is another was damaged."""
+        for key, data in small.items():
+            place = self._key(video, placed(generation_of(token), key))
+            while not self.objects.create(place, data) and self.objects.get(place) != bytes(data):
+                self.objects.delete([place])
+
+    def _check_stored(self, video: str, intent: Intent, receipts: Iterable[ChunkReceipt]) -> set[str]:
+        """Keys of a generation's objects. Raises `CorruptionError` if `receipts` name a chunk that is not there."""
+        generation, length = generation_of(intent.token), intent.chunk_segments * self.header.index_segment_bytes
+        present = self._generation_lengths(video, generation)
+        for receipt in receipts:
+            wanted = {"chunks": receipt.length}
+            if self.header.index is not None:
+                wanted["index"] = length + TRAILER
+            for array, expected in wanted.items():
+                key = placed(generation, self.chunk_key(array, receipt.index))
+                if present.get(key) != expected:
+                    found = f"{present[key]} bytes" if key in present else "no object"
+                    raise CorruptionError(
+                        f"{self.url}/{self._key(video, key)}: expected {expected} bytes, found {found};"
+                        " run the ingest again"
+                    )
+        return set(present)
+
+    def _generation_lengths(self, video: str, generation: str) -> dict[str, int]:
+        """The plain objects of a generation, temporary files left out, with their lengths, by key within the group."""
+        skip = len(self._key(video)) + 1
+        arrays = [placed(generation, f"{array}/") for array in documents.ARRAYS]
+        found = self.objects.map(lambda array: self.objects.walk(self._key(video, array)), arrays)
+        return {
+            entry.key[skip:]: entry.length
+            for entries in found
+            for entry in entries
+            if entry.kind == PLAIN and "/.tmp-" not in entry.key
+        }
+
+    def _stored_chunks(self, video: str, intent: Intent) -> dict[int, ChunkReceipt]:
+        """Receipts of an intent's chunks that are there with their vectors, and sound; damaged ones are deleted."""
+        generation = generation_of(intent.token)
+        lengths = {"chunks": checks.chunk_bytes(self.header, intent.chunk_segments) + TRAILER}
+        if self.header.index is not None:
+            lengths["index"] = intent.chunk_segments * self.header.index_segment_bytes + TRAILER
+        present = self._generation_lengths(video, generation)
+        known = {
+            placed(generation, self.chunk_key(array, n)): (array, n) for array in lengths for n in range(len(present))
+        }
+        places = {key: known[key] for key in present if key in known}
+        found = self.objects.map(lambda key: self._own_stamp(video, key, lengths[places[key][0]]), [*places])
+        stamps = dict(zip(places.values(), found, strict=True))
+        self.objects.delete(self._key(video, key) for key, at in places.items() if stamps[at] is None)
+        receipts = {}
+        for (array, index), chunk in stamps.items():
+            vectors = stamps.get(("index", index))
+            if array == "chunks" and chunk is not None and (vectors is not None or self.header.index is None):
+                receipts[index] = ChunkReceipt(
+                    index=index, **chunk._asdict(), vectors_crc32c=None if vectors is None else vectors.crc32c
+                )
+        return receipts
+
+    def _is_sound(self, video: str, fields: Fields) -> bool:
+        """Is every object of a readable video as recorded?"""
+        expected = documents.record(self.header, fields)
+        return list(self.objects.map(lambda key: self.stamp(video, key), [*expected])) == list(expected.values())
+
+    def _named(self, fields: Fields | None) -> set[str]:
+        """Keys within the group of what a readable video's document names."""
+        readable = fields is not None and fields["status"] in READABLE
+        return set(documents.record(self.header, fields)) if readable and fields is not None else set()
+
+    def _drop_readable(self, video: str, fields: Fields | None, but: str) -> None:
+        """Delete what a document named, if anything, that was replaced by one of generation `but`."""
+        if fields is not None and fields["status"] in READABLE and documents.generation(fields) != but:
+            self._drop(video, documents.generation(fields), but=set())
+
+    def _drop(self, video: str, generation: str | None, but: set[str]) -> None:
+        """Delete the objects of a generation, `but` some; temporary files may belong to a writer that still lives."""
+        for array in documents.ARRAYS:
+            place = self._key(video, placed(generation, f"{array}/"))
+            keys = [entry.key for entry in self.objects.walk(place) if "/.tmp-" not in entry.key]
+            self.objects.delete(key for key in keys if key.removeprefix(self._key(video) + "/") not in but)
+
+
+def _trailer(crc: int) -> bytes:
+    return crc.to_bytes(TRAILER, "little")
