@@ -176,9 +176,10 @@ def trailer_of(key: str) -> int:
     return TRAILER if array.startswith(("kv.", "index.")) and name.startswith("c.") else 0
 
 
-def begun_fields(intent: Intent) -> Fields:
-    """How a document says that a video is being made of `intent`."""
-    return {"token": intent.token, "generation": generation_of(intent.token), "intent": intent.to_dict()}
+def begun_fields(intent: Intent, token: str | None = None) -> Fields:
+    """How a document says that a video is being made of `intent`. `token`: of it as it was begun, if it moved since."""
+    token = token or intent.token
+    return {"token": token, "generation": generation_of(token), "intent": intent.to_dict()}
 
 
 def digits(crcs: Sequence[int]) -> str:
@@ -195,6 +196,7 @@ def readable_fields(
     receipts: Sequence[ChunkReceipt],
     others: dict[str, Stamp],
     about: Fields,
+    token: str | None = None,
 ) -> tuple[Fields, Fields]:
     """Summary and record of a complete or growing video of `receipts` in order of their index.
 
@@ -214,7 +216,7 @@ def readable_fields(
         "bytes": sum(lengths),
         "padding_bytes": padding * (header.stored_segment_bytes + header.index_segment_bytes),
         "metadata_bytes": documents + TRAILER * len(arrays) * len(receipts),
-        **begun_fields(intent),
+        **begun_fields(intent, token),
         **about,
     }
     record: Fields = {name: {"length": length, "crc32c": digits(crcs)} for name, (length, crcs) in arrays.items()}
@@ -255,7 +257,7 @@ def video_info(video: str, fields: Fields, length: int) -> VideoInfo:
 def array_documents(header: StoreHeader, segments: int, chunk_segments: int) -> dict[str, bytes]:
     """Zarr metadata of a video's arrays, by key."""
     shape, frames = header.segment_shape, header.frames_per_segment
-    names = ("segment", "layer", "key_value", "kv_head", "token", "head_dim")
+    names: tuple[str, ...] = ("segment", "layer", "key_value", "kv_head", "token", "head_dim")
     found = {
         f"kv/{DOCUMENT}": _array_document(
             (segments, *shape), (chunk_segments, *shape), header.dtype, names, header.quantization

@@ -1,6 +1,6 @@
 """The objects of a video's generations: created once, found again, dropped."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from vococache.storage.reading import READABLE, StoreReader
 class GenerationStore(StoreReader):
     """The half of a `Store` that writes and deletes all but documents."""
 
-    def _create_chunk(
+    def create_chunk(
         self, video: str, token: str, key: str, data: npt.NDArray[np.uint8], examined: Callable[[], Stamp]
     ) -> Stamp:
         """Create a chunk that ends in its crc32c, unless it is there; the stamp of what is."""
@@ -33,16 +33,16 @@ class GenerationStore(StoreReader):
         found = self.stamp(video, place)
         return found if found is not None and found.length == length and found.crc32c != UNSOUND else None
 
-    def _create_small(self, video: str, token: str, small: dict[str, Bytes]) -> None:
+    def create_small(self, video: str, token: str, small: dict[str, Bytes]) -> None:
         """Create objects whose bytes the intent decides; what is there and is another was damaged."""
         for key, data in small.items():
             place = self._key(video, placed(generation_of(token), key))
             while not self.objects.create(place, data) and self.objects.get(place) != bytes(data):
                 self.objects.delete([place])
 
-    def _check_stored(self, video: str, intent: Intent, receipts: Iterable[ChunkReceipt]) -> set[str]:
+    def _check_stored(self, video: str, token: str, intent: Intent, receipts: Iterable[ChunkReceipt]) -> set[str]:
         """Keys of a generation's objects. Raises `CorruptionError` if `receipts` name a chunk that is not there."""
-        generation, length = generation_of(intent.token), intent.chunk_segments * self.header.index_segment_bytes
+        generation, length = generation_of(token), intent.chunk_segments * self.header.index_segment_bytes
         present = self._generation_lengths(video, generation)
         for receipt in receipts:
             wanted = {"chunks": receipt.length}
@@ -106,9 +106,9 @@ class GenerationStore(StoreReader):
     def _drop_readable(self, video: str, fields: Fields | None, but: str) -> None:
         """Delete what a document named, if anything, that was replaced by one of generation `but`."""
         if fields is not None and fields["status"] in READABLE and documents.generation(fields) != but:
-            self._drop(video, documents.generation(fields), but=set())
+            self.drop(video, documents.generation(fields))
 
-    def _drop(self, video: str, generation: str | None, but: set[str]) -> None:
+    def drop(self, video: str, generation: str | None, but: Container[str] = ()) -> None:
         """Delete the objects of a generation, `but` some; temporary files may belong to a writer that still lives."""
         for array in documents.ARRAYS:
             place = self._key(video, placed(generation, f"{array}/"))

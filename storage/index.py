@@ -12,6 +12,8 @@ from vococache.storage.documents import Fields, Stamp
 from vococache.storage.format import DOCUMENT, INDEX_DTYPE, StoreHeader, VideoInfo, is_safe_key, placed
 from vococache.storage.reading import READABLE, StoreReader
 
+INDEX_LAYER = 1  # whose keys tell segments apart best, of the layers of the embedded model
+
 
 class IndexPart(NamedTuple):
     """Vectors [segments, *header.index_shape], float16, of a video's segments from number `start` on."""
@@ -24,11 +26,11 @@ class IndexPart(NamedTuple):
 class _Chunk(NamedTuple):
     video: VideoInfo
     fields: Fields
-    index: int
+    number: int
     expected: Stamp
 
 
-def keys_index(layers: int, kv_heads: int, tokens: int, head_dim: int, layer: int) -> dict[str, Any]:
+def keys_index(layers: int, kv_heads: int, tokens: int, head_dim: int, layer: int = INDEX_LAYER) -> dict[str, Any]:
     """A header's `index` that holds the keys of one layer: [tokens, kv_heads, head_dim] of each segment."""
     return {"kind": "keys", "layer": min(layer, layers - 1), "shape": [tokens, kv_heads, head_dim]}
 
@@ -57,14 +59,14 @@ def each_index(store: StoreReader, wanted: Callable[[VideoInfo], bool] = lambda 
     replaced = None
 
     def vectors(chunk: _Chunk) -> npt.NDArray[Any] | CorruptionError:
-        key = placed(documents.generation(chunk.fields), store.chunk_key("index", chunk.index))
+        key = placed(documents.generation(chunk.fields), store.chunk_key("index", chunk.number))
         place, trailer = f"videos/{chunk.video.id}/{key}", documents.trailer_of(key)
         try:
             data = store.objects.mapped(place)
             store.compare(chunk.video.id, key, chunk.expected, None if data is None else documents.stamp(data, trailer))
         except CorruptionError as error:
             return error
-        content = np.frombuffer(data or b"", INDEX_DTYPE, (chunk.expected.length - trailer) // INDEX_DTYPE.itemsize)
+        content = np.frombuffer(b"" if data is None else data, INDEX_DTYPE, (chunk.expected.length - trailer) // INDEX_DTYPE.itemsize)
         return content.reshape(-1, *(store.header.index_shape or ()))
 
     def both(chunk: _Chunk) -> tuple[_Chunk, npt.NDArray[Any] | CorruptionError]:
@@ -78,7 +80,7 @@ def each_index(store: StoreReader, wanted: Callable[[VideoInfo], bool] = lambda 
                 raise found
             replaced = chunk.video.id
             continue
-        start = chunk.index * chunk.fields["intent"]["chunk_segments"]
+        start = chunk.number * chunk.fields["intent"]["chunk_segments"]
         yield IndexPart(chunk.video, start, found[: chunk.video.segments - start])
 
 
@@ -99,6 +101,6 @@ def _chunks(store: StoreReader, wanted: Callable[[VideoInfo], bool]) -> Iterator
 def _is_as_it_was(store: StoreReader, chunk: _Chunk) -> bool:
     """Does the video's document still name the chunk?"""
     try:
-        return store.readable(chunk.video.id)["token"] == chunk.fields["token"]
+        return bool(store.readable(chunk.video.id)["token"] == chunk.fields["token"])
     except StoreError:
         return False

@@ -196,7 +196,8 @@ def _verify_video(store: Store, video: str, entries: Sequence[Entry]) -> Iterato
         if seen != recorded:
             yield Problem(video=video, object=place + key, problem=difference(recorded, seen))
     for key in sorted(present - expected.keys() - {DOCUMENT}):
-        if not is_leftover(key) and not is_superseded(key, documents.generation(fields)):
+        growing = fields["status"] == "growing" and _is_of(key, fields["token"])
+        if not (growing or is_leftover(key) or is_superseded(key, documents.generation(fields))):
             yield Problem(video=video, object=place + key, problem="expected no such object")
 
 
@@ -234,8 +235,9 @@ def _garbage_of(store: Store, video: str | None, entries: Sequence[Entry], parti
     place = f"videos/{video}/"
     names = {key: key.removeprefix(place) for key in keys}
     garbage = {key: "what no document names" for key, name in names.items() if name not in kept}
-    if begun is not None:
-        what = {key: "partial video" for key in garbage if _is_of(names[key], begun[0])}
+    making = begun[0] if begun is not None else fields["token"] if fields["status"] == "growing" else None
+    if making is not None:
+        what = {key: "partial video" for key in garbage if _is_of(names[key], making)}
         garbage = garbage | what if partial else {key: why for key, why in garbage.items() if key not in what}
     return garbage | temporary
 

@@ -17,6 +17,7 @@ from vococache.storage.format import (
     DOCUMENT,
     FORMAT_VERSION,
     INDEX_DTYPE,
+    Intent,
     StoreHeader,
     VideoInfo,
     chunk_key,
@@ -73,6 +74,14 @@ class StoreReader:
         """One video's row. Raises `VideoNotFoundError`, `CorruptionError`."""
         fields, length = self.document(video)
         return documents.video_info(video, fields, length)
+
+    def intents(self, video: str) -> builtins.list[tuple[Intent, bool]]:
+        """What a video is being made of, and then what it is made of (True). Raises as `info`."""
+        fields, _ = self.document(video)
+        begun = documents.begun_of(fields)
+        readable = fields["status"] in READABLE
+        found = [] if begun is None else [(begun[1], False)]
+        return [*found, (Intent.from_dict(fields["intent"]), True)] if readable else found
 
     def timestamps(self, video: str) -> npt.NDArray[np.float64]:
         """Presentation times in seconds [segments, frames_per_segment], float64, checked."""

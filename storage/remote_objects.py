@@ -68,7 +68,7 @@ class RemoteObjects(Objects):
             self._fs.pipe_file(f"{self._root}/{key}", bytes(data))
 
     def create(self, key: str, data: Bytes, tail: Callable[[], bytes] | None = None) -> bool:
-        whole = b"".join((memoryview(data), b"" if tail is None else tail()))
+        whole = bytes(data) if tail is None else bytes(data) + tail()
         with self._errors("write", key):
             try:
                 self._fs.pipe_file(f"{self._root}/{key}", whole, mode="create")

@@ -29,6 +29,7 @@ from vococache.storage.format import (
     placed,
 )
 from vococache.storage.generations import GenerationStore
+from vococache.storage.index import index_vectors
 from vococache.storage.objects import PLAIN
 from vococache.storage.reading import READABLE
 
@@ -67,7 +68,7 @@ class Store(GenerationStore):
 
         replaced, _ = self._change(video, change)
         if (begun := documents.begun_of(replaced)) is not None and begun[0] != intent.token:
-            self._drop(video, generation_of(begun[0]), but=self._named(replaced))
+            self.drop(video, generation_of(begun[0]), but=self._named(replaced))
         return stored
 
     def write_chunk(
@@ -80,9 +81,9 @@ class Store(GenerationStore):
     ) -> ChunkReceipt | None:
         """Store chunk `index`, kv [segments, layers, 2, kv_heads, tokens, head_dim], where it is not stored yet.
 
-        `vectors`: [segments, *header.index_shape] float16, where the store has an index. The receipt is that of what
-        is stored, whoever wrote it. None, and nothing written, when the video's intent is no longer that of `token`.
-        Raises `InputError` for another dtype or shape than the store's, or values that are not finite.
+        `vectors`: [segments, *header.index_shape] float16, of an index that is not made of `kv` itself. The receipt is
+        that of what is stored, whoever wrote it. None, and nothing written, when the video's intent is no longer that
+        of `token`. Raises `InputError` for another dtype or shape than the store's, or values that are not finite.
         """
         self._check_writable()
         fields = self._sound(self.objects.get(self._key(video, DOCUMENT)), video)
@@ -90,14 +91,15 @@ class Store(GenerationStore):
             return None
         length = _intent_of(fields, token).chunk_segments
         data, segments = encode_chunk(self.header, length, index, kv)
+        vectors = index_vectors(self.header, kv) if vectors is None else vectors
         encoded = encode_vectors(self.header, length, index, segments, vectors)
         with ThreadPoolExecutor(1) as pool:
             examined = pool.submit(examine, self.header, length, index, data)  # while the bytes go to the disk
-            written = self._create_chunk(video, token, self.chunk_key("chunks", index), data, examined.result)
+            written = self.create_chunk(video, token, self.chunk_key("chunks", index), data, examined.result)
         crc = None
         if encoded is not None:
             known = stamp(encoded)
-            crc = self._create_chunk(video, token, self.chunk_key("index", index), encoded, lambda: known).crc32c
+            crc = self.create_chunk(video, token, self.chunk_key("index", index), encoded, lambda: known).crc32c
         if self._withdraw(video, token, [self.chunk_key(array, index) for array in ("chunks", "index")]):
             return None
         return ChunkReceipt(index=index, length=written.length, crc32c=written.crc32c, vectors_crc32c=crc)
@@ -123,8 +125,8 @@ class Store(GenerationStore):
             raise InputError(f"chunk {receipt.index} of {len(timestamps)} segments: expected {intent.chunk_segments}")
         _check_duration(duration)
         checks.check_metadata(metadata or {})
-        self._check_stored(video, intent, [receipt])
-        self._create_small(video, token, {growing_key(receipt.index): times})
+        self._check_stored(video, token, intent, [receipt])
+        self.create_small(video, token, {growing_key(receipt.index): times})
 
         def change(fields: Fields | None) -> tuple[Fields, Fields] | None:
             self._expect(video, fields, token)
@@ -140,7 +142,7 @@ class Store(GenerationStore):
             others = {growing_key(n): each for n, each in enumerate([*stamps, stamp(times)])}
             segments = (len(receipts) + 1) * intent.chunk_segments
             return documents.readable_fields(
-                self.header, "growing", intent, segments, float(duration), [*receipts, receipt], others, about
+                self.header, "growing", intent, segments, float(duration), [*receipts, receipt], others, about, token
             )
 
         replaced, _ = self._change(video, change)
@@ -178,14 +180,14 @@ class Store(GenerationStore):
         small |= documents.array_documents(self.header, segments, intent.chunk_segments)
         stamps = {key: stamp(data) for key, data in small.items()}
         whole = documents.readable_fields(
-            self.header, "complete", intent, segments, float(duration), receipts, stamps, about
+            self.header, "complete", intent, segments, float(duration), receipts, stamps, about, intent_token
         )
         generation = generation_of(intent_token)
-        present = self._check_stored(video, intent, receipts)
+        present = self._check_stored(video, intent_token, intent, receipts)
         named = documents.record(self.header, whole[0] | whole[1]).keys()
         grown = {key for key in present - named if is_superseded(key, generation)}
         self.objects.delete(self._key(video, key) for key in present - named - grown)
-        self._create_small(video, intent_token, small)
+        self.create_small(video, intent_token, small)
 
         def change(fields: Fields | None) -> tuple[Fields, Fields] | None:
             self._expect(video, fields, intent_token)

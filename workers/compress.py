@@ -14,6 +14,7 @@ from vococache.model.images import FrameGeometry
 from vococache.model.voco import VoCoModel
 from vococache.storage import Store, StoreHeader, open_store
 from vococache.storage.format import max_chunk_segments
+from vococache.storage.index import keys_index
 from vococache.workers.caches import compress_frames, micro_batch
 from vococache.workers.rows import Row
 
@@ -81,6 +82,7 @@ def store_header(model: VoCoModel) -> StoreHeader:
         compression=config.compression,
         sampling=config.sampling,
         positions=config.max_positions - config.prefix_entries,
+        index=keys_index(config.layers, config.kv_heads, config.num_voco_tokens, config.head_dim),
     )
 
 

@@ -21,14 +21,13 @@ class VideoTask:
 class End:
     """What is known when a video ends, well or badly.
 
-    `chunks` counts those of the attempt that succeeded, `emitted` the chunk rows of all attempts, so that a
-    reader can wait for stale ones. `size`, `mtime_ns` and `content_hash` describe the file, as far as it was read.
+    `chunks` counts those of the attempt that succeeded. `size`, `mtime_ns` and `content_hash` describe the file, as far
+    as it was read.
     """
 
     duration: float = 0.0
     decoder: str = ""
     chunks: int = 0
-    emitted: int = 0
     source: str = ""
     size: int = 0
     mtime_ns: int = 0

@@ -32,22 +32,50 @@ def describe_findings(findings: dict[str, Any]) -> str:
     return "; ".join(lost + ([f"its clock jumps {jumps} times"] if jumps else []))
 
 
+def conditions(where: Sequence[str]) -> dict[str, str]:
+    """Names and values of `--where`. Raises `InputError`."""
+    found = {}
+    for text in where:
+        name, equals, found[name] = text.partition("=")
+        if not (name and equals):
+            raise InputError(f"--where {text!r}: expected KEY=VALUE")
+    return found
+
+
+def meets(metadata: dict[str, Any] | None, wanted: dict[str, str]) -> bool:
+    """Does a video's metadata have these values, as texts?"""
+    return all(name in (metadata or {}) and as_text((metadata or {})[name]) == value for name, value in wanted.items())
+
+
+def as_text(value: Any) -> str:
+    """A value of metadata as JSON has it, texts as they are."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def told(metadata: dict[str, Any] | None) -> str:
+    """Metadata for people."""
+    return ", ".join(f"{name}={as_text(value)}" for name, value in (metadata or {}).items())
+
+
 @click.command("ls")
 @click.argument("store")
+@click.option("--where", multiple=True, metavar="KEY=VALUE", help="Only videos whose metadata says so. Repeatable.")
 @json_option
-def ls_command(store: str, as_json: bool) -> int:
+def ls_command(store: str, where: tuple[str, ...], as_json: bool) -> int:
     """List the videos of STORE.
 
     \b
     Example:
       voco ls caches
+      voco ls caches --where course=physics --where year=2024
       voco ls caches --json | jq '.[] | select(.status == "failed") | .id'
     """
     from vococache.storage import open_store
 
-    infos = open_store(store).list()
+    wanted = conditions(where)
+    infos = [info for info in open_store(store).list() if meets(info.metadata, wanted)]
     if as_json:
-        fields = ("id", "status", "reason", "decoder", "segments", "duration", "source", "bytes")
+        fields = ("id", "status", "reason", "decoder", "segments", "duration", "source", "bytes", "metadata")
         click.echo(json.dumps([{name: getattr(info, name) for name in fields} | info.findings for info in infos]))
         return 0
     _table(
@@ -58,7 +86,7 @@ def ls_command(store: str, as_json: bool) -> int:
                 f"{info.segments} segments",
                 "" if info.duration is None else f"{info.duration:.1f} s",
                 f"{info.bytes:,} bytes",
-                info.reason or describe_findings(info.findings),
+                "; ".join(filter(None, (info.reason or describe_findings(info.findings), told(info.metadata)))),
             )
             for info in infos
         ]
@@ -87,8 +115,11 @@ def info_command(store: str, video: str | None, as_json: bool) -> int:
         facts = info.to_dict() | {"payload_bytes": info.payload_bytes}
     else:
         infos = opened.list()
-        done = [info for info in infos if info.status == "complete"]
-        counts = {status: sum(info.status == status for info in infos) for status in ("complete", "failed", "partial")}
+        done = [info for info in infos if info.status in ("complete", "growing")]
+        counts = {
+            status: sum(info.status == status for info in infos)
+            for status in ("complete", "growing", "failed", "partial")
+        }
         facts = opened.header.to_dict() | {
             **counts,
             "segments": sum(info.segments for info in done),
@@ -191,6 +222,33 @@ def relocate_command(store: str, old: str, new: str) -> int:
     return 0
 
 
+@click.command("upgrade")
+@click.argument("store")
+@click.option(
+    "--layer", type=click.IntRange(0), help="Whose keys become the index, where STORE has none.  [default: 1]"
+)
+@json_option
+def upgrade_command(store: str, layer: int | None, as_json: bool) -> int:
+    """Bring STORE, made by an earlier release, to the current format, in place. Exit code 1: damaged videos were left.
+
+    Interrupted, it goes on when it is run again. Unfinished videos are dropped: the next ingest begins them anew.
+
+    \b
+    Example:
+      voco upgrade caches
+    """
+    from vococache.storage.upgrade import upgrade
+
+    found = upgrade(store) if layer is None else upgrade(store, layer)
+    if as_json:
+        click.echo(json.dumps(asdict(found)))
+    else:
+        for video, why in found.left.items():
+            say(f"left: {video}: {why}", err=True)
+        say(f"{len(found.done)} videos rewritten")
+    return EXIT_DAMAGED if found.left else 0
+
+
 @click.command("gc")
 @click.argument("store")
 @click.option(
@@ -236,4 +294,13 @@ def export_command(store: str, videos: tuple[str, ...], target: str) -> int:
     return 0
 
 
-COMMANDS = (ls_command, info_command, verify_command, rm_command, relocate_command, gc_command, export_command)
+COMMANDS = (
+    ls_command,
+    info_command,
+    verify_command,
+    rm_command,
+    relocate_command,
+    gc_command,
+    export_command,
+    upgrade_command,
+)

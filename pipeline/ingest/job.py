@@ -103,7 +103,8 @@ def ingest(
     or of another source. `check_content`: compare sha256 even where place, size and modification time are as before.
     `retry_failed`: try again what failed before and did not change. `reuse`: where the store holds the same content
     under another id, copy its caches. `redo`: make videos again that the store holds complete, as where
-    their chunks are damaged. `decode_timeout`: seconds without a frame that cost a video; `max_pixels` (default
+    their chunks are damaged: of these, what is sound is kept. `decode_timeout`: seconds without a frame that cost a
+    video; `max_pixels` (default
     8192 x 8192): so does a larger frame; `max_damage` (default 0.5): of a broadcast, so does a larger lost share.
     `on_event`: told each chunk, each video's outcome, and after every `stall_after` seconds in which nothing came,
     what each stage is at; the logger "vococache.ingest" gets the same as lines of JSON.
@@ -140,12 +141,9 @@ def ingest(
             header = actors.describe_compressor_remotely(compressor, device)
         sampling = FrameSampling.chosen(fps, num_frames, header.sampling)
         opened = open_store(store, "a", header=replace(header, quantization=quantize))
-        if redo:
-            for video in sorted({source.video for source in sources} & set(opened.ids())):
-                opened.redo(video)
         planner = Planner(
             sampling=sampling, overwrite=overwrite, check_content=check_content, retry_failed=retry_failed, reuse=reuse,
-            local=address is None,
+            redo=redo, local=address is None,
         )  # fmt: skip
         plan = planner.plan(sources, opened)
         job = _Job(report, plan, opened, stall_after, on_progress, on_event)
@@ -205,6 +203,8 @@ class _Job:
                 if video in self.plan.moved:
                     source, stat = self.plan.moved[video]
                     self.store.record_source(video, source, stat.size, stat.mtime_ns)
+                if video in self.plan.described:
+                    self.store.record_metadata(video, self.plan.metadata[video])
                 self.report.up_to_date.append(video)
                 self._tell(Event(event="up to date", video=video, stage="plan"))
             elif verdict in (SourceState.FAILED_BEFORE, SourceState.MISSING):
@@ -220,7 +220,7 @@ class _Job:
         """Copy what the store holds under another id; what is damaged there becomes work."""
         for video, (of, source, stat) in self.plan.equal.items():
             try:
-                info = self.store.copy(of, video, source, stat.size, stat.mtime_ns)
+                info = self.store.copy(of, video, source, stat.size, stat.mtime_ns, self.plan.metadata.get(video))
             except CorruptionError:
                 self.plan.work.append(VideoTask(video=video, source=source))
                 continue
@@ -233,7 +233,7 @@ class _Job:
         work = self.plan.work
         failed_before = len(self.report.failed)
         for count in range(1, MAX_PASSES + 1):
-            collector = Collector(self.store)
+            collector = Collector(self.store, self.plan.metadata)
             try:
                 with Watchdog(self.stall_after, lambda: self._tell_stalled(busy())) as watchdog:
                     for row in run_stages(work):
@@ -253,7 +253,8 @@ class _Job:
 
     def _note_row(self, collector: Collector, row: Row) -> None:
         if row.receipt is not None:
-            facts = {"chunk": row.index, "segments": row.receipt.segments, "seconds": row.seconds}
+            segments = 0 if row.timestamps is None else len(row.timestamps)
+            facts = {"chunk": row.index, "segments": segments, "seconds": row.seconds}
             self._tell(Event(event="stored", video=row.video, stage="store", facts=facts))
         info = collector.add(row)
         if info is None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vococache.errors import VideoError
 from vococache.pipeline.ingest.sources import Source
@@ -42,6 +42,8 @@ class IngestPlan:
     `moved`: of those up to date, the files that lie elsewhere, or are of another time, than the store has on record.
     `equal`: videos with the content of one that the store holds, by id: its id, and their own file.
     `missing`: files that are not there, of videos of which the store holds nothing.
+    `metadata`: what manifests say of videos, by id; `described`: those up to date that
+    the store describes otherwise.
     """
 
     work: list[VideoTask] = field(default_factory=list)
@@ -49,6 +51,8 @@ class IngestPlan:
     moved: dict[str, tuple[str, SourceStat]] = field(default_factory=dict)
     equal: dict[str, tuple[str, str, SourceStat]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    metadata: dict[str, dict[str, Any]] = field(default_factory=dict)
+    described: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,13 +64,14 @@ class Planner:
     check_content: bool = False
     retry_failed: bool = False
     reuse: bool = False
+    redo: bool = False
     local: bool = False  # are files read here, so that one that is missing here is missing?
 
     def plan(self, sources: Sequence[Source], store: Store) -> IngestPlan:
         """Decide about each source. File contents are read only where size, time and place leave it open."""
         infos = store.list()
         known = {info.id: info for info in infos}
-        plan = IngestPlan()
+        plan = IngestPlan(metadata={source.video: source.metadata for source in sources if source.metadata})
         remote = any(is_url(source.location) for source in sources)
         with ThreadPoolExecutor(REMOTE_LOOKS if remote else os.cpu_count()) as pool:
             judged = pool.map(lambda source: self._judge(source, known.get(source.video), store), sources)
@@ -78,6 +83,12 @@ class Planner:
                 info = known.get(source.video)
                 if verdict is SourceState.MISSING and (info is None or info.status == "failed"):
                     plan.missing[source.video] = source.location
+                if (
+                    verdict is SourceState.UP_TO_DATE
+                    and info
+                    and plan.metadata.get(source.video, info.metadata) != info.metadata
+                ):
+                    plan.described.add(source.video)
                 if moved is not None:
                     plan.moved[source.video] = source.location, moved
             if self.reuse:
@@ -112,8 +123,11 @@ class Planner:
 
     def _judge(self, source: Source, known: VideoInfo | None, store: Store) -> Decision:
         """What to do about one source."""
-        if known is None or known.status == "partial":
+        if known is None or known.status == "partial" or self.redo:
             return self._missing(source) or Decision(SourceState.WORK)
+        if known.status == "growing":
+            reason = f"it grows, from {known.source}; `voco rm` takes it away where that has ended"
+            return Decision(SourceState.REFUSED, reason)
         if known.status == "failed" and (kind := store.obstacle(known.id)):
             reason = f"a {kind} lies in its place in the store, which is never followed; `voco rm` removes it"
             return Decision(SourceState.REFUSED, reason)
@@ -130,6 +144,11 @@ class Planner:
             if self.retry_failed or not unchanged:
                 return Decision(SourceState.WORK)
             return Decision(SourceState.FAILED_BEFORE, f"{known.reason} (failed before; --retry-failed tries again)")
+        if known.begun is not None and (known.begun["source"], known.begun["sampling"]) == (
+            source.location,
+            self.sampling.to_dict(),
+        ):
+            return Decision(SourceState.WORK)  # an ingest that was asked to make it anew did not come to its end
         if (self.check_content or not unchanged) and not _same_content(known, source, stat):
             if self.overwrite or known.source == source.location:  # edited since
                 return Decision(SourceState.WORK)

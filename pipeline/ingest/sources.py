@@ -4,8 +4,9 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from vococache.errors import InputError
 from vococache.pipeline.ingest.manifest import is_manifest, read_manifest
@@ -29,10 +30,11 @@ SYSTEM_FOLDERS = frozenset((
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One video: its id in the store, and the absolute path or URL that it is read from."""
+    """One video: its id in the store, the absolute path or URL that it is read from, what a manifest says of it."""
 
     video: str
     location: str
+    metadata: dict[str, Any] = field(default_factory=dict, hash=False)
 
 
 class LeftOutFiles(Counter[str]):
@@ -57,13 +59,15 @@ def find_sources(inputs: Sequence[str], left_out: LeftOutFiles | None = None) ->
     left_out = LeftOutFiles() if left_out is None else left_out
     named: dict[str, str] = {}
     found: list[str] = []
+    about: dict[str, dict[str, Any]] = {}  # by id where a manifest gives one, else by location
     for text in inputs:
         if not is_manifest(text):
             found.extend(expand(text, left_out))
             continue
         manifest = read_manifest(text)
         left_out.update(f"manifest field {name!r}" for name in manifest.extra)
-        for location, video in manifest.videos:
+        for location, video, metadata in manifest.videos:
+            about[location if video is None else safe_key(video)] = metadata
             if video is None:
                 found.append(location)
             elif named.setdefault(safe_key(video), location) != location:
@@ -72,7 +76,10 @@ def find_sources(inputs: Sequence[str], left_out: LeftOutFiles | None = None) ->
     unnamed = [location for location in dict.fromkeys(found) if location not in given]
     for video, location in give_ids(unnamed).items():
         claim(named, video, location)
-    return [Source(video, location) for video, location in sorted(named.items())]
+    return [
+        Source(video, location, about.get(video) or about.get(location) or {})
+        for video, location in sorted(named.items())
+    ]
 
 
 def expand(text: str, left_out: LeftOutFiles) -> Iterator[str]:

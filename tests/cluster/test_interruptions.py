@@ -22,9 +22,8 @@ def ingest(voco: Callable[..., Command], long_video: Path) -> Start:
 
 
 def stored(folder: Path) -> dict[str, int]:
-    """Chunks whose receipts are written, with their times of change."""
-    receipts = folder.glob("store/videos/long/kv/receipt.*.json")
-    chunks = [path.with_name(f"c.{path.name.split('.')[1]}.0.0.0.0.0") for path in receipts]
+    """Chunks that are stored, with their times of change."""
+    chunks = folder.glob("store/videos/long/kv.*/c.*")
     return {path.name: path.stat().st_mtime_ns for path in chunks}
 
 

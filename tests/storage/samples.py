@@ -70,8 +70,7 @@ def write(store: Store, video: str, wanted: Intent, data: npt.NDArray[np.float16
     receipts = []
     for index, start in enumerate(range(0, len(data), wanted.chunk_segments)):
         part = data[start : start + wanted.chunk_segments]
-        kept = index_vectors(store.header, part)
-        receipt = stored.get(index) or store.write_chunk(video, wanted.token, index, part, kept)
+        receipt = stored.get(index) or store.write_chunk(video, wanted.token, index, part)
         if receipt is None:
             raise StoreMismatchError(f"video {video!r} was begun again or removed meanwhile")
         receipts.append(receipt)

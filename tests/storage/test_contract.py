@@ -91,7 +91,7 @@ def test_interrupted_work_resumes_at_its_chunks(store: Store) -> None:
 def test_writing_twice_changes_nothing(store: Store) -> None:
     first = add(store, "clip")
     assert add(store, "clip") == first
-    receipt = store.write_chunk("clip", intent().token, 0, kv(3), vectors(3))
+    receipt = store.write_chunk("clip", intent().token, 0, kv(3))
     assert receipt == store.begin("clip", intent())[0]
     np.testing.assert_array_equal(store.read("clip"), kv(7))
 
@@ -99,7 +99,7 @@ def test_writing_twice_changes_nothing(store: Store) -> None:
 def test_another_intent_discards_the_chunks(store: Store) -> None:
     write(store, "clip", intent(content="a"), kv(9))
     assert store.begin("clip", intent(content="b")) == {}
-    assert store.write_chunk("clip", intent(content="a").token, 0, kv(3), vectors(3)) is None
+    assert store.write_chunk("clip", intent(content="a").token, 0, kv(3)) is None
     assert add(store, "clip", segments=4, seed=1, content="b").segments == 4
     np.testing.assert_array_equal(store.read("clip"), kv(4, seed=1))
     kv_b, index_b, times_b = (f"videos/clip/{name(array, 'b')}" for array in ("kv", "index", "timestamps"))
@@ -128,7 +128,7 @@ def test_the_old_cache_is_read_while_a_video_is_redone(store: Store) -> None:
 
 
 def test_a_stale_workers_late_chunk_is_found(store: Store) -> None:
-    """That of another intent lies elsewhere. Damage of one's own, and a hole, are found on resuming, the hole at the end."""
+    """That of another intent lies elsewhere. Damage and holes are found on resuming, holes at the end too."""
     receipts = write(store, "clip", intent(), kv(7))
     place = f"videos/clip/{name('kv', 'b')}/c.1.0.0.0.0.0"
     store.objects.put(place, kv(3, seed=9).tobytes())  # after the last check of its intent
@@ -168,8 +168,8 @@ def test_failed_videos_are_rows(store: Store) -> None:
 
 def test_list_is_sorted_and_names_are_kept(store: Store) -> None:
     names = ["b", "a b", "-x", "日本", "naïve", "50%25 off", "v_1.2"]
-    for name in names:
-        store.fail(name, "x")
+    for video in names:
+        store.fail(video, "x")
     assert [info.id for info in store.list()] == sorted(names)
 
 

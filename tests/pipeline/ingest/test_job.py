@@ -143,7 +143,7 @@ def test_relocate_and_reuse(copied: str, clips: Path, tmp_path: Path) -> None:
     assert vococache.ingest(str(renamed), copied, fps=2).up_to_date == ["renamed"]
 
     maintenance.remove(store, "renamed")
-    next(Path(copied).glob("videos/plain/kv/c.*")).write_bytes(b"damaged")
+    next(Path(copied).glob("videos/plain/kv.*/c.*")).write_bytes(b"damaged")
     report = vococache.ingest(str(renamed), copied, fps=2, reuse=True)
     assert (report.done, report.reused) == (["renamed"], [])
 
@@ -224,7 +224,7 @@ def test_interrupted_work_resumes_at_its_chunks(tmp_path: Path, moved: bool) -> 
     )  # fmt: skip
     half.begin("long", intent)
     assert half.write_chunk("long", intent.token, 0, complete.read("long", 0, 150))
-    (chunk,) = Path(resumed).rglob("kv/c.0*")
+    (chunk,) = Path(resumed).rglob("kv.*/c.0*")
     written = chunk.stat().st_mtime_ns
     if moved:
         (tmp_path / "elsewhere").mkdir()
