@@ -66,7 +66,9 @@ def each_index(store: StoreReader, wanted: Callable[[VideoInfo], bool] = lambda 
             store.compare(chunk.video.id, key, chunk.expected, None if data is None else documents.stamp(data, trailer))
         except CorruptionError as error:
             return error
-        content = np.frombuffer(b"" if data is None else data, INDEX_DTYPE, (chunk.expected.length - trailer) // INDEX_DTYPE.itemsize)
+        content = np.frombuffer(
+            b"" if data is None else data, INDEX_DTYPE, (chunk.expected.length - trailer) // INDEX_DTYPE.itemsize
+        )
         return content.reshape(-1, *(store.header.index_shape or ()))
 
     def both(chunk: _Chunk) -> tuple[_Chunk, npt.NDArray[Any] | CorruptionError]:

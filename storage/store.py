@@ -49,8 +49,9 @@ class Store(GenerationStore):
         self._check_version()
         if not 1 <= intent.chunk_segments <= self.header.chunk_segments:
             raise InputError(f"chunk of {intent.chunk_segments} segments: expected 1 to {self.header.chunk_segments}")
-        # Links and the like; whoever laid them must not be followed.
-        self.objects.delete(e.key for e in self.objects.walk(self._key(video)) if e.kind != PLAIN)
+        # Links and the like are not followed, but one in the place of the whole video is not ours to remove.
+        strange = [entry.key for entry in self.objects.walk(self._key(video)) if entry.kind != PLAIN]
+        self.objects.delete(key for key in strange if key != self._key(video))
         before = self._sound(self.objects.get(self._key(video, DOCUMENT)), video)
         stored = self._stored_chunks(video, intent)
         if (
@@ -86,7 +87,7 @@ class Store(GenerationStore):
         of `token`. Raises `InputError` for another dtype or shape than the store's, or values that are not finite.
         """
         self._check_writable()
-        fields = self._sound(self.objects.get(self._key(video, DOCUMENT)), video)
+        fields = self._current(video)
         if fields is None or _wanted_token(fields) != token:
             return None
         length = _intent_of(fields, token).chunk_segments
@@ -287,7 +288,7 @@ class Store(GenerationStore):
 
     def _withdraw(self, video: str, token: str, keys: Iterable[str]) -> bool:
         """Delete what was written for an intent that is no longer the video's; False where it is."""
-        fields = self._sound(self.objects.get(self._key(video, DOCUMENT)), video)
+        fields = self._current(video)
         if fields is not None and token in (_wanted_token(fields), fields.get("token")):
             return False
         self.objects.delete(self._key(video, placed(generation_of(token), key)) for key in keys)
@@ -330,6 +331,13 @@ class Store(GenerationStore):
         except (CorruptionError, StoreMismatchError):
             return None
 
+    def _current(self, video: str) -> Fields | None:
+        """What a video's document says now, if it is sound."""
+        try:
+            return self._sound(self.objects.get(self._key(video, DOCUMENT)), video)
+        except CorruptionError:
+            return None
+
     def _expect(self, video: str, fields: Fields | None, token: str) -> None:
         """Raises `StoreMismatchError` where a video's intent is no longer `token`."""
         if fields is None or _wanted_token(fields) != token:
@@ -339,7 +347,7 @@ class Store(GenerationStore):
             )
 
     def _expected_intent(self, video: str, token: str) -> Intent:
-        fields = self._sound(self.objects.get(self._key(video, DOCUMENT)), video)
+        fields = self._current(video)
         self._expect(video, fields, token)
         assert fields is not None
         return _intent_of(fields, token)

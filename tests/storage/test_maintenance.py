@@ -20,7 +20,7 @@ def test_verify_is_clean_and_finds_a_change(store: Store) -> None:
     write(store, "partial", intent(), kv(4))
     assert list(maintenance.verify(store)) == []
     assert list(maintenance.verify(store, "clip")) == []
-    store.objects.put(f"videos/clip/{KV}/c.1.0.0.0.0.0", kv(3, seed=5).tobytes())
+    store.objects.put(f"videos/clip/{KV}/c.1.0.0.0.0.0", kv(3, seed=5).tobytes() + b"1234")
     for found in (maintenance.verify(store), maintenance.verify(store, "clip")):
         (problem,) = found
         assert (problem.video, problem.object) == ("clip", f"videos/clip/{KV}/c.1.0.0.0.0.0")
