@@ -1,5 +1,6 @@
 """The objects of a video's generations: created once, found again, dropped."""
 
+import re
 from collections.abc import Callable, Container, Iterable
 
 import numpy as np
@@ -11,6 +12,8 @@ from vococache.storage.documents import UNSOUND, Bytes, Fields, Stamp
 from vococache.storage.format import TRAILER, ChunkReceipt, Intent, generation_of, placed
 from vococache.storage.objects import PLAIN
 from vococache.storage.reading import READABLE, StoreReader
+
+_CHUNK = re.compile(r"/c\.([0-9]{1,9})\.")
 
 
 class GenerationStore(StoreReader):
@@ -77,9 +80,8 @@ class GenerationStore(StoreReader):
         if self.header.index is not None:
             lengths["index"] = intent.chunk_segments * self.header.index_segment_bytes + TRAILER
         present = self._generation_lengths(video, generation)
-        known = {
-            placed(generation, self.chunk_key(array, n)): (array, n) for array in lengths for n in range(len(present))
-        }
+        numbers = {int(found[1]) for key in present if (found := _CHUNK.search(key))}
+        known = {placed(generation, self.chunk_key(array, n)): (array, n) for array in lengths for n in numbers}
         places = {key: known[key] for key in present if key in known}
         found = self.objects.map(lambda key: self._own_stamp(video, key, lengths[places[key][0]]), [*places])
         stamps = dict(zip(places.values(), found, strict=True))

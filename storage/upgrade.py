@@ -91,7 +91,8 @@ def _rewrite(store: Store, video: str) -> bool:
     small |= documents.array_documents(header, fields["segments"], length)
     store.create_small(video, token, small)
     stamps = {name: stamp(content) for name, content in small.items()}
-    about = {name: fields[name] for name in ("damage", "discontinuities", "metadata", "begun") if name in fields}
+    kept = ("damage", "discontinuities", "metadata", "begun")
+    about: documents.Fields = {name: fields[name] for name in kept if name in fields}
     new = documents.readable_fields(
         header, "complete", Intent.from_dict(fields["intent"]), fields["segments"], fields["duration"], receipts,
         stamps, about, token,

@@ -80,6 +80,12 @@ def test_nothing_of_a_partial_video_is_readable(store: Store) -> None:
             access("clip")
 
 
+def test_chunks_come_in_any_order(store: Store) -> None:
+    store.begin("clip", intent())
+    receipt = store.write_chunk("clip", intent().token, 11, kv(3))
+    assert store.begin("clip", intent()) == {11: receipt}
+
+
 def test_interrupted_work_resumes_at_its_chunks(store: Store) -> None:
     receipts = write(store, "clip", intent(), kv(7))
     resumed = open_store(store.url, "a")
@@ -164,6 +170,24 @@ def test_failed_videos_are_rows(store: Store) -> None:
     with pytest.raises(VideoNotFoundError, match="no video stream"):
         store.read("clip")
     assert add(store, "clip").status == "complete"
+
+
+def test_what_a_manifest_says_is_kept(store: Store) -> None:
+    said = {"course": "physics", "year": 2024, "score": 0.5, "live": True}
+    receipts = write(store, "clip", intent(), kv(7))
+    info = store.complete("clip", intent().token, receipts, times(7), 7.0, metadata=said)
+    assert info.metadata == said
+    assert open_store(store.url).list() == [info]
+    store.record_metadata("clip", {"course": "art"})
+    assert store.info("clip").metadata == {"course": "art"}
+    store.record_metadata("clip", {})
+    assert store.info("clip").metadata is None
+    np.testing.assert_array_equal(store.read("clip"), kv(7))
+    for bad in ({"x": []}, {"x": "y" * 1001}, {"": 1}):
+        with pytest.raises(InputError, match="metadata"):
+            store.record_metadata("clip", bad)
+        with pytest.raises(InputError, match="metadata"):
+            store.complete("clip", intent().token, receipts, times(7), 7.0, metadata=bad)
 
 
 def test_list_is_sorted_and_names_are_kept(store: Store) -> None:
