@@ -75,8 +75,10 @@ def ls_command(store: str, where: tuple[str, ...], as_json: bool) -> int:
     wanted = conditions(where)
     infos = [info for info in open_store(store).list() if meets(info.metadata, wanted)]
     if as_json:
-        fields = ("id", "status", "reason", "decoder", "segments", "duration", "source", "bytes", "metadata")
-        click.echo(json.dumps([{name: getattr(info, name) for name in fields} | info.findings for info in infos]))
+        fields = ("id", "status", "reason", "decoder", "segments", "duration", "source", "bytes")
+        rows = [{name: getattr(info, name) for name in fields} | info.findings for info in infos]
+        said = [{"metadata": info.metadata} if info.metadata else {} for info in infos]
+        click.echo(json.dumps([row | more for row, more in zip(rows, said, strict=True)]))
         return 0
     _table(
         [

@@ -103,6 +103,41 @@ def test_ls_json_is_the_contract(voco: Voco, store: Path) -> None:
     assert text["reason"]
 
 
+def test_ls_where(voco: Voco, store: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(store, tmp_path / "own"))
+    opened = open_store(str(own), "a")
+    opened.record_metadata("plain", {"course": "art = \x1b", "year": 2024, "live": True})
+    opened.record_metadata("offset", {"year": "2024"})
+
+    def found(*where: str) -> list[str]:
+        rows = voco("ls", own, "--json", *(f"--where={each}" for each in where)).json
+        assert isinstance(rows, list)
+        return [row["id"] for row in rows]
+
+    assert found("year=2024") == ["offset", "plain"]
+    assert found("year=2024", "live=true") == ["plain"]
+    assert found("course=art = \x1b") == ["plain"]
+    assert found("colour=") == found("year=2025") == []
+    (row,) = json.loads(voco("ls", own, "--json", "--where", "live=true").out)
+    assert row["metadata"] == {"course": "art = \x1b", "year": 2024, "live": True}
+    assert "course=art = \\x1b, year=2024, live=true" in voco("ls", own).out
+    refused = voco("ls", own, "--where", "year")
+    assert (refused.code, refused.err) == (2, "voco: --where 'year': expected KEY=VALUE\n")
+
+
+def test_upgrade(voco: Voco, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(Path(__file__).parents[1] / "storage/data/v1", tmp_path / "own"))
+    assert voco("upgrade", own, "--layer", "0", "--json").json == {"done": ["clip", "second clip"], "left": {}}
+    assert open_store(str(own)).header.index == {"kind": "keys", "layer": 0, "shape": [2, 1, 4]}
+    next(own.glob("videos/clip/kv.*/c.0.*")).unlink()
+    assert voco("upgrade", own).out == "0 videos rewritten\n"
+    old = Path(shutil.copytree(Path(__file__).parents[1] / "storage/data/v2", tmp_path / "old"))
+    (old / "videos/clip/kv/c.0.0.0.0.0.0").unlink()
+    left = voco("upgrade", old)
+    assert (left.code, left.out) == (1, "1 videos rewritten\n")
+    assert left.err.startswith("left: clip: ")
+
+
 def test_ask_json_is_the_contract(voco: Voco, store: Path) -> None:
     result = voco("ask", store, "plain", "What?", "Who?", "--start", 1, "--end", 3, "--max-new-tokens", 3, "--json")
     assert result.code == 0
