@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from vococache.errors import CorruptionError, InputError, StoreError, VideoNotFoundError
-from vococache.storage import documents
+from vococache.storage import catalog, documents
 from vococache.storage.documents import Fields, stamp
 from vococache.storage.format import (
     DOCUMENT,
@@ -66,7 +66,8 @@ def verify(store: Store, video: str | None = None) -> Iterator[Problem]:
             yield from _verify_video(store, name, entries)
             continue
         for entry in entries:
-            if entry.key not in (DOCUMENT, f"videos/{DOCUMENT}") and not is_leftover(entry.key):
+            own = entry.key in (DOCUMENT, f"videos/{DOCUMENT}") or catalog.is_part(entry.key)
+            if not own and not is_leftover(entry.key):
                 yield Problem(video=None, object=entry.key, problem=unexpected(entry))
 
 
@@ -113,6 +114,7 @@ def gc(store: Store, *, older_than_s: float = GC_AGE_S, partial: bool = False) -
                 for entry in entries
                 if entry.key in reasons
             ]
+    catalog.seal(store.objects, store.identity)
     return garbage
 
 

@@ -42,6 +42,7 @@ class Objects(ABC):
 
     url: str
     threads: int
+    catalogued = False  # is it so slow to ask for each video's document that a catalog pays?
 
     @abstractmethod
     def get(self, key: str) -> bytes | None:

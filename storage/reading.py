@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vococache.errors import CorruptionError, InputError, StoreError, StoreMismatchError, VideoNotFoundError
-from vococache.storage import checks, documents, quantize
+from vococache.storage import catalog, checks, documents, quantize
 from vococache.storage.documents import Fields, Stamp, stamp
 from vococache.storage.format import (
     DOCUMENT,
@@ -53,9 +53,29 @@ class StoreReader:
 
     def list(self) -> Infos:
         """All videos, sorted by id. One whose document is damaged is listed as failed."""
-        found = self.objects.get_each("videos", DOCUMENT, is_safe_key)
+        known = catalog.read(self.objects, self.identity)
         with _uncollected():
-            return [self._row(video, data) for video, data in found if data is not None]
+            if known is None:
+                found = self.objects.get_each("videos", DOCUMENT, is_safe_key)
+                return [self._row(video, data) for video, data in found if data is not None]
+            asked = self.objects.map(lambda video: self.objects.get(f"videos/{video}/{DOCUMENT}"), known.changed)
+            rows = [self._catalogued_row(video, row) for video, row in known.rows.items() if row is not None]
+            rows += [
+                self._row(video, data) for video, data in zip(known.changed, asked, strict=True) if data is not None
+            ]
+            return sorted(rows, key=lambda info: info.id)
+
+    def _catalogued_row(self, video: str, row: Any) -> VideoInfo:
+        """The row of a video whose document a catalog has the summary of, checked as the document is."""
+        match row:
+            case [dict(fields), int(length)] if is_safe_key(video):
+                try:
+                    self._check(video, fields, length)
+                except StoreError as error:
+                    fields = {"status": "failed", "reason": str(error)}
+                return documents.video_info(video, fields, length)
+        fields = {"status": "failed", "reason": f"{self.url}/{catalog.PARTS} is no catalog of ours: remove it"}
+        return documents.video_info(video, fields, 0)
 
     def _row(self, video: str, data: bytes | CorruptionError) -> VideoInfo:
         if isinstance(data, CorruptionError):
@@ -189,6 +209,15 @@ class StoreReader:
         fields = unseal(data)
         if fields is None:
             raise self._damaged(video, "its bytes changed")
+        self._check(video, fields, len(data))
+        if unseal is documents.unseal_video and fields["status"] in READABLE:
+            flaw = checks.record_flaw(fields, self.header)
+            if flaw is not None:
+                raise self._damaged(video, flaw)
+        return fields
+
+    def _check(self, video: str, fields: Fields, length: int) -> None:
+        """Raises where a document's summary is not this video's, this store's, or not one that was written."""
         if fields.get("video") != video:
             raise self._damaged(video, f"it is that of video {str(fields.get('video'))[:200]!r}")
         if fields.get("store") != self.identity:
@@ -196,12 +225,9 @@ class StoreReader:
                 f"video {video!r} in {self.url} was made for another store, or the store's own document was replaced:"
                 f" expected {self.identity[:12]}, found {str(fields.get('store'))[:12]}; ingest the video again"
             )
-        flaw = checks.summary_flaw(fields, self.header, len(data))
-        if flaw is None and unseal is documents.unseal_video and fields["status"] in READABLE:
-            flaw = checks.record_flaw(fields, self.header)
+        flaw = checks.summary_flaw(fields, self.header, length)
         if flaw is not None:
             raise self._damaged(video, flaw)
-        return fields
 
     def _damaged(self, video: str, what: str) -> CorruptionError:
         return CorruptionError(

@@ -20,6 +20,8 @@ _ALONE = threading.Lock()  # what lies in memory belongs to this process
 class RemoteObjects(Objects):
     """Objects behind an fsspec URL; one PUT each."""
 
+    catalogued = True
+
     def __init__(self, url: str) -> None:
         self.threads = 16
         self._full_url = url.rstrip("/")

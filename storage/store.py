@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vococache.errors import CorruptionError, InputError, StoreError, StoreMismatchError
-from vococache.storage import checks, documents
+from vococache.storage import catalog, checks, documents
 from vococache.storage.documents import Bytes, Fields, Stamp, stamp
 from vococache.storage.encode import check_receipts, encode_chunk, encode_timestamps, encode_vectors, examine
 from vococache.storage.format import (
@@ -284,6 +284,7 @@ class Store(GenerationStore):
         data = self.objects.get(key)
         fields = self._sound(data, video)
         if fields is None or (fields["status"] == "partial" and "intent" not in fields):
+            catalog.mark(self.objects, video)
             self.objects.replace(key, data, None)
 
     def _withdraw(self, video: str, token: str, keys: Iterable[str]) -> bool:
@@ -313,6 +314,7 @@ class Store(GenerationStore):
             if new is None:
                 assert fields is not None, "what is not there cannot be left as it is"
                 return fields, fields
+            catalog.mark(self.objects, video)
             if self.objects.replace(key, data, documents.seal_video(self.identity, video, *new)):
                 return fields, new[0] | new[1]
 
@@ -321,6 +323,7 @@ class Store(GenerationStore):
         self._check_writable()
         key = self._key(video, DOCUMENT)
         while (data := self.objects.get(key)) is not None and self.parse(video, data):
+            catalog.mark(self.objects, video)
             if self.objects.replace(key, data, documents.changed(data, change)):
                 return
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vococache.errors import StoreError
-from vococache.storage import documents, quantize
+from vococache.storage import catalog, documents, quantize
 from vococache.storage.documents import GROUP, seal, stamp
 from vococache.storage.encode import encode_vectors
 from vococache.storage.format import DOCUMENT, FORMAT_VERSION, ChunkReceipt, Intent, placed
@@ -97,6 +97,7 @@ def _rewrite(store: Store, video: str) -> bool:
         header, "complete", Intent.from_dict(fields["intent"]), fields["segments"], fields["duration"], receipts,
         stamps, about, token,
     )  # fmt: skip
+    catalog.mark(store.objects, video)
     if not store.objects.replace(key, data, documents.seal_video(store.identity, video, *new)):
         return _rewrite(store, video)  # its document was changed meanwhile
     if old is None:
