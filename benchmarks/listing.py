@@ -1,4 +1,4 @@
-"""`ls` of many videos on an S3 server (a process of its own, which waits before each answer), with and without a catalog.
+"""`ls` of many videos on an S3 server (a process that waits before each answer), with and without a catalog.
 
 python benchmarks/listing.py [--videos 5000] [--delay 0.03]
 """

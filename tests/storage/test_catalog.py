@@ -117,7 +117,7 @@ class Interrupted(RemoteObjects):
 
 @pytest.mark.parametrize("own", ["ingest", "seal"])
 def test_whatever_falls_between(own: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A listing is right in the middle of an ingest, and after it, when a catalog was sealed, and the other way round."""
+    """A listing is right in the middle of an ingest and after it, when a catalog is sealed, and the other way round."""
     for at in range(100):
         url = f"memory://between/{time.time_ns()}"
         store = open_store(url, "a", header=HEADER)
