@@ -18,7 +18,8 @@ from common import fill, report
 from vococache.model.generate import GenerationOptions, generate
 from vococache.storage import open_store
 from vococache.workers.caches import compress_frames
-from vococache.workers.compress import Compressor, store_header
+from vococache.workers.compress import store_header
+from vococache.workers.compressor import Compressor
 from vococache.workers.reason import ReasonStage, question_ids
 
 SEGMENTS, NEW_TOKENS, RUNS = (1, 16, 64, 256), 16, 5

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from vococache.pipeline.machine import machine
+from vococache.pipeline.tables import aligned
 
 if TYPE_CHECKING:  # most benchmarks have no use for torch here
     import numpy as np
@@ -24,12 +25,7 @@ def report(
     `ratios`: what was measured beside something else in the same run, more is better; `guard.py` compares them with
     those of another day.
     """
-    columns = max(len(row) for row in rows)
-    cells = [[str(cell) for cell in row] + [""] * (columns - len(row)) for row in rows]
-    table = [row for row in cells if any(row[1:])]  # a row of one cell is a line of text among the others
-    widths = [max(len(row[column]) for row in table) for column in range(columns)]
-    for row in cells:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(aligned([[str(cell) for cell in row] for row in rows]))
     if ratios:
         result = result | {"ratios": {what: round(ratio, 3) for what, ratio in ratios.items()}}
     print(json.dumps({"benchmark": name, "arguments": sys.argv[1:], **result, "machine": machine()}))

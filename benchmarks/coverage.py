@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vococache.model import coverage, load_model, untrained
-from vococache.pipeline.paper.retention import ask_pictures, unseen_pictures
+from vococache.pipeline.paper.retention import ask_unseen, unseen_pictures
 
 KEPT = (18, 9, 4, 2)
 
@@ -32,7 +32,7 @@ def main() -> None:
                 untrained.cover = variant(order, merged)
                 model = load_model(arguments.model, compression="cover", num_voco_tokens=k, frames_per_segment=1)
                 pictures = unseen_pictures(arguments.pictures, 4, model.config.geometry.size)
-                row.append(ask_pictures(model, pictures).accuracy)
+                row.append(ask_unseen(model, pictures).accuracy)
             name = f"{order} order, {'means' if merged else 'as chosen'}"
             print(f"{name:28}" + "".join(f"{100 * value:8.1f}" for value in row), flush=True)
 

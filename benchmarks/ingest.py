@@ -20,7 +20,8 @@ import zarr
 from common import report
 
 from vococache.workers.caches import to_stored
-from vococache.workers.compress import Compressor, frame_geometry, store_header
+from vococache.workers.compress import frame_geometry, store_header
+from vococache.workers.compressor import Compressor
 
 SECONDS, FPS, WIDTH, HEIGHT = 10, 30, 640, 360
 PR_SET_CHILD_SUBREAPER = 36

@@ -13,6 +13,7 @@ from transformers import Blip2QFormerConfig, Blip2QFormerModel
 from vococache.errors import InputError
 from vococache.model.cache import VoCoCache
 from vococache.model.config import VoCoConfig
+from vococache.model.fingerprint import known_digest, remember_digest
 from vococache.model.initialise import initialise
 from vococache.model.untrained import Untrained
 from vococache.model.voco import VoCoModel
@@ -127,7 +128,9 @@ def with_compression(model: VoCoModel, kind: str, seed: int = 0) -> VoCoModel:
         if name not in dict(model.named_children()):
             initialise(child.to_empty(device=model.device).to(model.dtype), seed)
     new.tokenizer, new.name = model.tokenizer, model.name
-    new.weights_digest, new.gradient_checkpointing = model.weights_digest, model.gradient_checkpointing
+    new.gradient_checkpointing = model.gradient_checkpointing
+    if digest := known_digest(model):
+        remember_digest(new, digest)
     return new
 
 

@@ -28,6 +28,7 @@ from vococache.model.fingerprint import (
     current_weights_digest,
     dtype_name,
     is_stage1,
+    remember_digest,
     tensor_digest,
     weights_digest,
 )
@@ -117,6 +118,7 @@ def load_model(
         model.eval().requires_grad_(False)
     if dtype == FLOAT8:
         use_float8(model.language_model.layers)
+        remember_digest(model, str(model.weights_digest))  # it is of the checkpoint's values, which are other bits now
     model.name = name
     return model
 
@@ -205,7 +207,7 @@ def save_pretrained(model: VoCoModel, folder: str | Path, *, note: str | None = 
         file.chmod(0o644)  # written private; a checkpoint is as readable as its folder
     if model.tokenizer is not None:
         model.tokenizer.save_pretrained(folder)
-    model.weights_digest = current_weights_digest(model)
+    remember_digest(model, current_weights_digest(model))
     config = model.config.to_dict() | {
         "dtype": dtype_name(model.dtype),
         "fingerprint": compressor_fingerprint(model),
@@ -317,7 +319,7 @@ def _fill(model: VoCoModel, layout: Layout, folder: Path, dtype: torch.dtype | N
     if model.config.text.tie_word_embeddings:
         model.lm_head.weight = model.language_model.embed_tokens.weight
     _restore_buffers(model, device)
-    model.weights_digest = weights_digest(digests.items())
+    remember_digest(model, weights_digest(digests.items()))
 
 
 def _fill_reader(model: VoCoModel, settings: dict[str, Any], folder: Path) -> None:

@@ -56,10 +56,37 @@ def weights_digest(digests: Iterable[tuple[str, bytes]]) -> str:
     return hashlib.sha256(b"".join(digest for _, digest in sorted(digests))).hexdigest()
 
 
+def weights_sum(model: VoCoModel) -> int:
+    """The sum of the bits that stage 1 uses, read as whole numbers: another one once a weight was changed in place.
+
+    As fast as memory is read, where a digest is not: a loaded model's digest is taken for good while this stays.
+    """
+    voco = [] if model.config.untrained else [model.config.voco_token_id]
+    rows = [*model.config.stage1_ids, *voco]
+    total = 0
+    for name, tensor in model.state_dict().items():
+        if is_stage1(name, model.config):
+            data = (tensor[rows] if name == EMBEDDING else tensor).contiguous().flatten().view(torch.uint8)
+            data = data.clone() if data.storage_offset() % 8 else data
+            whole = len(data) - len(data) % 8
+            total += int(data[:whole].view(torch.int64).sum()) + int(data[whole:].sum())
+    return total
+
+
+def remember_digest(model: VoCoModel, digest: str) -> None:
+    """Take `digest` for that of the model's weights as they are now."""
+    model.weights_digest, model.weights_sum = digest, weights_sum(model)
+
+
 def current_weights_digest(model: VoCoModel) -> str:
     """The digest of the weights as the model holds them now (training changes them)."""
     used = [(name, tensor) for name, tensor in model.state_dict().items() if is_stage1(name, model.config)]
     return weights_digest((name, tensor_digest(name, tensor, model.config)) for name, tensor in used)
+
+
+def known_digest(model: VoCoModel) -> str | None:
+    """The digest that was remembered, unless a weight has changed since."""
+    return model.weights_digest if model.weights_digest and model.weights_sum == weights_sum(model) else None
 
 
 def model_digest(model: VoCoModel) -> str:
@@ -75,7 +102,7 @@ def compressor_fingerprint(model: VoCoModel, *, config: VoCoConfig | None = None
     """
     config = config or model.config
     settings = {
-        "weights": model.weights_digest or current_weights_digest(model),
+        "weights": known_digest(model) or current_weights_digest(model),
         "text": _numeric(config.text.to_dict()),
         "vision": _numeric(config.vision.to_dict()),
         "projector": config.projector,

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,7 +16,9 @@ from vococache.errors import InputError
 from vococache.model.cache import PlacedCache, put
 from vococache.model.packing import arrange, pack
 from vococache.model.step import next_step, round_up
-from vococache.model.voco import VoCoModel
+
+if TYPE_CHECKING:
+    from vococache.model.voco import VoCoModel
 
 # Each look at what was chosen waits for the GPU; between two looks an answer that has ended goes on for nothing.
 TOKENS_BETWEEN_LOOKS = {"cuda": 8}
@@ -46,7 +49,7 @@ class Generation:
 
 @torch.inference_mode()
 def generate(
-    model: VoCoModel,
+    model: "VoCoModel",
     placed: PlacedCache,
     questions: Sequence[Tensor],
     max_new_tokens: int,

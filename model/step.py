@@ -8,13 +8,15 @@ Letters: A questions, W entries that the step looks at, G key-value heads, D hea
 """
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from vococache.model.cache import PlacedCache, put
-from vococache.model.voco import VoCoModel
+
+if TYPE_CHECKING:
+    from vococache.model.voco import VoCoModel
 
 # Steps of the same shape, by device: a recording must pay. Elsewhere masked entries would only cost.
 SAME_SHAPE = {"cuda": 64}
@@ -24,7 +26,7 @@ WARM_UPS = 2  # steps before the recording, which may not meet anything that is 
 class DecodingStep:
     """Reads one new token of each of A questions, within the first W entries of a placed cache."""
 
-    def __init__(self, model: VoCoModel, placed: PlacedCache, questions: int, width: int) -> None:
+    def __init__(self, model: "VoCoModel", placed: PlacedCache, questions: int, width: int) -> None:
         # Not the placed cache, which keeps its steps: in a circle its memory would outlive it.
         self.model, self.buffer, self.width = model, placed.buffer, width
         self.ids = torch.zeros(questions, dtype=torch.long, device=model.device)
@@ -71,7 +73,7 @@ class DecodingStep:
         return self.model.logits(hidden)
 
 
-def next_step(model: VoCoModel, placed: PlacedCache, positions: Tensor, seen: Tensor) -> DecodingStep:
+def next_step(model: "VoCoModel", placed: PlacedCache, positions: Tensor, seen: Tensor) -> DecodingStep:
     """The step that goes on with so many questions (`DecodingStep.start`), one recorded earlier where there is one."""
     questions = len(positions)
     shape = (questions, min(round_up(placed.length + questions, questions, model), placed.capacity))
@@ -82,7 +84,7 @@ def next_step(model: VoCoModel, placed: PlacedCache, positions: Tensor, seen: Te
     return step
 
 
-def round_up(entries: int, questions: int, model: VoCoModel) -> int:
+def round_up(entries: int, questions: int, model: "VoCoModel") -> int:
     """Entries that a step looks at for `entries` that it needs."""
     block = questions * SAME_SHAPE[model.device.type] if model.device.type in SAME_SHAPE else 1
     return -(-entries // block) * block

@@ -18,6 +18,7 @@ from vococache.errors import ContextLimitError, InputError, ModelError
 from vococache.model import decoder
 from vococache.model.cache import PlacedCache, VoCoCache
 from vococache.model.config import VoCoConfig
+from vococache.model.generate import GenerationOptions, generate
 from vococache.model.packing import arrange, pack, seen_before
 from vococache.model.reader import build_reader
 from vococache.model.rope import Rope, rotate
@@ -37,8 +38,9 @@ class VoCoModel(nn.Module):
         self.config = config
         self.tokenizer: Any = None  # a Hugging Face tokenizer, where the checkpoint has one
         self.name = "unnamed"
-        # Of the checkpoint that the weights came from; None once they may differ.
+        # Of the checkpoint that the weights came from, and their sum then (`fingerprint.remember_digest`).
         self.weights_digest: str | None = None
+        self.weights_sum = 0
         self.gradient_checkpointing = False  # in training: compute again in the backward pass what a layer held
         build: Any = AutoModel.from_config
         dtype = torch.get_default_dtype()  # not the one that a checkpoint's config may name
@@ -222,8 +224,6 @@ class VoCoModel(nn.Module):
         `input_ids` as in `read`; texts of different length come as a sequence of 1-D tensors. `sampling`: the
         fields of `vococache.model.generate.Sampling`. A row that met a stop token is filled up with it.
         """
-        from vococache.model.generate import GenerationOptions, generate
-
         rows = generate(self, self.place(cache), list(input_ids), max_new_tokens, GenerationOptions(**sampling)).ids
         width = max(len(row) for row in rows)
         return torch.tensor([row + row[-1:] * (width - len(row)) for row in rows])

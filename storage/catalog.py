@@ -33,13 +33,13 @@ class Catalog(NamedTuple):
 
 def mark(objects: Objects, video: str) -> None:
     """Say that a video's document is about to be swapped."""
-    if objects.catalogued:
+    if not objects.is_local:
         objects.put(f"{MARKS}/{video}.{uuid.uuid4().hex[:12]}", b"")
 
 
 def read(objects: Objects, identity: str) -> Catalog | None:
     """The catalog of a store; None where there is none that is sound."""
-    if not objects.catalogued:
+    if objects.is_local:
         return None
     changed = _videos(objects.walk(MARKS))  # first: a mark that goes meanwhile is in a part that is read afterwards
     rows = _parts(objects, identity, _numbers(objects))
@@ -50,7 +50,7 @@ def read(objects: Objects, identity: str) -> Catalog | None:
 
 def seal(objects: Objects, identity: str, *, older_than_s: float = MARK_AGE_S) -> int:
     """Bring the catalog up to date, or make it; the number of videos that were looked at."""
-    if not objects.catalogued:
+    if objects.is_local:
         return 0
     limit = time.time() - older_than_s
     numbers, marks = _numbers(objects), objects.walk(MARKS)

@@ -7,9 +7,11 @@ import numpy as np
 import numpy.typing as npt
 
 from vococache.errors import CorruptionError
-from vococache.storage import checks, documents
-from vococache.storage.documents import UNSOUND, Bytes, Fields, Stamp
+from vococache.storage import checks, documents, quantize
+from vococache.storage.documents import UNSOUND, Bytes, Fields, Stamp, stamp
+from vococache.storage.encode import encode_vectors
 from vococache.storage.format import TRAILER, ChunkReceipt, Intent, generation_of, placed
+from vococache.storage.index import index_vectors
 from vococache.storage.objects import PLAIN
 from vococache.storage.reading import READABLE, StoreReader
 
@@ -35,6 +37,38 @@ class GenerationStore(StoreReader):
         """The stamp of a chunk that is there, whole, and as its own crc32c says."""
         found = self.stamp(video, place)
         return found if found is not None and found.length == length and found.crc32c != UNSOUND else None
+
+    def copy_chunk(
+        self, origin: StoreReader, video: str, fields: Fields, index: int, new: str, token: str
+    ) -> ChunkReceipt:
+        """Create a chunk of `new` that is that of the complete `video` of `origin`, whose document says `fields`.
+
+        Its vectors come with it where both stores have the same index. Raises `CorruptionError`.
+        """
+        length = fields["intent"]["chunk_segments"]
+        data, known = origin.raw_chunk(video, fields, "chunks", index), documents.stamps_of(fields)[index]
+        written = self.create_chunk(new, token, self.chunk_key("chunks", index), data, lambda: known)
+        encoded: npt.NDArray[np.uint8] | None = None
+        if "index" in fields and origin.header.index == self.header.index:
+            encoded = origin.raw_chunk(video, fields, "index", index)
+        elif self.header.index is not None:
+            kv = np.empty((length, *self.header.segment_shape), self.header.kv_dtype)
+            if self.header.quantization is None:
+                kv = data.view(kv.dtype).reshape(kv.shape)
+            else:
+                quantize.decode(data, kv, self.header.quantization)
+            kv = kv[: fields["segments"] - index * length]
+            encoded = encode_vectors(self.header, length, index, len(kv), index_vectors(self.header, kv))
+        return ChunkReceipt(
+            index=index, **written._asdict(), vectors_crc32c=self.create_vectors(new, token, index, encoded)
+        )
+
+    def create_vectors(self, video: str, token: str, index: int, encoded: npt.NDArray[np.uint8] | None) -> int | None:
+        """Create a chunk of the index, unless it is there; the crc32c of what is. None where there is no index."""
+        if encoded is None:
+            return None
+        key = self.chunk_key("index", index)
+        return self.create_chunk(video, token, key, encoded, lambda: stamp(encoded)).crc32c
 
     def create_small(self, video: str, token: str, small: dict[str, Bytes]) -> None:
         """Create objects whose bytes the intent decides; what is there and is another was damaged."""
@@ -80,7 +114,7 @@ class GenerationStore(StoreReader):
         if self.header.index is not None:
             lengths["index"] = intent.chunk_segments * self.header.index_segment_bytes + TRAILER
         present = self._generation_lengths(video, generation)
-        numbers = {int(found[1]) for key in present if (found := _CHUNK.search(key))}
+        numbers = {int(digits[1]) for key in present if (digits := _CHUNK.search(key))}
         known = {placed(generation, self.chunk_key(array, n)): (array, n) for array in lengths for n in numbers}
         places = {key: known[key] for key in present if key in known}
         found = self.objects.map(lambda key: self._own_stamp(video, key, lengths[places[key][0]]), [*places])
@@ -95,7 +129,7 @@ class GenerationStore(StoreReader):
                 )
         return receipts
 
-    def _is_sound(self, video: str, fields: Fields) -> bool:
+    def is_sound(self, video: str, fields: Fields) -> bool:
         """Is every object of a readable video as recorded?"""
         expected = documents.record(self.header, fields)
         return list(self.objects.map(lambda key: self.stamp(video, key), [*expected])) == list(expected.values())

@@ -38,6 +38,8 @@ class LocalObjects(Objects):
     check and its use.
     """
 
+    is_local = True
+
     def __init__(self, root: str) -> None:
         self.url = os.path.abspath(os.path.expanduser(root))
         self.threads = min(4, os.cpu_count() or 1)

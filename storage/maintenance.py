@@ -1,10 +1,10 @@
-"""Looking after a store: verify, remove, gc, export."""
+"""Looking after a store: verify, remove, gc, export, merge."""
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from vococache.errors import CorruptionError, InputError, StoreError, VideoNotFoundError
+from vococache.errors import CorruptionError, InputError, StoreError, StoreMismatchError, VideoNotFoundError
 from vococache.storage import catalog, documents
 from vococache.storage.documents import Fields, stamp
 from vococache.storage.format import (
@@ -17,7 +17,7 @@ from vococache.storage.format import (
     placed,
 )
 from vococache.storage.objects import PLAIN, Entry
-from vococache.storage.opening import check_vacant, open_objects, open_store, root_objects
+from vococache.storage.opening import check_same_compressor, check_vacant, open_objects, open_store, root_objects
 from vococache.storage.reading import READABLE, difference
 from vococache.storage.store import Store
 
@@ -91,11 +91,11 @@ def _remove(store: Store, video: str) -> None:
     store.remove_document(video)
 
 
-def gc(store: Store, *, older_than_s: float = GC_AGE_S, partial: bool = False) -> list[Garbage]:
+def gc(store: Store, *, older_than_s: float = GC_AGE_S, partial: bool = False, dry_run: bool = False) -> list[Garbage]:
     """Remove what killed writers left behind and report it; with `partial`, unfinished videos too.
 
-    Leaves alone what changed within `older_than_s` seconds: a running ingest may be at it. Damaged videos are
-    left for `verify` and `remove`.
+    `dry_run`: only report what would be removed. Leaves alone what changed within `older_than_s` seconds: a running
+    ingest may be at it. Damaged videos are left for `verify` and `remove`.
     """
     garbage = []
     limit = time.time() - older_than_s
@@ -104,17 +104,19 @@ def gc(store: Store, *, older_than_s: float = GC_AGE_S, partial: bool = False) -
         if reasons and max(entry.modified for entry in entries) <= limit:
             if name is not None and store.objects.walk(f"videos/{name}") != entries:
                 continue  # somebody is at it
-            if name is not None and len(reasons) == len(entries):
-                remove(store, name)
-            elif name is not None and "partial video" in reasons.values():
-                store.forget_begun(name)
-            store.objects.delete(reasons)
+            if not dry_run:
+                if name is not None and len(reasons) == len(entries):
+                    remove(store, name)
+                elif name is not None and "partial video" in reasons.values():
+                    store.forget_begun(name)
+                store.objects.delete(reasons)
             garbage += [
                 Garbage(object=entry.key, bytes=entry.length, reason=reasons[entry.key])
                 for entry in entries
                 if entry.key in reasons
             ]
-    catalog.seal(store.objects, store.identity)
+    if not dry_run:
+        catalog.seal(store.objects, store.identity)
     return garbage
 
 
@@ -163,6 +165,45 @@ def export(store: Store, videos: Sequence[str], url: str) -> Store:
     for key, data in own.items():  # the store's own document last
         target.put(key, data)
     return open_store(url)
+
+
+@dataclass(kw_only=True)
+class Merge:
+    """Ids of the videos that were copied, of those that were there already, and of those left, with the reason."""
+
+    copied: list[str] = field(default_factory=list)
+    present: list[str] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)
+
+
+def merge(store: Store, other: Store) -> Merge:
+    """Copy the complete videos of `other`, a store of the same compressor, into `store`, checking every byte.
+
+    What can be read in `store` stays; what is failed or partial there is replaced. Killed, it goes on when it is run
+    again. Raises `StoreMismatchError`.
+    """
+    check_same_compressor(store.url, other.header, store.header)
+    if store.header.quantization != other.header.quantization:
+        raise StoreMismatchError(f"stores {store.url} and {other.url} are quantized differently")
+    found = Merge()
+    for info in other.list():
+        if info.status != "complete":
+            found.left[info.id] = info.reason or f"it is {info.status}"
+            continue
+        ours = store.find(info.id)
+        if ours is not None and ours.status in READABLE:
+            if (ours.content_hash, ours.sampling) == (info.content_hash, info.sampling):
+                found.present.append(info.id)
+            else:
+                found.left[info.id] = f"{store.url} has another video of that id, from {ours.source}"
+            continue
+        try:
+            store.copy(info.id, info.id, info.source, info.size, info.mtime_ns, info.metadata, origin=other)
+        except (CorruptionError, InputError) as error:
+            found.left[info.id] = str(error)
+            continue
+        found.copied.append(info.id)
+    return found
 
 
 def _groups(store: Store) -> dict[str | None, list[Entry]]:

@@ -42,7 +42,7 @@ class Objects(ABC):
 
     url: str
     threads: int
-    catalogued = False  # is it so slow to ask for each video's document that a catalog pays?
+    is_local = False  # else a look at each video's document is so slow that a catalog pays
 
     @abstractmethod
     def get(self, key: str) -> bytes | None:

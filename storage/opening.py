@@ -51,7 +51,7 @@ def open_store(
     fields = root_fields(objects, data)
     found = StoreHeader.from_dict(fields)
     if header is not None:
-        _check_same_compressor(objects.url, header, found)
+        check_same_compressor(objects.url, header, found)
     if mode == "a" and isinstance(objects, LocalObjects) and not os.access(objects.url, os.W_OK):
         raise StoreError(f"store {objects.url} is read-only: expected a folder that this user may write")
     return Store(objects, found, identity_of(fields, data), writable=mode == "a", version=fields["format_version"])
@@ -129,7 +129,8 @@ def root_fields(objects: Objects, data: bytes) -> Fields:
     return fields
 
 
-def _check_same_compressor(url: str, wanted: StoreHeader, found: StoreHeader) -> None:
+def check_same_compressor(url: str, wanted: StoreHeader, found: StoreHeader) -> None:
+    """Refuse a store whose header is `found` where one like `wanted` is needed. Raises `StoreMismatchError`."""
     ours, theirs = wanted.to_dict(), found.to_dict()
     if wanted.model == found.model:  # then the setting that was asked for says more than a fingerprint
         for name, option in OPTIONS.items():

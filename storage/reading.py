@@ -86,6 +86,20 @@ class StoreReader:
             fields = {"status": "failed", "reason": str(error)}
         return documents.video_info(video, fields, len(data))
 
+    @property
+    def is_local(self) -> bool:
+        """Does it lie on a file system of this machine, where a look costs microseconds?"""
+        return self.objects.is_local
+
+    def find(self, video: str) -> VideoInfo | None:
+        """The row that `list` has for a video; None if it has none."""
+        data: bytes | CorruptionError | None
+        try:
+            data = self.objects.get(self._key(video, DOCUMENT))
+        except CorruptionError as error:
+            data = error
+        return None if data is None else self._row(video, data)
+
     def ids(self) -> builtins.list[str]:
         """Ids of all groups, sorted, whatever their state."""
         return sorted(name for name in self.objects.names("videos") if is_safe_key(name))
@@ -96,8 +110,10 @@ class StoreReader:
         return documents.video_info(video, fields, length)
 
     def intents(self, video: str) -> builtins.list[tuple[Intent, bool]]:
-        """What a video is being made of, and then what it is made of (True). Raises as `info`."""
-        fields, _ = self.document(video)
+        """What a video is being made of, and then what it is made of (True); empty where no sound document says."""
+        fields = self._current(video)
+        if fields is None:
+            return []
         begun = documents.begun_of(fields)
         readable = fields["status"] in READABLE
         found = [] if begun is None else [(begun[1], False)]
@@ -174,6 +190,14 @@ class StoreReader:
         found = buffer[start - first * length : stop - first * length]
         return found if 2 * len(found) >= len(buffer) else found.copy()  # do not hold two chunks for one segment
 
+    def raw_chunk(self, video: str, fields: Fields, array: str, index: int) -> npt.NDArray[np.uint8]:
+        """Bytes of a chunk of "chunks" or "index", checked, without the crc32c that they may end in."""
+        place = placed(documents.generation(fields), self.chunk_key(array, index))
+        expected, trailer = documents.stamps_of(fields, array)[index], documents.trailer_of(place)
+        data = np.empty(expected.length - trailer, np.uint8)
+        self.compare(video, place, expected, self.objects.read_into(self._key(video, place), data, trailer))
+        return data
+
     def chunk_key(self, array: str, index: int) -> str:
         """Key of a chunk of "chunks" or "index" within a video's group, its generation left out."""
         return chunk_key(index) if array == "chunks" else index_key(index, self.header)
@@ -215,6 +239,20 @@ class StoreReader:
             if flaw is not None:
                 raise self._damaged(video, flaw)
         return fields
+
+    def _sound(self, data: bytes | None, video: str) -> Fields | None:
+        """What a video's document says, if it is sound."""
+        try:
+            return None if data is None else self.parse(video, data)
+        except (CorruptionError, StoreMismatchError):
+            return None
+
+    def _current(self, video: str) -> Fields | None:
+        """What a video's document says now, if it is sound."""
+        try:
+            return self._sound(self.objects.get(self._key(video, DOCUMENT)), video)
+        except CorruptionError:
+            return None
 
     def _check(self, video: str, fields: Fields, length: int) -> None:
         """Raises where a document's summary is not this video's, this store's, or not one that was written."""

@@ -20,8 +20,6 @@ _ALONE = threading.Lock()  # what lies in memory belongs to this process
 class RemoteObjects(Objects):
     """Objects behind an fsspec URL; one PUT each."""
 
-    catalogued = True
-
     def __init__(self, url: str) -> None:
         self.threads = 16
         self._full_url = url.rstrip("/")
@@ -33,7 +31,9 @@ class RemoteObjects(Objects):
 
         with self._errors("open", ""):
             # A listing must show what other processes have written since.
-            self._opened, root = url_to_fs(self._full_url, use_listings_cache=False)
+            # Of several requests for one object, s3fs asks for its size first.
+            serial = {"max_concurrency": 1} if self._full_url.startswith(("s3:", "s3a:")) else {}
+            self._opened, root = url_to_fs(self._full_url, use_listings_cache=False, **serial)
         self._root, self._process = root.rstrip("/"), os.getpid()
 
     @property

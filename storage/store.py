@@ -49,15 +49,19 @@ class Store(GenerationStore):
         self._check_version()
         if not 1 <= intent.chunk_segments <= self.header.chunk_segments:
             raise InputError(f"chunk of {intent.chunk_segments} segments: expected 1 to {self.header.chunk_segments}")
-        # Links and the like are not followed, but one in the place of the whole video is not ours to remove.
-        strange = [entry.key for entry in self.objects.walk(self._key(video)) if entry.kind != PLAIN]
-        self.objects.delete(key for key in strange if key != self._key(video))
-        before = self._sound(self.objects.get(self._key(video, DOCUMENT)), video)
-        stored = self._stored_chunks(video, intent)
+        stored: dict[int, ChunkReceipt] = {}
+        if self.is_local:
+            # Links and the like are not followed, but one in the place of the whole video is not ours to remove.
+            strange = [entry.key for entry in self.objects.walk(self._key(video)) if entry.kind != PLAIN]
+            self.objects.delete(key for key in strange if key != self._key(video))
+        data = self.objects.get(self._key(video, DOCUMENT))
+        before = self._sound(data, video)
+        if self.is_local or data is not None:  # on an object store nothing is kept without a document
+            stored = self._stored_chunks(video, intent)
         if (
             before is not None
             and _wanted_token(before) == intent.token
-            and (before["status"] != "complete" or "begun" in before or self._is_sound(video, before))
+            and (before["status"] != "complete" or "begun" in before or self.is_sound(video, before))
         ):
             return stored
 
@@ -67,7 +71,7 @@ class Store(GenerationStore):
                 return {"status": "partial", **begun}, {}
             return documents.parts(fields | {"begun": begun})
 
-        replaced, _ = self._change(video, change)
+        replaced, _ = self._change(video, change, data)
         if (begun := documents.begun_of(replaced)) is not None and begun[0] != intent.token:
             self.drop(video, generation_of(begun[0]), but=self._named(replaced))
         return stored
@@ -91,19 +95,22 @@ class Store(GenerationStore):
         if fields is None or _wanted_token(fields) != token:
             return None
         length = _intent_of(fields, token).chunk_segments
-        data, segments = encode_chunk(self.header, length, index, kv)
-        vectors = index_vectors(self.header, kv) if vectors is None else vectors
-        encoded = encode_vectors(self.header, length, index, segments, vectors)
+        data, encoded = self._encode(length, index, kv, vectors)
         with ThreadPoolExecutor(1) as pool:
             examined = pool.submit(examine, self.header, length, index, data)  # while the bytes go to the disk
             written = self.create_chunk(video, token, self.chunk_key("chunks", index), data, examined.result)
-        crc = None
-        if encoded is not None:
-            known = stamp(encoded)
-            crc = self.create_chunk(video, token, self.chunk_key("index", index), encoded, lambda: known).crc32c
+        crc = self.create_vectors(video, token, index, encoded)
         if self._withdraw(video, token, [self.chunk_key(array, index) for array in ("chunks", "index")]):
             return None
-        return ChunkReceipt(index=index, length=written.length, crc32c=written.crc32c, vectors_crc32c=crc)
+        return ChunkReceipt(index=index, **written._asdict(), vectors_crc32c=crc)
+
+    def _encode(
+        self, length: int, index: int, kv: npt.NDArray[Any], vectors: npt.NDArray[Any] | None = None
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]:
+        """Bytes of a chunk, and of its vectors where the store has an index."""
+        data, segments = encode_chunk(self.header, length, index, kv)
+        vectors = index_vectors(self.header, kv) if vectors is None else vectors
+        return data, encode_vectors(self.header, length, index, segments, vectors)
 
     def append(
         self,
@@ -146,9 +153,9 @@ class Store(GenerationStore):
                 self.header, "growing", intent, segments, float(duration), [*receipts, receipt], others, about, token
             )
 
-        replaced, _ = self._change(video, change)
+        replaced, info = self._change(video, change)
         self._drop_readable(video, replaced, but=generation_of(token))
-        return self.info(video)
+        return info
 
     def complete(
         self,
@@ -171,46 +178,119 @@ class Store(GenerationStore):
         self._check_writable()
         intent = self._expected_intent(video, intent_token)
         receipts = sorted(receipts, key=lambda receipt: receipt.index)
-        times = encode_timestamps(self.header, timestamps)
-        segments = len(timestamps)
-        check_receipts(receipts, intent.chunk_segments, segments)
-        _check_duration(duration)
-        checks.check_metadata(metadata or {})
-        about = (findings or {}) | ({"metadata": metadata} if metadata else {})
-        small: dict[str, Bytes] = {"timestamps/c.0.0": times}
-        small |= documents.array_documents(self.header, segments, intent.chunk_segments)
-        stamps = {key: stamp(data) for key, data in small.items()}
-        whole = documents.readable_fields(
-            self.header, "complete", intent, segments, float(duration), receipts, stamps, about, intent_token
-        )
+        small = self._small(intent, timestamps)
+        whole = self._whole(intent_token, intent, receipts, small, len(timestamps), duration, findings, metadata)
         generation = generation_of(intent_token)
         present = self._check_stored(video, intent_token, intent, receipts)
         named = documents.record(self.header, whole[0] | whole[1]).keys()
         grown = {key for key in present - named if is_superseded(key, generation)}
         self.objects.delete(self._key(video, key) for key in present - named - grown)
         self.create_small(video, intent_token, small)
+        try:
+            info = self._finish(video, intent_token, receipts, whole)
+        except StoreMismatchError:
+            self._withdraw(video, intent_token, small)
+            raise
+        self.objects.delete(self._key(video, key) for key in grown)
+        return info
+
+    def write_whole(
+        self,
+        video: str,
+        token: str,
+        kv: npt.NDArray[Any],
+        timestamps: npt.NDArray[np.float64],
+        duration: float,
+        findings: Fields | None = None,
+        metadata: Fields | None = None,
+    ) -> tuple[ChunkReceipt, VideoInfo] | None:
+        """`write_chunk` and `complete` of a video that is one chunk, with half of their requests.
+
+        None, and the video as it was, when its intent is no longer that of `token`. Raises what they raise.
+        """
+        self._check_writable()
+        document = self.objects.get(self._key(video, DOCUMENT))
+        fields = self._sound(document, video)
+        if fields is None or _wanted_token(fields) != token:
+            return None
+        if len(kv) != len(timestamps):
+            raise InputError(f"video {video!r}: {len(kv)} segments, and timestamps of {len(timestamps)}")
+        intent = _intent_of(fields, token)
+        data, encoded = self._encode(intent.chunk_segments, 0, kv)
+        known = examine(self.header, intent.chunk_segments, 0, data)
+        small = self._small(intent, timestamps)
+        chunk, vectors = self.chunk_key("chunks", 0), self.chunk_key("index", 0)
+
+        def create(key: str) -> tuple[str, Any]:
+            if key == chunk:
+                return key, self.create_chunk(video, token, key, data, lambda: known)
+            if key == vectors:
+                return key, self.create_vectors(video, token, 0, encoded)
+            self.create_small(video, token, {key: small[key]})
+            return key, None
+
+        keys = [chunk, vectors, *small]
+        found = dict(map(create, keys) if self.is_local else self.objects.map(create, keys))
+        receipt = ChunkReceipt(index=0, **found[chunk]._asdict(), vectors_crc32c=found[vectors])
+        whole = self._whole(token, intent, [receipt], small, len(timestamps), duration, findings, metadata)
+        try:
+            return receipt, self._finish(video, token, [receipt], whole, document)
+        except StoreMismatchError:
+            self._withdraw(video, token, keys)
+            return None
+
+    def _small(self, intent: Intent, timestamps: npt.NDArray[np.float64]) -> dict[str, Bytes]:
+        """What a complete video has besides its chunks and its document, by key."""
+        small: dict[str, Bytes] = {"timestamps/c.0.0": encode_timestamps(self.header, timestamps)}
+        return small | documents.array_documents(self.header, len(timestamps), intent.chunk_segments)
+
+    def _whole(
+        self,
+        token: str,
+        intent: Intent,
+        receipts: Sequence[ChunkReceipt],
+        small: dict[str, Bytes],
+        segments: int,
+        duration: float,
+        findings: Fields | None,
+        metadata: Fields | None,
+    ) -> tuple[Fields, Fields]:
+        """What the document of a complete video says. Raises `InputError` for what does not fit together."""
+        check_receipts(receipts, intent.chunk_segments, segments)
+        _check_duration(duration)
+        checks.check_metadata(metadata or {})
+        about = (findings or {}) | ({"metadata": metadata} if metadata else {})
+        stamps = {key: stamp(data) for key, data in small.items()}
+        return documents.readable_fields(
+            self.header, "complete", intent, segments, float(duration), receipts, stamps, about, token
+        )
+
+    def _finish(
+        self,
+        video: str,
+        token: str,
+        receipts: Sequence[ChunkReceipt],
+        whole: tuple[Fields, Fields],
+        *seen: bytes | None,
+    ) -> VideoInfo:
+        """Swap in the document of a complete video, and drop what is not read any more."""
 
         def change(fields: Fields | None) -> tuple[Fields, Fields] | None:
-            self._expect(video, fields, intent_token)
+            self._expect(video, fields, token)
             assert fields is not None
             if fields["status"] == "complete" and "begun" not in fields and _receipts(fields) == receipts:
                 return None
             return whole
 
-        try:
-            replaced, _ = self._change(video, change)
-        except StoreMismatchError:
-            self._withdraw(video, intent_token, small)
-            raise
-        self._drop_readable(video, replaced, but=generation)
-        self.objects.delete(self._key(video, key) for key in grown)
-        return self.info(video)
+        replaced, info = self._change(video, change, *seen)
+        self._drop_readable(video, replaced, but=generation_of(token))
+        return info
 
     def fail(self, video: str, reason: str, *, source: str = "", size: int = 0, mtime_ns: int = 0) -> VideoInfo:
         """Record that a video cannot be had, and why; its chunks are dropped."""
         self._check_writable()
         fields = {"status": "failed", "reason": reason, "source": source, "size": size, "mtime_ns": mtime_ns}
-        return documents.video_info(video, fields, self.discard(video, fields))
+        return self.discard(video, fields)
 
     def record_source(self, video: str, source: str, size: int, mtime_ns: int) -> None:
         """Record where a video's file lies by now, and its size and time. Its content must be the same.
@@ -235,44 +315,44 @@ class Store(GenerationStore):
         self._amend(video, change)
 
     def copy(
-        self, video: str, new: str, source: str, size: int, mtime_ns: int, metadata: Fields | None = None
+        self,
+        video: str,
+        new: str,
+        source: str,
+        size: int,
+        mtime_ns: int,
+        metadata: Fields | None = None,
+        origin: GenerationStore | None = None,
     ) -> VideoInfo:
         """Make the video `new`, whose file at `source` has the content of the complete `video`, of that one's chunks.
 
-        Raises `VideoNotFoundError`, and `CorruptionError` where `video` is damaged.
+        `origin`: the store of `video`, by default this one; of the same compressor. Raises `VideoNotFoundError`, and
+        `CorruptionError` where `video` is damaged.
         """
-        fields = self.readable(video)
-        moved = {"source": source, "size": size, "mtime_ns": mtime_ns}
-        intent = Intent.from_dict(fields["intent"] | moved)
-        times = self.timestamps(video)
-        if fields["status"] != "complete" or not self._is_sound(video, fields):
-            raise CorruptionError(f"video {video!r} in {self.url} is damaged or grows: `voco verify` tells where")
-        self.begin(new, intent)
-        arrays = ("chunks", "index") if "index" in fields else ("chunks",)
-        receipts = _receipts(fields)
-        keys = [self.chunk_key(array, receipt.index) for array in arrays for receipt in receipts]
-
-        def copy(key: str) -> None:
-            data = self.objects.get(self._key(video, placed(documents.generation(fields), key))) or b""
-            self.objects.create(self._key(new, placed(generation_of(intent.token), key)), data)
-
-        for _ in self.objects.map(copy, keys):
-            pass
+        origin = origin or self
+        fields = origin.readable(video)
+        intent = Intent.from_dict(fields["intent"] | {"source": source, "size": size, "mtime_ns": mtime_ns})
+        times = origin.timestamps(video)
+        if fields["status"] != "complete" or not origin.is_sound(video, fields):
+            raise CorruptionError(f"video {video!r} in {origin.url} is damaged or grows: `voco verify` tells where")
+        stored = self.begin(new, intent)
+        missing = [index for index in range(len(documents.stamps_of(fields))) if index not in stored]
+        copied = self.objects.map(
+            lambda index: self.copy_chunk(origin, video, fields, index, new, intent.token), missing
+        )
+        receipts = [*stored.values(), *copied]
         findings = documents.video_info(video, fields, 0).findings
         return self.complete(new, intent.token, receipts, times, fields["duration"], findings, metadata)
 
-    def discard(self, video: str, fields: Fields | None = None) -> int:
-        """Drop all objects of a video but its document, which from then on says `fields` (by default: none of it).
-
-        Returns the length of that document in bytes.
-        """
+    def discard(self, video: str, fields: Fields | None = None) -> VideoInfo:
+        """Drop all objects of a video but its document, which from then on says `fields` (by default: none of it)."""
         self._check_writable()
         said: Fields = fields or {"status": "partial", "reason": "discarded"}
-        self._change(video, lambda _: (said, {}))
+        _, info = self._change(video, lambda _: (said, {}))
         keys = [entry.key for entry in self.objects.walk(self._key(video))]
         # A temporary file may belong to a writer that still lives; it will find its intent gone.
         self.objects.delete(key for key in keys if key != self._key(video, DOCUMENT) and "/.tmp-" not in key)
-        return len(documents.seal_video(self.identity, video, said))
+        return info
 
     def forget_begun(self, video: str) -> None:
         """Give up what is being made of a readable video. Raises `CorruptionError`."""
@@ -297,15 +377,16 @@ class Store(GenerationStore):
 
     # Documents
 
-    def _change(self, video: str, change: Change) -> tuple[Fields | None, Fields]:
+    def _change(self, video: str, change: Change, *seen: bytes | None) -> tuple[Fields | None, VideoInfo]:
         """Replace a video's document by what `change` makes of it, as nobody else has changed it since.
 
-        What it said, None where it was none that is sound, and what it says now; `change` returns None to leave it.
+        What it said, None where it was none that is sound, and its row now; `change` returns None to leave it. `seen`:
+        the document, where somebody has just read it.
         """
-        key = self._key(video, DOCUMENT)
+        key, known = self._key(video, DOCUMENT), list(seen)
         while True:
             try:
-                data = self.objects.get(key)
+                data = known.pop() if known else self.objects.get(key)
             except CorruptionError:  # a link or the like
                 self.objects.delete([key])
                 continue
@@ -313,10 +394,11 @@ class Store(GenerationStore):
             new = change(fields)
             if new is None:
                 assert fields is not None, "what is not there cannot be left as it is"
-                return fields, fields
+                return fields, documents.video_info(video, fields, len(data or b""))
             catalog.mark(self.objects, video)
-            if self.objects.replace(key, data, documents.seal_video(self.identity, video, *new)):
-                return fields, new[0] | new[1]
+            document = documents.seal_video(self.identity, video, *new)
+            if self.objects.replace(key, data, document):
+                return fields, documents.video_info(video, new[0], len(document))
 
     def _amend(self, video: str, change: Callable[[Fields], object]) -> None:
         """Change the summary of a video's document. Raises `CorruptionError`."""
@@ -326,20 +408,6 @@ class Store(GenerationStore):
             catalog.mark(self.objects, video)
             if self.objects.replace(key, data, documents.changed(data, change)):
                 return
-
-    def _sound(self, data: bytes | None, video: str) -> Fields | None:
-        """What a video's document says, if it is sound."""
-        try:
-            return None if data is None else self.parse(video, data)
-        except (CorruptionError, StoreMismatchError):
-            return None
-
-    def _current(self, video: str) -> Fields | None:
-        """What a video's document says now, if it is sound."""
-        try:
-            return self._sound(self.objects.get(self._key(video, DOCUMENT)), video)
-        except CorruptionError:
-            return None
 
     def _expect(self, video: str, fields: Fields | None, token: str) -> None:
         """Raises `StoreMismatchError` where a video's intent is no longer `token`."""

@@ -5,11 +5,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vococache.errors import StoreError
-from vococache.storage import catalog, documents, quantize
+from vococache.storage import catalog, documents
 from vococache.storage.documents import GROUP, seal, stamp
-from vococache.storage.encode import encode_vectors
-from vococache.storage.format import DOCUMENT, FORMAT_VERSION, ChunkReceipt, Intent, placed
-from vococache.storage.index import INDEX_LAYER, index_vectors, keys_index
+from vococache.storage.format import DOCUMENT, FORMAT_VERSION, Intent
+from vococache.storage.index import INDEX_LAYER, keys_index
 from vococache.storage.opening import open_store, root_fields
 from vococache.storage.store import Store
 
@@ -65,28 +64,11 @@ def _rewrite(store: Store, video: str) -> bool:
     if old is not None and "index" in fields:
         return False
     length = fields["intent"]["chunk_segments"]
-    chunks = documents.stamps_of(fields)
-
-    def rewrite(index: int) -> ChunkReceipt:
-        name = store.chunk_key("chunks", index)
-        place = placed(old, name)
-        trailer = documents.trailer_of(place)
-        whole = np.empty(chunks[index].length - trailer, np.uint8)
-        store.compare(video, place, chunks[index], store.objects.read_into(f"videos/{video}/{place}", whole, trailer))
-        written = store.create_chunk(video, token, name, whole, lambda: chunks[index])
-        kv = np.empty((length, *header.segment_shape), header.kv_dtype)
-        if header.quantization is None:
-            kv = whole.view(header.kv_dtype).reshape(kv.shape)
-        else:
-            quantize.decode(whole, kv, header.quantization)
-        kv = kv[: fields["segments"] - index * length]
-        encoded = encode_vectors(header, length, index, len(kv), index_vectors(header, kv))
-        assert encoded is not None, "the store has an index by now"
-        crc = store.create_chunk(video, token, store.chunk_key("index", index), encoded, lambda: stamp(encoded)).crc32c
-        return ChunkReceipt(index=index, length=written.length, crc32c=written.crc32c, vectors_crc32c=crc)
-
     times = store.timestamps(video)
-    receipts = list(store.objects.map(rewrite, range(len(chunks))))
+    chunks = range(len(documents.stamps_of(fields)))
+    receipts = list(
+        store.objects.map(lambda index: store.copy_chunk(store, video, fields, index, video, token), chunks)
+    )
     small: dict[str, documents.Bytes] = {"timestamps/c.0.0": times.astype("<f8").reshape(-1).view(np.uint8)}
     small |= documents.array_documents(header, fields["segments"], length)
     store.create_small(video, token, small)

@@ -206,8 +206,9 @@ def _add_stream(
     stream.width, stream.height = size
     stream.pix_fmt = pix_fmt
     stream.gop_size = gop
-    # AVI, MPEG-2 and MPEG-4 part 2 count in frames, the others in fine ticks that hold any time.
-    stream.codec_context.time_base = 1 / rate if codec in {"mpeg4", "mpeg2video"} else Fraction(1, TICKS)
+    # AVI, Ogg, MPEG-2 and MPEG-4 part 2 count in frames, the others in fine ticks that hold any time.
+    counts = codec in {"mpeg4", "mpeg2video"} or container.format.name in {"ogg", "ogv"}
+    stream.codec_context.time_base = 1 / rate if counts else Fraction(1, TICKS)
     return stream
 
 

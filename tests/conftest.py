@@ -1,28 +1,49 @@
 """An S3 server in a process of its own: one for all tests, as s3fs keeps the address that it first found."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 
 @pytest.fixture(scope="session")
-def s3_url() -> Iterator[str]:
+def s3_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the S3 server writes a line for each request."""
+    return tmp_path_factory.mktemp("s3") / "log"
+
+
+@pytest.fixture
+def s3_requests(s3_log: Path) -> Callable[[], list[str]]:
+    """The requests since the last call: method and path, in order."""
+    places = [0]
+
+    def since() -> list[str]:
+        with s3_log.open() as file:
+            file.seek(places[0])
+            lines = re.sub(r"\x1b\[[0-9;]*m", "", file.read())
+            places[0] = file.tell()
+        return [f"{method} {path}" for method, path in re.findall(r'"([A-Z]+) (\S+) HTTP', lines)]
+
+    return since
+
+
+@pytest.fixture(scope="session")
+def s3_url(s3_log: Path) -> Iterator[str]:
     """URL of an S3 bucket; this process and its children find the server by environment variables."""
     import boto3
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    with s3_log.open("w") as log:
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+        server = subprocess.Popen(command, stdout=log, stderr=log)
     settings = {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "AWS_ACCESS_KEY_ID": "testing",

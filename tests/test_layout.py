@@ -49,6 +49,14 @@ def test_links_are_links_in_git():
     assert links == {f"src/vococache/{name}" for name in PACKAGES}
 
 
+def test_no_large_file_is_committed():
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listed = subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True).rstrip("\0").split("\0")
+    files = [ROOT / name for name in listed if (ROOT / name).is_file()]
+    assert [file.name for file in files if file.stat().st_size > 10_000_000] == []
+
+
 HELP = """
 import sys
 from vococache.pipeline.cli import main

@@ -1,1 +1,1 @@
-"""The stages that do the work, as plain classes; `actors` makes them Ray actors."""
+"""The stages that do the work, as plain classes; `cluster` makes them Ray actors."""

@@ -3,60 +3,22 @@
 import threading
 import time
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from vococache.errors import InputError, StoreMismatchError, VoCoError
-from vococache.model import load_model
 from vococache.model.fingerprint import compressor_fingerprint, compute_dtype
 from vococache.model.images import FrameGeometry
 from vococache.model.voco import VoCoModel
-from vococache.storage import Store, StoreHeader, open_store
+from vococache.storage import ChunkReceipt, Store, StoreHeader, VideoInfo, open_store
 from vococache.storage.format import max_chunk_segments
 from vococache.storage.index import keys_index
 from vococache.workers.caches import compress_frames, micro_batch
+from vococache.workers.compressor import Compressor
 from vococache.workers.rows import Row
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Compressor:
-    """Which model compresses, and how: everything that the compressor fingerprint depends on.
-
-    `dtype`: of computation, the device's default when None. `compression`, `tokens` (K) and `frames` (of a segment):
-    the model's own when None; so is `chat_template` (Jinja text). With VoCo tokens fewer is exact, more the model does
-    not have; without, any are possible.
-    """
-
-    model: str
-    compression: str | None = None
-    chat_template: str | None = None
-    dtype: str | None = None
-    tokens: int | None = None
-    frames: int | None = None
-
-    def load(self, device: str | None = None) -> VoCoModel:
-        """The model, ready to compress. Raises `InputError` where it does not have that K or segment size."""
-        model = load_model(
-            self.model, compression=self.compression, chat_template=self.chat_template, dtype=self.dtype, device=device
-        )
-        config = model.config
-        if config.untrained:
-            model.config = config.with_voco(tokens=self.tokens, frames=self.frames)
-            return model
-        if config.compression != "voco":
-            raise InputError(
-                f"model {self.model!r} compresses by {config.compression!r}, a baseline for comparison: stores hold"
-                " VoCo caches, or those of models without VoCo tokens"
-            )
-        for name, wanted, has in (
-            ("tokens", self.tokens, config.num_voco_tokens),
-            ("frames in a segment", self.frames, config.frames_per_segment),
-        ):
-            if wanted is not None and not 1 <= wanted <= has:
-                raise InputError(f"model {self.model!r} has 1 to {has} {name}, asked for {wanted}")
-        model.config = config.with_voco(tokens=self.tokens, frames=self.frames)
-        return model
 
 
 def store_header(model: VoCoModel) -> StoreHeader:
@@ -102,7 +64,7 @@ def check_fingerprint(model: VoCoModel, header: StoreHeader, store_url: str) -> 
 
 @dataclass(kw_only=True)
 class CompressStage:
-    """Stage 2 of ingest: rows with frames become rows with receipts; other rows pass.
+    """Stage 2 of ingest: rows with frames become rows with receipts, and videos of one row complete; other rows pass.
 
     Two threads may call `process`: one chunk is written, which an object store takes its time for, while the next is
     computed.
@@ -135,11 +97,23 @@ class CompressStage:
                 started = time.perf_counter()
                 kv = compress_frames(self._model, row.frames, header.micro_batch, header.dtype)
                 compressed = time.perf_counter()
-            receipt = self._store.write_chunk(row.video, row.intent, row.index, kv)
+            receipt, info = self._write(row, kv)
         except InputError as error:
             return replace(row, frames=None, error=str(error))
         seconds = row.seconds | {"compress": compressed - started, "store": time.perf_counter() - compressed}
-        return replace(row, frames=None, receipt=receipt, seconds=seconds)
+        return replace(row, frames=None, receipt=receipt, info=info, seconds=seconds)
+
+    def _write(self, row: Row, kv: npt.NDArray[Any]) -> tuple[ChunkReceipt | None, VideoInfo | None]:
+        """Store a chunk; a video that is no more than that is complete with it, and costs the driver nothing."""
+        if not row.is_whole:
+            return self._store.write_chunk(row.video, row.intent, row.index, kv), None
+        assert row.end is not None
+        assert row.timestamps is not None
+        end = row.end
+        done = self._store.write_whole(
+            row.video, row.intent, kv, row.timestamps, end.duration, end.findings, end.metadata
+        )
+        return done or (None, None)
 
 
 def frame_geometry(header: StoreHeader) -> FrameGeometry:

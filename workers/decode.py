@@ -8,14 +8,14 @@ from itertools import chain, islice
 import numpy as np
 import numpy.typing as npt
 
-from vococache.errors import StoreError, VideoError
+from vococache.errors import VideoError
 from vococache.model.images import Frame, FrameGeometry
 from vococache.storage import Intent, Store, open_store
 from vococache.storage.format import even_chunk_segments
 from vococache.workers.rows import End, Row, VideoTask
 from vococache.workers.video.process import DecodedFrames, DecoderName, DecoderProcess, Limits, available_decoders
 from vococache.workers.video.sampling import FrameSampling
-from vococache.workers.video.source import LocalVideo, local_video, stat_source
+from vococache.workers.video.source import LocalVideo, SourceStat, local_video, stat_source
 
 Segment = tuple[list[Frame], list[float]]  # of one segment: pictures [size, size, 3], and their times
 
@@ -51,9 +51,9 @@ class DecodeStage:
     def process(self, task: VideoTask) -> Iterator[Row]:
         """The rows of one video. A video that cannot be decoded costs one error row; a bad store raises."""
         reasons: dict[str, str] = {}
-        stat, digest = stat_source(task.source), None
+        stat, digest = None if task.size is None else SourceStat(size=task.size, mtime_ns=task.mtime_ns), None
         try:
-            with local_video(task.source, self.max_copy_bytes) as local:
+            with local_video(task.source, self.max_copy_bytes, stat) as local:
                 stat, digest = local.stat, local.content_hash
                 known = self._known(task.video, local)
                 # First the decoder whose chunks the store has.
@@ -68,6 +68,7 @@ class DecodeStage:
                         reasons[decoder] = str(error)
         except VideoError as error:
             reasons["source"] = str(error)
+            stat = stat or stat_source(task.source)
         end = End(
             source=task.source,
             size=stat.size if stat else 0,
@@ -78,12 +79,10 @@ class DecodeStage:
 
     def _known(self, video: str, local: LocalVideo) -> tuple[Intent, bool] | None:
         """What the store has begun or completed of the same content and sampling, and whether it is complete."""
-        try:
-            known = self._store.intents(video)
-        except StoreError:
-            return None
         wanted = local.content_hash, self.sampling.to_dict()
-        return next(((i, done) for i, done in known if (i.content_hash, i.sampling) == wanted), None)
+        return next(
+            ((i, done) for i, done in self._store.intents(video) if (i.content_hash, i.sampling) == wanted), None
+        )
 
     def _attempt(
         self,
@@ -126,6 +125,7 @@ class DecodeStage:
                     mtime_ns=local.stat.mtime_ns,
                     content_hash=local.content_hash,
                     findings=frames.findings,
+                    metadata=task.metadata,
                 )
             receipt = stored.get(index)
             yield Row(

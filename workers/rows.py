@@ -6,15 +6,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vococache.storage import ChunkReceipt
+from vococache.storage import ChunkReceipt, VideoInfo
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoTask:
-    """One video to ingest. `source`: absolute path or fsspec URL."""
+    """One video to ingest. `source`: absolute path or fsspec URL.
+
+    `size` in bytes and `mtime_ns` of the file, as a listing told them; None where they are to be asked for. `metadata`:
+    what a manifest says of it.
+    """
 
     video: str
     source: str
+    size: int | None = None
+    mtime_ns: int = 0
+    metadata: dict[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,13 +40,15 @@ class End:
     mtime_ns: int = 0
     content_hash: str | None = None
     findings: dict[str, Any] = field(default_factory=dict)  # `damage` and `discontinuities`, where there are any
+    metadata: dict[str, Any] = field(default_factory=dict)  # as in its task
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
     """One chunk of a video, the last one with its `end`; or its failure (`error`, with what is known in `end`).
 
-    A chunk that the store holds already comes with its receipt and without frames.
+    A chunk that the store holds already comes with its receipt and without frames. A row that is all of a video
+    has its `info` once that is complete in the store.
     """
 
     video: str
@@ -51,4 +60,10 @@ class Row:
     receipt: ChunkReceipt | None = None
     end: End | None = None
     error: str | None = None
+    info: VideoInfo | None = None
     seconds: dict[str, float] = field(default_factory=dict)  # what each stage spent on this row
+
+    @property
+    def is_whole(self) -> bool:
+        """Is it all of its video?"""
+        return self.end is not None and self.end.chunks == 1

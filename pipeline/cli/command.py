@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -14,6 +15,7 @@ import click
 
 from vococache import __version__
 from vococache.errors import InputError, VoCoError
+from vococache.pipeline import cli_change
 from vococache.pipeline.cli import bench as cli_bench
 from vococache.pipeline.cli import convert as cli_convert
 from vococache.pipeline.cli import evaluate as cli_eval
@@ -28,7 +30,7 @@ from vococache.pipeline.cli.terminal import escaped, say, say_lines
 from vococache.pipeline.ingest.events import OUTCOMES, Event
 
 if TYPE_CHECKING:
-    from vococache.pipeline.ingest.job import IngestReport, Progress
+    from vococache.pipeline.ingest.driver import IngestReport, Progress
 
 EXIT_SOME_FAILED = 1  # the job ran; some of its videos failed, or damage was found
 EXIT_BAD_INPUT = 2  # nothing was done
@@ -118,11 +120,18 @@ def cli() -> None:
 @click.option("--max-damage", type=float, help="Refuse broadcasts of which a larger share is lost.  [default: 0.5]")
 @click.option("--stall-after", type=float, default=300.0, show_default=True, help="Tell what is stuck after seconds.")
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write each video's outcome to a file.")
+@click.option("--metrics-port", type=click.IntRange(1, 65535), help="Serve figures for Prometheus at this port.")
 @click.option("-v", "--verbose", is_flag=True, help="Log each event to stderr, as a line of JSON.")
 @click.option("--dry-run", is_flag=True, help="Only tell videos, segments, bytes and an estimate of time.")
 @json_option
 def ingest(
-    videos: tuple[str, ...], as_json: bool, dry_run: bool, report: Path | None, verbose: bool, **options: Any
+    videos: tuple[str, ...],
+    as_json: bool,
+    dry_run: bool,
+    report: Path | None,
+    verbose: bool,
+    metrics_port: int | None,
+    **options: Any,
 ) -> int:
     """Compress VIDEOS (files, folders, globs, URLs, CSV/JSONL manifests) into a store.
 
@@ -138,14 +147,11 @@ def ingest(
     if dry_run:
         from vococache.pipeline.ingest.estimate import estimate
 
-        planning = (
-            "store", "fps", "num_frames", "model", "compression", "tokens", "segment_frames", "dtype", "quantize",
-            "chat_template", "device", "overwrite", "check_content", "retry_failed", "reuse",
-        )  # fmt: skip
-        found = estimate(videos, **{key: options[key] for key in planning})
+        found = estimate(videos, **options)
         say_lines(json.dumps(found.to_dict()) if as_json else found.describe())
         return 0
     from vococache.pipeline.ingest.job import ingest as run
+    from vococache.pipeline.metrics import served
 
     if verbose:
         logging.getLogger("vococache").addHandler(logging.StreamHandler())
@@ -153,16 +159,27 @@ def ingest(
     try:
         with ExitStack() as stack:
             lines = stack.enter_context(_opened(report)) if report else None
+            metrics = stack.enter_context(served(metrics_port)) if metrics_port is not None else None
 
             def note(event: Event) -> None:
-                signals.check()
+                if threading.current_thread() is threading.main_thread():
+                    signals.check()
+                if metrics is not None:
+                    metrics.note(event)
                 if lines is not None and event.event in OUTCOMES:
                     print(event.to_line(), file=lines, flush=True)
                 if event.event == "stalled" and not verbose:
                     bar.say(f"nothing came for {options['stall_after']:g} s; {event.describe()}")
+                if event.event == "progress" and not verbose and not bar.is_shown:
+                    bar.say(event.describe())
+
+            def update(progress: "Progress") -> None:
+                bar.update(progress)
+                if metrics is not None:
+                    metrics.update(progress)
 
             bar = stack.enter_context(ProgressBar())
-            done = run(videos, on_progress=bar.update, on_event=note, **options)
+            done = run(videos, on_progress=update, on_event=note, **options)
     except KeyboardInterrupt:
         return _say(f"{signals.describe()}: the same command resumes where this one stopped", signals.exit_code())
     if as_json:
@@ -212,6 +229,11 @@ class ProgressBar:
 
         self._bar = tqdm(unit="video", disable=None, leave=False, dynamic_ncols=True)  # None: only on a terminal
         return self
+
+    @property
+    def is_shown(self) -> bool:
+        """Does somebody watch?"""
+        return not self._bar.disable
 
     def update(self, progress: "Progress") -> None:
         """Show how far the job is."""
@@ -309,6 +331,6 @@ def demo(seed: int, clips: int, out: Path, as_json: bool) -> int:
     return 0
 
 
-for module in (cli_bench, cli_convert, cli_eval, cli_frames, cli_store, cli_synthetic, cli_train):
+for module in (cli_bench, cli_change, cli_convert, cli_eval, cli_frames, cli_store, cli_synthetic, cli_train):
     for command in module.COMMANDS:
         cli.add_command(command)

@@ -1,22 +1,27 @@
-"""`voco ls | info | verify | rm | gc | export`: looking after a store."""
+"""`voco ls | info | stats | verify`: looking at a store."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
 from vococache.errors import InputError
 from vococache.pipeline.cli.terminal import escaped, say
+from vococache.pipeline.selection import STATUSES, select
 
 EXIT_DAMAGED = 1
-SECONDS_AN_HOUR = 3600.0
+SORTS = ("id", "status", "segments", "duration", "bytes")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 
 
-def _table(rows: Sequence[Sequence[str]]) -> None:
+status_option = click.option("--status", type=click.Choice(STATUSES), help="Only videos of that status.")
+from_option = click.option("--from", "listed", type=click.File(), help="Ids in a file, one a line; - is stdin.")
+
+
+def table(rows: Sequence[Sequence[str]]) -> None:
     """Print rows in columns; all but the last column are padded."""
     rows = [[escaped(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)] if rows else []
@@ -59,28 +64,36 @@ def told(metadata: dict[str, Any] | None) -> str:
 
 @click.command("ls")
 @click.argument("store")
+@status_option
 @click.option("--where", multiple=True, metavar="KEY=VALUE", help="Only videos whose metadata says so. Repeatable.")
+@click.option("--sort", type=click.Choice(SORTS), default="id", show_default=True, help="Numbers: largest first.")
 @json_option
-def ls_command(store: str, where: tuple[str, ...], as_json: bool) -> int:
+def ls_command(store: str, status: str | None, where: tuple[str, ...], sort: str, as_json: bool) -> int:
     """List the videos of STORE.
 
     \b
     Example:
       voco ls caches
+      voco ls caches --status failed
       voco ls caches --where course=physics --where year=2024
+      voco ls caches --sort bytes
       voco ls caches --json | jq '.[] | select(.status == "failed") | .id'
     """
     from vococache.storage import open_store
 
     wanted = conditions(where)
-    infos = [info for info in open_store(store).list() if meets(info.metadata, wanted)]
+    infos = [i for i in open_store(store).list() if status in (None, i.status) and meets(i.metadata, wanted)]
+    if sort == "status":
+        infos.sort(key=lambda info: info.status)
+    elif sort != "id":
+        infos.sort(key=lambda info: getattr(info, sort) or 0, reverse=True)
     if as_json:
         fields = ("id", "status", "reason", "decoder", "segments", "duration", "source", "bytes")
         rows = [{name: getattr(info, name) for name in fields} | info.findings for info in infos]
         said = [{"metadata": info.metadata} if info.metadata else {} for info in infos]
         click.echo(json.dumps([row | more for row, more in zip(rows, said, strict=True)]))
         return 0
-    _table(
+    table(
         [
             (
                 info.id,
@@ -118,10 +131,7 @@ def info_command(store: str, video: str | None, as_json: bool) -> int:
     else:
         infos = opened.list()
         done = [info for info in infos if info.status in ("complete", "growing")]
-        counts = {
-            status: sum(info.status == status for info in infos)
-            for status in ("complete", "growing", "failed", "partial")
-        }
+        counts = {status: sum(info.status == status for info in infos) for status in STATUSES}
         facts = opened.header.to_dict() | {
             **counts,
             "segments": sum(info.segments for info in done),
@@ -137,33 +147,92 @@ def info_command(store: str, video: str | None, as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps(facts))
     else:
-        _table([(name, _readable(value)) for name, value in facts.items()])
+        table([(name, _readable(value)) for name, value in facts.items()])
     return 0
 
 
 def _readable(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.1f}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+@click.command("stats")
+@click.argument("stores", nargs=-1, required=True)
+@json_option
+def stats_command(stores: tuple[str, ...], as_json: bool) -> int:
+    """Sum up STORES: videos by status, segments, hours of video, bytes of caches and of their sources, the model.
+
+    \b
+    Example:
+      voco stats caches
+      voco stats first second --json
+    """
+    from vococache.storage import open_store
+
+    rows = []
+    for store in stores:
+        opened = open_store(store)
+        infos = opened.list()
+        for status in STATUSES:
+            some = [info for info in infos if info.status == status]
+            rows.append(
+                {
+                    "store": opened.url,
+                    "model": opened.header.model,
+                    "status": status,
+                    "videos": len(some),
+                    "segments": sum(info.segments for info in some),
+                    "seconds": sum(info.duration or 0.0 for info in some),
+                    "bytes": sum(info.bytes for info in some),
+                    "source_bytes": sum(info.size for info in some),
+                }
+            )
+    if as_json:
+        click.echo(json.dumps(rows))
+    else:
+        table([list(rows[0]), *([_readable(value) for value in row.values()] for row in rows)])
+    return 0
 
 
 @click.command("verify")
 @click.argument("store")
-@click.argument("video", required=False)
+@click.argument("videos", nargs=-1)
+@status_option
+@from_option
 @click.option("--repair", is_flag=True, help="Ingest damaged videos again, where their source is there.")
 @click.option("--model", help="With --repair: the model that made the store.  [default: by its name in the store]")
 @click.option("--device", help="With --repair: cpu or cuda. [default: a GPU where there is one]")
 @click.option("--address", help="With --repair: a Ray cluster; without it a local Ray is started.")
 @json_option
-def verify_command(store: str, video: str | None, repair: bool, as_json: bool, **options: str | None) -> int:
-    """Check every byte of STORE, or of one VIDEO in it, against its record. Exit code 1: damage was found, and is left.
+def verify_command(
+    store: str,
+    videos: tuple[str, ...],
+    status: str | None,
+    listed: TextIO | None,
+    repair: bool,
+    as_json: bool,
+    **options: str | None,
+) -> int:
+    """Check every byte of STORE, or of VIDEOS (ids, globs) in it, against its record. Exit code 1: damage was found,
+    and is left.
 
     \b
     Example:
       voco verify caches
+      voco verify caches 'holiday*'
       voco verify caches --repair
     """
     from vococache.storage import maintenance, open_store
 
-    problems = list(maintenance.verify(open_store(store), video))
+    def verified() -> list[maintenance.Problem]:
+        opened = open_store(store)
+        if not (videos or status or listed):
+            return list(maintenance.verify(opened))
+        return [problem for video in chosen for problem in maintenance.verify(opened, video)]
+
+    chosen = select(open_store(store), videos, status, listed or ()) if videos or status or listed else []
+    problems = verified()
     if repair and problems:
         from vococache.pipeline.ingest.repair import repair as run
 
@@ -175,7 +244,7 @@ def verify_command(store: str, video: str | None, repair: bool, as_json: bool, *
             *(f"left: {n}: {why}" for n, why in done.left.items()),
         ):
             say(line, err=True)
-        problems = list(maintenance.verify(open_store(store), video))
+        problems = verified()
     if as_json:
         click.echo(json.dumps([asdict(problem) for problem in problems]))
     else:
@@ -185,124 +254,4 @@ def verify_command(store: str, video: str | None, repair: bool, as_json: bool, *
     return EXIT_DAMAGED if problems else 0
 
 
-@click.command("rm")
-@click.argument("store")
-@click.argument("videos", nargs=-1, required=True)
-def rm_command(store: str, videos: tuple[str, ...]) -> int:
-    """Remove VIDEOS from STORE.
-
-    \b
-    Example:
-      voco rm caches holiday party
-    """
-    from vococache.storage import maintenance, open_store
-
-    maintenance.remove(open_store(store, "a"), *videos)
-    for video in videos:
-        say(f"removed {video}")
-    return 0
-
-
-@click.command("relocate")
-@click.argument("store")
-@click.argument("old")
-@click.argument("new")
-def relocate_command(store: str, old: str, new: str) -> int:
-    """Record in STORE that the videos at OLD (a file or a folder, path or URL) lie at NEW now. Reads no video.
-
-    \b
-    Example:
-      voco relocate caches /mnt/old/videos /mnt/new/videos
-    """
-    from vococache.pipeline.ingest.job import absolute
-    from vococache.storage import maintenance, open_store
-
-    moved = maintenance.relocate(open_store(store, "a"), absolute(old), absolute(new))
-    if not moved:
-        raise InputError(f"no video of {store} comes from {absolute(old)}: `voco info {store} VIDEO` tells its source")
-    say(f"{len(moved)} videos now at {absolute(new)}")
-    return 0
-
-
-@click.command("upgrade")
-@click.argument("store")
-@click.option(
-    "--layer", type=click.IntRange(0), help="Whose keys become the index, where STORE has none.  [default: 1]"
-)
-@json_option
-def upgrade_command(store: str, layer: int | None, as_json: bool) -> int:
-    """Bring STORE, made by an earlier release, to the current format, in place. Exit code 1: damaged videos were left.
-
-    Interrupted, it goes on when it is run again. Unfinished videos are dropped: the next ingest begins them anew.
-
-    \b
-    Example:
-      voco upgrade caches
-    """
-    from vococache.storage.upgrade import upgrade
-
-    found = upgrade(store) if layer is None else upgrade(store, layer)
-    if as_json:
-        click.echo(json.dumps(asdict(found)))
-    else:
-        for video, why in found.left.items():
-            say(f"left: {video}: {why}", err=True)
-        say(f"{len(found.done)} videos rewritten")
-    return EXIT_DAMAGED if found.left else 0
-
-
-@click.command("gc")
-@click.argument("store")
-@click.option(
-    "--older-than", type=click.FloatRange(0), default=1.0, show_default=True, help="Hours; spares running jobs."
-)
-@click.option("--partial", is_flag=True, help="Remove unfinished videos too: they cannot be resumed then.")
-@json_option
-def gc_command(store: str, older_than: float, partial: bool, as_json: bool) -> int:
-    """Remove from STORE what killed jobs left behind.
-
-    \b
-    Example:
-      voco gc caches
-      voco gc caches --partial --older-than 24
-    """
-    from vococache.storage import maintenance, open_store
-
-    removed = maintenance.gc(open_store(store, "a"), older_than_s=older_than * SECONDS_AN_HOUR, partial=partial)
-    if as_json:
-        click.echo(json.dumps([asdict(garbage) for garbage in removed]))
-        return 0
-    for garbage in removed:
-        say(f"removed {garbage.object} ({garbage.reason})")
-    say(f"{sum(garbage.bytes for garbage in removed):,} bytes freed")
-    return 0
-
-
-@click.command("export")
-@click.argument("store")
-@click.argument("videos", nargs=-1, required=True)
-@click.option("--to", "target", required=True, help="Path or URL of the new store.")
-def export_command(store: str, videos: tuple[str, ...], target: str) -> int:
-    """Copy VIDEOS of STORE into a new store, checking every byte.
-
-    \b
-    Example:
-      voco export caches holiday --to /media/stick/caches
-    """
-    from vococache.storage import maintenance, open_store
-
-    exported = maintenance.export(open_store(store), videos, target)
-    say(f"{len(videos)} videos, {sum(info.bytes for info in exported.list()):,} bytes in {target}")
-    return 0
-
-
-COMMANDS = (
-    ls_command,
-    info_command,
-    verify_command,
-    rm_command,
-    relocate_command,
-    gc_command,
-    export_command,
-    upgrade_command,
-)
+COMMANDS = (ls_command, info_command, stats_command, verify_command)

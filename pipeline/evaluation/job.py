@@ -91,14 +91,14 @@ def evaluate(
     """
     if evaluation.address is None:
         return _evaluate(evaluation, out, on_progress)
-    from vococache.workers import actors
+    from vococache.workers.cluster import runtime
 
-    ours = actors.start_ray(evaluation.address)
+    ours = runtime.start_ray(evaluation.address)
     try:
         return _evaluate(evaluation, out, on_progress)
     finally:
         if ours:
-            actors.stop_ray()
+            runtime.stop_ray()
 
 
 def _evaluate(evaluation: Evaluation, out: Path, on_progress: Callable[[int, int], None]) -> Path:
@@ -225,9 +225,9 @@ def _settings(evaluation: Evaluation, stage: "AnswerStage", sampling: object, di
     }
     if evaluation.address is None:
         return settings | stage.describe()
-    from vococache.workers import actors
+    from vococache.workers.cluster import nodes
 
-    return settings | actors.describe_reader_remotely(stage, evaluation.device)
+    return settings | nodes.describe_reader_remotely(stage, evaluation.device)
 
 
 def _digest(items: Iterable[Item]) -> str:
@@ -257,9 +257,9 @@ def _replies(
     if evaluation.address is None:
         yield from map(stage.timed, asked)
         return
-    from vococache.workers import actors
+    from vococache.workers.cluster import pools, stages
 
-    yield from actors.run_answers(asked, stage, actors.choose_pools(evaluation.device, local=False))
+    yield from stages.run_answers(asked, stage, pools.choose_pools(evaluation.device, local=False))
 
 
 def _record(item: Item, work: Work, reply: "VideoAnswer | None", seconds: float) -> AnswerRecord:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vococache.errors import InputError
+from vococache.pipeline import tables
 from vococache.pipeline.bootstrap import interval
 from vococache.pipeline.evaluation.datasets import DATA_SETS
 from vococache.pipeline.evaluation.judge import UNJUDGED, VERDICTS, Judge, Judged, VerdictFile, summarise
@@ -153,7 +154,7 @@ def render(runs: Sequence[Figures], *, markdown: bool = False) -> str:
         ("Behind the figures", details(runs)),
         *((f"{run.run}: exact match by type of question", types_of(run)) for run in runs if len(run.types) > 1),
     ]
-    table = _markdown if markdown else _text
+    table = tables.markdown if markdown else tables.aligned
     head = "## " if markdown else ""
     return "\n\n".join(f"{head}{title}\n\n{table(rows)}" for title, rows in parts)
 
@@ -239,15 +240,3 @@ def _with_interval(share: float, bounds: Interval) -> str:
 
 def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in counts.items())
-
-
-def _markdown(rows: Rows) -> str:
-    head, *body = rows
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def _text(rows: Rows) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vococache.errors import VideoError
+from vococache.pipeline.ingest.options import IngestOptions
 from vococache.pipeline.ingest.sources import LeftOutFiles, find_sources
 from vococache.workers.video.sampling import FrameSampling
 from vococache.workers.video.source import is_url
@@ -63,53 +64,29 @@ class IngestEstimate:
         return "\n".join(lines)
 
 
-def estimate(
-    videos: Sequence[str],
-    store: str,
-    *,
-    fps: float | None = None,
-    num_frames: int | None = None,
-    model: str = "synthetic",
-    compression: str | None = None,
-    tokens: int | None = None,
-    segment_frames: int | None = None,
-    chat_template: str | None = None,
-    dtype: str | None = None,
-    quantize: str | None = None,
-    device: str | None = None,
-    overwrite: bool = False,
-    check_content: bool = False,
-    retry_failed: bool = False,
-    reuse: bool = False,
-) -> IngestEstimate:
+def estimate(videos: str | Sequence[str], store: str, **options: Any) -> IngestEstimate:
     """Size up `ingest` with the same arguments, from the lengths of the videos and a short measurement.
 
     What `store` holds already is not counted. Raises as `ingest` does for a job that could not run.
     """
     from vococache.model.costs import compress_flops
-    from vococache.pipeline.ingest.plan import Planner
+    from vococache.pipeline.ingest.plan import SourceState
     from vococache.storage import is_store, open_store
-    from vococache.workers.compress import Compressor, store_header
+    from vococache.workers.compress import store_header
     from vococache.workers.video.process import DecoderProcess, available_decoders
 
-    FrameSampling(fps=fps, num_frames=num_frames)  # refuses what chooses nothing before a model is loaded
-    left_out = LeftOutFiles()
+    chosen, left_out = IngestOptions(**options), LeftOutFiles()
     sources = find_sources([videos] if isinstance(videos, str) else videos, left_out)
-    compressor = Compressor(
-        model=model, compression=compression, chat_template=chat_template, dtype=dtype, tokens=tokens,
-        frames=segment_frames,
-    )  # fmt: skip
-    loaded = compressor.load(device)
-    header = replace(store_header(loaded), quantization=quantize)
-    sampling = FrameSampling.chosen(fps, num_frames, header.sampling)
+    loaded = chosen.compressor.load(chosen.device)
+    header = replace(store_header(loaded), quantization=chosen.quantize)
+    sampling = FrameSampling.chosen(chosen.fps, chosen.num_frames, header.sampling)
     work = {source.video: source.location for source in sources}
     if is_store(store):
         opened = open_store(store, "r", header=header)
         header = opened.header
-        planner = Planner(
-            sampling=sampling, overwrite=overwrite, check_content=check_content, retry_failed=retry_failed, reuse=reuse
-        )
-        work = {task.video: task.source for task in planner.plan(sources, opened).work}
+        # A file that is missing is measured like the others, which tells why it cannot be.
+        judged = replace(chosen.planner(sampling), local=False).judge(sources, opened)
+        work = {source.video: source.location for source, found in judged if found.verdict is SourceState.WORK}
     result = IngestEstimate(left_out=dict(left_out))
     measurable: list[str] = []
     with DecoderProcess() as decoder:

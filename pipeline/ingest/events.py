@@ -6,12 +6,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Literal
 
 logger = logging.getLogger("vococache.ingest")
 logger.addHandler(logging.NullHandler())  # silent unless somebody listens
 
-Kind = Literal["stored", "complete", "failed", "refused", "up to date", "reused", "stalled"]
+Kind = Literal["stored", "complete", "failed", "refused", "up to date", "reused", "stalled", "progress"]
 OUTCOMES: tuple[Kind, ...] = ("complete", "failed", "refused", "up to date", "reused")
 
 
@@ -20,12 +21,19 @@ class Event:
     """`stage`: "decode", "compress", "store" or "plan". `facts`: what else is known, as plain JSON values."""
 
     event: Kind
-    video: str
-    stage: str
+    video: str = ""
+    stage: str = "plan"
     facts: dict[str, Any] = field(default_factory=dict)
 
     def describe(self) -> str:
-        """What a stage is at, for people."""
+        """What a stage is at, or how far the job is, for people."""
+        if self.event == "progress":
+            get = self.facts.get
+            left = "" if get("eta") is None else f", about {timedelta(seconds=get('eta', 0))} left"
+            return (
+                f"{get('videos'):,} of {get('total'):,} videos, {get('failed'):,} failed, {get('segments'):,} segments,"
+                f" {get('rate'):.2f} videos/s{left}"
+            )
         if not self.video:
             return "no worker has anything to do: Ray has too few resources, or waits for nodes"
         return f"{self.stage} of {self.video!r} has taken {self.facts['seconds']:g} s"

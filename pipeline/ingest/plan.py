@@ -1,20 +1,26 @@
 """What an ingest has to do: each source against what the store holds already."""
 
 import os
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from enum import Enum
-from typing import Any, NamedTuple
+from itertools import chain, islice
+from threading import Event
+from typing import NamedTuple, TypeVar
 
 from vococache.errors import VideoError
 from vococache.pipeline.ingest.sources import Source
 from vococache.storage import Store, VideoInfo
-from vococache.workers.rows import VideoTask
 from vococache.workers.video.sampling import FrameSampling
 from vococache.workers.video.source import SourceStat, content_hash, is_url, stat_source, why_absent
 
+T = TypeVar("T")
+R = TypeVar("R")
+
 REMOTE_LOOKS = 16  # at once: each waits for an answer
+LOCAL_LOOKS = 64  # that one thread takes in a row: each is shorter than handing it over
 
 
 class SourceState(Enum):
@@ -25,34 +31,24 @@ class SourceState(Enum):
     MISSING = "missing"
     FAILED_BEFORE = "failed before"
     REFUSED = "refused"
+    EQUAL = "equal to another"
 
 
 class Decision(NamedTuple):
-    """A verdict, why where nothing is done, and the file's size and time where the store has others on record."""
+    """A verdict, why where nothing is done, and the file's size and time as far as they were looked at.
+
+    Of what is up to date, `moved`: the store has another place, size or time on record, and `described`: a manifest
+    says something else of it than the store does. `unknown`: of a file that is missing, that the store holds nothing of
+    it. `of`: the id of the video that has the same content.
+    """
 
     verdict: SourceState
     reason: str = ""
-    moved: SourceStat | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class IngestPlan:
-    """The videos to work on, and those that need nothing: (id, verdict, reason).
-
-    `moved`: of those up to date, the files that lie elsewhere, or are of another time, than the store has on record.
-    `equal`: videos with the content of one that the store holds, by id: its id, and their own file.
-    `missing`: files that are not there, of videos of which the store holds nothing.
-    `metadata`: what manifests say of videos, by id; `described`: those up to date that
-    the store describes otherwise.
-    """
-
-    work: list[VideoTask] = field(default_factory=list)
-    settled: list[tuple[str, SourceState, str]] = field(default_factory=list)
-    moved: dict[str, tuple[str, SourceStat]] = field(default_factory=dict)
-    equal: dict[str, tuple[str, str, SourceStat]] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)
-    metadata: dict[str, dict[str, Any]] = field(default_factory=dict)
-    described: set[str] = field(default_factory=set)
+    stat: SourceStat | None = None
+    moved: bool = False
+    described: bool = False
+    unknown: bool = False
+    of: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,74 +63,50 @@ class Planner:
     redo: bool = False
     local: bool = False  # are files read here, so that one that is missing here is missing?
 
-    def plan(self, sources: Sequence[Source], store: Store) -> IngestPlan:
-        """Decide about each source. File contents are read only where size, time and place leave it open."""
-        infos = store.list()
-        known = {info.id: info for info in infos}
-        plan = IngestPlan(metadata={source.video: source.metadata for source in sources if source.metadata})
-        remote = any(is_url(source.location) for source in sources)
-        with ThreadPoolExecutor(REMOTE_LOOKS if remote else os.cpu_count()) as pool:
-            judged = pool.map(lambda source: self._judge(source, known.get(source.video), store), sources)
-            for source, (verdict, reason, moved) in zip(sources, judged, strict=True):
-                if verdict is SourceState.WORK:
-                    plan.work.append(VideoTask(video=source.video, source=source.location))
-                    continue
-                plan.settled.append((source.video, verdict, reason))
-                info = known.get(source.video)
-                if verdict is SourceState.MISSING and (info is None or info.status == "failed"):
-                    plan.missing[source.video] = source.location
-                if (
-                    verdict is SourceState.UP_TO_DATE
-                    and info
-                    and plan.metadata.get(source.video, info.metadata) != info.metadata
-                ):
-                    plan.described.add(source.video)
-                if moved is not None:
-                    plan.moved[source.video] = source.location, moved
-            if self.reuse:
-                self._find_equal(plan, infos, pool)
-        return plan
+    def judge(self, sources: Iterable[Source], store: Store) -> Iterator[tuple[Source, Decision]]:
+        """Decide about each source, in their order, as it is asked for.
 
-    def _find_equal(self, plan: IngestPlan, infos: Iterable[VideoInfo], pool: ThreadPoolExecutor) -> None:
-        """Move from the work of `plan` what the store holds under other ids."""
-        complete = [i for i in infos if i.status == "complete" and i.sampling == self.sampling.to_dict()]
-        sizes = {info.size for info in complete}
-        ids = {info.content_hash: info.id for info in complete}
+        File contents are read only where size, time and place leave it open.
+        """
+        equal = _Equal(store, self.sampling) if self.reuse else None
 
-        def equal(task: VideoTask) -> tuple[str, str, SourceStat] | None:
-            stat = stat_source(task.source)
-            if stat is None or stat.size not in sizes:
-                return None
-            try:
-                video = ids.get(content_hash(task.source))
-            except VideoError:
-                return None
-            return None if video is None else (video, task.source, stat)
+        def judge(source: Source) -> tuple[Source, Decision]:
+            known = store.find(source.video)
+            found = self._judge(source, known, store)
+            if found.verdict is SourceState.UP_TO_DATE and known and source.metadata:
+                found = found._replace(described=source.metadata != known.metadata)
+            if equal is not None and found.verdict is SourceState.WORK:
+                found = equal.judge(source, found)
+            return source, found
 
-        found = list(pool.map(equal, plan.work))
-        plan.equal.update({task.video: of for task, of in zip(plan.work, found, strict=True) if of is not None})
-        plan.work[:] = [task for task in plan.work if task.video not in plan.equal]
+        rest = iter(sources)
+        for first in rest:
+            remote = not store.is_local or is_url(first.location)
+            yield from _map_ahead(judge, chain([first], rest), remote)
 
-    def _missing(self, source: Source) -> Decision | None:
+    def _missing(self, source: Source, stat: SourceStat | None, known: VideoInfo | None) -> Decision | None:
         """That there is no file, where that can be known here."""
-        if not self.local or is_url(source.location) or stat_source(source.location) is not None:
+        if not self.local or is_url(source.location) or stat is not None:
             return None
-        return Decision(SourceState.MISSING, why_absent(source.location))
+        unknown = known is None or known.status == "failed"
+        return Decision(SourceState.MISSING, why_absent(source.location), unknown=unknown)
 
     def _judge(self, source: Source, known: VideoInfo | None, store: Store) -> Decision:
         """What to do about one source."""
+        if known is not None and known.status == "failed" and (kind := store.obstacle(known.id)):
+            reason = f"a {kind} lies in its place in the store, which is never followed; `voco rm` removes it"
+            return Decision(SourceState.REFUSED, reason)
+        if known is None and is_url(source.location):  # whoever decodes it looks at it
+            return Decision(SourceState.WORK, stat=source.stat)
+        stat = source.stat or stat_source(source.location)
         if known is None or known.status == "partial" or self.redo:
-            return self._missing(source) or Decision(SourceState.WORK)
+            return self._missing(source, stat, known) or Decision(SourceState.WORK, stat=stat)
         if known.status == "growing":
             reason = f"it grows, from {known.source}; `voco rm` takes it away where that has ended"
             return Decision(SourceState.REFUSED, reason)
-        if known.status == "failed" and (kind := store.obstacle(known.id)):
-            reason = f"a {kind} lies in its place in the store, which is never followed; `voco rm` removes it"
-            return Decision(SourceState.REFUSED, reason)
-        stat = stat_source(source.location)
         if stat is None:  # gone, or out of reach
             if known.status == "failed":
-                return self._missing(source) or Decision(SourceState.WORK)
+                return self._missing(source, stat, known) or Decision(SourceState.WORK)
             if (known.source, known.sampling) == (source.location, self.sampling.to_dict()):
                 return Decision(SourceState.UP_TO_DATE)  # a cache may outlive its video
             reason = f"there is no {source.location}; the cache of that id, from {known.source}, is kept"
@@ -142,28 +114,69 @@ class Planner:
         unchanged = _on_record(known, source, stat)
         if known.status == "failed":
             if self.retry_failed or not unchanged:
-                return Decision(SourceState.WORK)
+                return Decision(SourceState.WORK, stat=stat)
             return Decision(SourceState.FAILED_BEFORE, f"{known.reason} (failed before; --retry-failed tries again)")
-        if known.begun is not None and (known.begun["source"], known.begun["sampling"]) == (
-            source.location,
-            self.sampling.to_dict(),
-        ):
-            return Decision(SourceState.WORK)  # an ingest that was asked to make it anew did not come to its end
+        begun = known.begun
+        if begun is not None and (begun["source"], begun["sampling"]) == (source.location, self.sampling.to_dict()):
+            return Decision(SourceState.WORK, stat=stat)  # an ingest that was to make it anew did not come to its end
         if (self.check_content or not unchanged) and not _same_content(known, source, stat):
             if self.overwrite or known.source == source.location:  # edited since
-                return Decision(SourceState.WORK)
+                return Decision(SourceState.WORK, stat=stat)
             return Decision(
                 SourceState.REFUSED,
                 f"the store holds another video of that id, from {known.source}; give ids in a manifest, or"
                 " --overwrite",
             )
         if known.sampling == self.sampling.to_dict():
-            return Decision(SourceState.UP_TO_DATE, moved=None if unchanged else stat)
+            return Decision(SourceState.UP_TO_DATE, stat=stat, moved=not unchanged)
         if self.overwrite:
-            return Decision(SourceState.WORK)
+            return Decision(SourceState.WORK, stat=stat)
         return Decision(
             SourceState.REFUSED, f"complete with other sampling ({known.sampling}); --overwrite makes it anew"
         )
+
+
+class _Equal:
+    """Finds what the store holds under other ids."""
+
+    def __init__(self, store: Store, sampling: FrameSampling) -> None:
+        complete = [i for i in store.list() if i.status == "complete" and i.sampling == sampling.to_dict()]
+        self._sizes = {info.size for info in complete}
+        self._ids = {info.content_hash: info.id for info in complete}
+
+    def judge(self, source: Source, work: Decision) -> Decision:
+        """That a source that is `work` has the content of another video, or `work`."""
+        stat = work.stat or stat_source(source.location)
+        if stat is None or stat.size not in self._sizes:
+            return work
+        try:
+            video = self._ids.get(content_hash(source.location))
+        except VideoError:
+            return work
+        return work if video is None else Decision(SourceState.EQUAL, of=video, stat=stat)
+
+
+def _map_ahead(function: Callable[[T], R], items: Iterable[T], remote: bool) -> Iterator[R]:
+    """`function` of each item, in order, by threads that are some items ahead of whoever takes the results."""
+    threads = REMOTE_LOOKS if remote else os.cpu_count() or 1
+    rest, length = iter(items), 1 if remote else LOCAL_LOOKS
+    over = Event()
+
+    def looked(part: list[T]) -> list[R]:
+        return [function(item) for item in part if not over.is_set()]
+
+    with ThreadPoolExecutor(threads) as pool:
+        ahead: deque[Future[list[R]]] = deque()
+        try:
+            while part := list(islice(rest, length)):
+                ahead.append(pool.submit(looked, part))
+                if len(ahead) > 2 * threads:
+                    yield from ahead.popleft().result()
+            yield from chain.from_iterable(future.result() for future in ahead)
+        finally:
+            over.set()
+            for future in ahead:
+                future.cancel()
 
 
 def _on_record(known: VideoInfo, source: Source, stat: SourceStat) -> bool:

@@ -1,13 +1,14 @@
 """Damaged videos are made anew from their sources."""
 
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from vococache.errors import StoreError, VideoError
-from vococache.pipeline.ingest.job import as_made, ingest
+from vococache.pipeline.ingest.driver import IngestReport
+from vococache.pipeline.ingest.job import as_made, ingest_sources
+from vococache.pipeline.ingest.options import IngestOptions
+from vococache.pipeline.ingest.sources import Source
 from vococache.storage import VideoInfo, open_store
 from vococache.storage.maintenance import Problem
 from vococache.workers.video.source import content_hash
@@ -54,13 +55,12 @@ def repair(
         else:
             found.left[video] = f"its source {info.source} is another by now: `voco ingest` takes that"
     for sampling, infos in damaged.items():
-        with tempfile.TemporaryDirectory() as folder:
-            manifest = Path(folder, "damaged.jsonl")
-            manifest.write_text("".join(json.dumps({"id": info.id, "path": info.source}) + "\n" for info in infos))
-            report = ingest(
-                str(manifest), store, model=model or header.model, **json.loads(sampling), **as_made(header),
-                dtype=header.compute_dtype, device=device, address=address, redo=True,
-            )  # fmt: skip
+        options = IngestOptions(
+            model=model or header.model, **json.loads(sampling), **as_made(header), dtype=header.compute_dtype,
+            device=device, address=address,
+        )  # fmt: skip
+        sources = [Source(info.id, info.source) for info in infos]
+        report = ingest_sources(sources, IngestReport(store=store), options, redo=True)
         found.done += report.done
         found.left |= report.failed | report.refused
     return found

@@ -12,7 +12,7 @@ from vococache.errors import InputError
 from vococache.pipeline.ingest.manifest import is_manifest, read_manifest
 from vococache.storage import safe_key
 from vococache.storage.objects import describe, redact
-from vococache.workers.video.source import file_system, is_url
+from vococache.workers.video.source import SourceStat, file_system, is_url, listed_stat
 
 # What a folder is searched for. A file that is named itself is taken whatever its suffix.
 VIDEO_SUFFIXES = frozenset((
@@ -30,10 +30,14 @@ SYSTEM_FOLDERS = frozenset((
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One video: its id in the store, the absolute path or URL that it is read from, what a manifest says of it."""
+    """One video: its id in the store, the absolute path or URL that it is read from.
+
+    `stat`: what a listing said of it. `metadata`: what a manifest says.
+    """
 
     video: str
     location: str
+    stat: SourceStat | None = None
     metadata: dict[str, Any] = field(default_factory=dict, hash=False)
 
 
@@ -59,10 +63,11 @@ def find_sources(inputs: Sequence[str], left_out: LeftOutFiles | None = None) ->
     left_out = LeftOutFiles() if left_out is None else left_out
     named: dict[str, str] = {}
     found: list[str] = []
+    stats: dict[str, SourceStat] = {}
     about: dict[str, dict[str, Any]] = {}  # by id where a manifest gives one, else by location
     for text in inputs:
         if not is_manifest(text):
-            found.extend(expand(text, left_out))
+            found.extend(expand(text, left_out, stats))
             continue
         manifest = read_manifest(text)
         left_out.update(f"manifest field {name!r}" for name in manifest.extra)
@@ -77,15 +82,18 @@ def find_sources(inputs: Sequence[str], left_out: LeftOutFiles | None = None) ->
     for video, location in give_ids(unnamed).items():
         claim(named, video, location)
     return [
-        Source(video, location, about.get(video) or about.get(location) or {})
+        Source(video, location, stats.get(location), about.get(video) or about.get(location) or {})
         for video, location in sorted(named.items())
     ]
 
 
-def expand(text: str, left_out: LeftOutFiles) -> Iterator[str]:
-    """The videos that one input names, as absolute paths or URLs. Raises `InputError` when there are none."""
+def expand(text: str, left_out: LeftOutFiles, stats: dict[str, SourceStat]) -> Iterator[str]:
+    """The videos that one input names, as absolute paths or URLs; what a listing says of them goes into `stats`.
+
+    Raises `InputError` when there are none.
+    """
     if is_url(text):
-        yield from expand_url(text, left_out)
+        yield from expand_url(text, left_out, stats)
         return
     try:
         path = Path(text).expanduser()
@@ -138,21 +146,26 @@ def search(top: Path, left_out: LeftOutFiles) -> Iterator[str]:
                 left_out[kind_of(entry.name)] += 1
 
 
-def expand_url(text: str, left_out: LeftOutFiles) -> Iterator[str]:
+def expand_url(text: str, left_out: LeftOutFiles, stats: dict[str, SourceStat]) -> Iterator[str]:
     """The videos under an fsspec URL: one object, a glob, or everything below a folder."""
     try:
         filesystem, path = file_system(text)
         if (is_video(path) and not glob.has_magic(path)) or filesystem.isfile(path):
-            paths = [path]
+            listed: dict[str, Any] = {path: {}}
         elif glob.has_magic(path) and "?" not in path:
-            paths = filesystem.glob(path)
+            listed = filesystem.glob(path, detail=True)
         else:
-            paths = list(_videos_below(path, filesystem.find(path), left_out))
+            entries = filesystem.find(path, detail=True)
+            listed = {name: entries[name] for name in _videos_below(path, entries, left_out)}
     except Exception as error:  # what fsspec's file systems raise has no common ancestor
         raise InputError(f"{redact(text)} cannot be listed: {describe(error)}") from None
-    if not paths:
+    if not listed:
         raise InputError(f"{redact(text)} holds no video file")
-    yield from (filesystem.unstrip_protocol(entry) for entry in sorted(paths))
+    for name in sorted(listed):
+        location = filesystem.unstrip_protocol(name)
+        if (stat := listed_stat(listed[name])) is not None:
+            stats[location] = stat
+        yield location
 
 
 def _videos_below(top: str, entries: Iterable[str], left_out: LeftOutFiles) -> Iterator[str]:

@@ -20,6 +20,7 @@ from vococache.model.generate import GenerationOptions, generate
 from vococache.model.scratch import byte_tokenizer, llava_7b, random_model, small_config
 from vococache.model.voco import VoCoModel
 from vococache.pipeline.machine import machine
+from vococache.pipeline.tables import markdown
 
 SIZES = ("small", "7b")
 QUESTION = 40  # tokens: with these the formulas give the paper's FLOPs
@@ -146,7 +147,7 @@ def median_seconds(work: Callable[[], object], device: torch.device, runs: int =
 def table(costs: Sequence[Cost], device: torch.device) -> tuple[str, dict[str, Any]]:
     """Costs as Markdown, reductions against no cache beside them, and as JSON values."""
     head = ("segments", "method", "K", "cached entries", "cache", "time", "less time", "TFLOPs", "fewer FLOPs", "paper")
-    lines = [head, ("---",) * len(head)]
+    lines = [head]
     for cost in costs:
         base = next(other for other in costs if (other.segments, other.method) == (cost.segments, NONE))
         full = next((o for o in costs if (o.segments, o.method) == (cost.segments, ALL)), None)
@@ -157,8 +158,11 @@ def table(costs: Sequence[Cost], device: torch.device) -> tuple[str, dict[str, A
             cost.why if cost.seconds is None else f"{1000 * cost.seconds:.2f} ms",
             _less(cost.seconds, base.seconds), f"{cost.flops / 1e12:.4g}", _less(cost.flops, base.flops), _paper(cost),
         ))  # fmt: skip
-    text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    return text, {"device": str(device), "costs": [asdict(cost) for cost in costs], "machine": machine()}
+    return f"{markdown(lines)}\n", {
+        "device": str(device),
+        "costs": [asdict(cost) for cost in costs],
+        "machine": machine(),
+    }
 
 
 def _less(value: float | None, base: float | None) -> str:

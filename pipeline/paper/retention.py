@@ -6,7 +6,7 @@ each run and seed `NAME/seed-N/weights` (float16) and `NAME/seed-N/result.json`.
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -26,14 +26,15 @@ from vococache.model.voco import VoCoModel
 from vococache.pipeline.machine import machine
 from vococache.pipeline.synthetic.questions import Question, questions
 from vococache.pipeline.synthetic.render import as_recorded
-from vococache.pipeline.synthetic.scene import make_scene
+from vococache.pipeline.synthetic.scene import LOOKS, make_scene
 from vococache.pipeline.synthetic.trial import ANSWER_TOKENS, Trial, TrialAnswer
 from vococache.pipeline.training.settings import TrainSettings, read_settings
 from vococache.workers.reason import answer_text, question_ids
+from vococache.workers.video.whole import as_segments
 
 PLAN, BASE, WEIGHTS, RESULT = "plan.yaml", "base.yaml", "weights", "result.json"
 SPLIT = "test"
-BATCH = 64  # pictures compressed at once
+BATCH = 64  # pictures or clips compressed at once
 Say = Callable[[str], None]
 
 
@@ -130,9 +131,11 @@ def compare(root: Path, *, train: bool = False, again: bool = False, say: Say) -
         if train and not run.trained:
             say(f"{where}: training")
             train_run(run)
+        if run.evaluated and not again:
+            continue
         if not run.trained:
-            say(f"{where}: no weights")
-        elif again or not run.evaluated:
+            say(f"{where}: no weights, --train makes them")
+        else:
             result = evaluate_run(run, plan)
             found = ", ".join(f"{100 * part['accuracy']:.1f}% at {part['tokens']}" for part in result["readings"])
             say(f"{where}: {found} tokens ({result['seconds']:.0f} s)")
@@ -162,7 +165,7 @@ def evaluate_run(run: RetentionRun, plan: RetentionPlan) -> dict[str, Any]:
     model = load_run(run)
     readings = []
     for tokens in run.read:
-        trial = ask_pictures(model, unseen_pictures(plan.pictures, plan.asked, model.config.geometry.size), tokens)
+        trial = ask_unseen(model, unseen_pictures(plan.pictures, plan.asked, model.config.geometry.size), tokens)
         readings.append(
             {
                 "read": tokens,
@@ -207,51 +210,57 @@ def visible_tokens(model: VoCoModel) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A single picture that no training run saw, uint8 [side, side, 3], and questions about it."""
+class Shown:
+    """A picture or clip that no training run saw, uint8 [frames, side, side, 3], and questions about it."""
 
     name: str
-    pixels: npt.NDArray[np.uint8]
+    frames: npt.NDArray[np.uint8]
     questions: list[Question]
 
 
 @cache
-def unseen_pictures(count: int, asked: int, side: int) -> list[Picture]:
+def unseen_pictures(count: int, asked: int, side: int) -> list[Shown]:
     """`count` pictures as an encoder leaves them, `side` pixels wide, with up to `asked` questions each."""
-    scenes = [make_scene(f"{SPLIT} {index}", still=True) for index in range(count)]
+    return _unseen(count, asked, side, still=True)
+
+
+@cache
+def unseen_clips(count: int, asked: int, side: int) -> list[Shown]:
+    """The same with clips of 8 frames, in which things move."""
+    return _unseen(count, asked, side, still=False)
+
+
+def _unseen(count: int, asked: int, side: int, *, still: bool) -> list[Shown]:
+    scenes = [make_scene(f"{SPLIT} {index}", still=still) for index in range(count)]
+    instants = (0.0,) if still else LOOKS
     return [
-        Picture(scene.seed, as_recorded(scene, (0.0,), side)[0], questions(scene, asked, Random(f"{scene.seed} asked")))
+        Shown(scene.seed, as_recorded(scene, instants, side), questions(scene, asked, Random(f"{scene.seed} asked")))
         for scene in scenes
     ]
 
 
 @torch.inference_mode()
-def ask_pictures(model: VoCoModel, pictures: list[Picture], tokens: int | None = None) -> Trial:
-    """The model's greedy answers; the questions about a picture go in one pass over its cache.
+def ask_unseen(model: VoCoModel, shown: Sequence[Shown], tokens: int | None = None) -> Trial:
+    """The model's greedy answers; the questions about a picture or clip go in one pass over its cache.
 
-    `tokens`: they see only the first so many of its tokens.
+    `tokens`: they see only the first so many of each segment's tokens.
     """
     rows = []
-    for first in range(0, len(pictures), BATCH):
-        batch = pictures[first : first + BATCH]
-        caches = model.compress(model.pixel_values(np.stack([picture.pixels for picture in batch])[:, None]))
+    for first in range(0, len(shown), BATCH):
+        batch = shown[first : first + BATCH]
+        segments = [as_segments(list(item.frames), model.config.frames_per_segment) for item in batch]
+        caches = model.compress(model.pixel_values(np.concatenate(segments)))
         if tokens is not None:
             caches = caches.first_tokens(tokens)
-        for index, picture in enumerate(batch):
-            texts = [question_ids(model, question.text) for question in picture.questions]
-            placed = model.place(caches.slice(index, index + 1))
+        start = 0
+        for item, own in zip(batch, segments, strict=True):
+            texts = [question_ids(model, question.text) for question in item.questions]
+            placed = model.place(caches.slice(start, start + len(own)))
+            start += len(own)
             answers = generate(model, placed, texts, ANSWER_TOKENS, GenerationOptions()).ids
-            rows += [
-                TrialAnswer(
-                    picture.name,
-                    question.text,
-                    question.answer,
-                    answer_text(model, ids),
-                    question.type,
-                    question.template,
-                )
-                for question, ids in zip(picture.questions, answers, strict=True)
-            ]
+            for asked, ids in zip(item.questions, answers, strict=True):
+                said = answer_text(model, ids)
+                rows.append(TrialAnswer(item.name, asked.text, asked.answer, said, asked.type, asked.template))
     return Trial(tuple(rows))
 
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from vococache.errors import InputError
 from vococache.pipeline.bootstrap import RESAMPLES
 from vococache.pipeline.paper.retention import RetentionPlan
+from vococache.pipeline.tables import markdown
 
 Floats = npt.NDArray[np.float64]
 Share = TypeVar("Share", float, Floats)
@@ -51,6 +52,20 @@ TABLES = (
             ("VoCo, distilled from the upper bound", "voco-4-distilled", None, None),
             ("Average pooling + linear", "mean-4", None, 64.1),
             ("Q-Former", "qformer-4", None, 57.2),
+            BOUNDS[1],
+        ),
+    ),
+    Table(
+        title="Methods with one and two tokens",
+        paper="with 1 of 576 tokens",
+        rows=(
+            BOUNDS[0],
+            ("VoCo, K = 2", "voco-2", None, None),
+            ("Average pooling + linear, K = 2", "mean-2", None, None),
+            ("Q-Former, K = 2", "qformer-2", None, None),
+            ("VoCo, K = 1", "voco-1", None, 83.7),
+            ("Average pooling + linear, K = 1", "mean-1", None, 64.1),
+            ("Q-Former, K = 1", "qformer-1", None, 57.2),
             BOUNDS[1],
         ),
     ),
@@ -233,7 +248,7 @@ def _about(plan: RetentionPlan, found: Outcomes) -> str:
 def _markdown(table: Table, rows: Sequence[Line], types: Sequence[str]) -> str:
     """The rows as a Markdown table."""
     head = ["method", "tokens", "seeds", *types, "all questions", "retention", f"paper: retention {table.paper}"]
-    cells = [head, ["---"] * len(head)]
+    cells = [head]
     for row in rows:
         kinds = [_share(row.types.get(kind), row.type_retention.get(kind)) for kind in types]
         cells.append([
@@ -242,7 +257,7 @@ def _markdown(table: Table, rows: Sequence[Line], types: Sequence[str]) -> str:
             _with_interval(row.retention, row.retention_interval),
             GAP if row.paper is None else f"{row.paper:.1f}",
         ])  # fmt: skip
-    return "".join(f"| {' | '.join(row)} |\n" for row in cells)
+    return f"{markdown(cells)}\n"
 
 
 def _or_gap(value: int | None) -> str:

@@ -25,7 +25,8 @@ def run_demo(out: Path, *, seed: int, clips: int, say: Callable[[str], None]) ->
 
     `say` gets the lines meant for a person.
     """
-    from vococache.workers.compress import Compressor, store_header
+    from vococache.workers.compress import store_header
+    from vococache.workers.compressor import Compressor
 
     made_by = store_header(Compressor(model="synthetic").load(None)).fingerprint[:8]  # a release's own store
     folder, store = out / f"clips-{seed}-{clips}", str(out / f"store-{seed}-{clips}-{made_by}")

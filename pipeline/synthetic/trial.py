@@ -8,7 +8,8 @@ from random import Random
 from typing import TYPE_CHECKING, Literal
 
 from vococache.pipeline.bootstrap import interval
-from vococache.pipeline.ingest.job import IngestReport, ingest
+from vococache.pipeline.ingest.driver import IngestReport
+from vococache.pipeline.ingest.job import ingest
 from vococache.pipeline.synthetic.questions import questions
 from vococache.pipeline.synthetic.render import write_clip
 from vococache.pipeline.synthetic.scene import Scene, make_scene

@@ -10,7 +10,7 @@ from ray.train.torch import TorchTrainer
 from vococache.errors import InputError
 from vococache.pipeline.training.job import FIGURES, train
 from vococache.pipeline.training.settings import TrainSettings
-from vococache.workers.actors import start_ray
+from vococache.workers.cluster.runtime import start_ray
 
 
 def train_on_ray(

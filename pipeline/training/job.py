@@ -129,8 +129,6 @@ def _starting_model(settings: TrainSettings, device: torch.device) -> VoCoModel:
         parts["lm_head"].requires_grad_(True)
     if "reader" in settings.train:
         train_reader(model)
-    if set(settings.train) - {"reader"}:
-        model.weights_digest = None
     return model
 
 

@@ -13,6 +13,7 @@ from vococache.pipeline.synthetic.questions import questions
 from vococache.pipeline.synthetic.render import PALETTE, as_recorded, frames, strange_palette
 from vococache.pipeline.synthetic.scene import LOOKS, make_scene
 from vococache.pipeline.training.examples import Example, encode_turns
+from vococache.workers.video.whole import as_segments
 
 RECORDED = 0.25  # share of clips that go through a real encoder; the others only get the camera's noise
 STRANGE = 0.35  # share of training clips in paints without a name
@@ -43,7 +44,7 @@ class WorldExamples(Dataset[Example]):
         if not 1 <= least <= most <= 4:
             raise InputError(f"no scene has from {least} to {most} objects: expected 1 <= `least` <= `most` <= 4")
         self.prompt, self.tokenizer = model.config.prompt, model.tokenizer
-        self.side = model.config.geometry.size
+        self.side, self.per_segment = model.config.geometry.size, model.config.frames_per_segment
         self.split, self.count, self.asked, self.still = split, count, asked, still
         self.least, self.most, self.blinking = least, most, blinking
 
@@ -66,4 +67,4 @@ class WorldExamples(Dataset[Example]):
         palette = strange_palette(random) if strange else PALETTE
         show: Any = as_recorded if random.random() < RECORDED else frames
         pictures: np.ndarray = show(scene, (0.0,) if self.still else LOOKS, self.side, palette)
-        return Example(texts, frames=pictures[:, None])
+        return Example(texts, frames=as_segments(list(pictures), self.per_segment))

@@ -22,8 +22,9 @@ from tests.clips import make_clip
 
 from vococache.pipeline.ingest.outcomes import Collector
 from vococache.storage import open_store
-from vococache.workers.actors import COMPRESS_THREADS
-from vococache.workers.compress import Compressor, CompressStage, frame_geometry, store_header
+from vococache.workers.cluster.pools import COMPRESS_THREADS
+from vococache.workers.compress import CompressStage, frame_geometry, store_header
+from vococache.workers.compressor import Compressor
 from vococache.workers.decode import DecodeStage
 from vococache.workers.rows import VideoTask
 from vococache.workers.video.sampling import FrameSampling
@@ -212,8 +213,8 @@ def plain_ingest(sources: Sequence[Path], store_url: str) -> dict[str, bytes]:
         compress = CompressStage(store_url=store_url, compressor=compressor, device="cpu")
         decode.setup()
         compress.setup()
-        for source in sources:
-            for row in decode.process(VideoTask(video=source.stem, source=str(source))):
+        for task in collector.expect(VideoTask(video=path.stem, source=str(path)) for path in sources):
+            for row in decode.process(task):
                 collector.add(compress.process(row))
         decode.close()
     finally:

@@ -66,7 +66,7 @@ def test_there_is_a_way_back(scene, tmp_path):
 
 
 def test_a_store_is_not_made_with_a_baseline(scene, tmp_path):
-    from vococache.workers.compress import Compressor
+    from vococache.workers.compressor import Compressor
 
     save_pretrained(scene[1], tmp_path)
     with pytest.raises(InputError, match="a baseline for comparison"):

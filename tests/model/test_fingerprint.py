@@ -147,6 +147,22 @@ def test_saved_and_loaded_it_is_the_same(kit, tmp_path, family):
     assert again.weights_digest == current_weights_digest(again)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("weight", ["language_model.layers.0.self_attn.k_proj.weight", "projector.2.bias"])
+def test_weights_changed_in_place_are_another_compressor(kit, tmp_path, dtype, weight):
+    save_pretrained(kit.model(), tmp_path)
+    model, same = (vococache.load_model(tmp_path, dtype=dtype, device="cpu") for _ in range(2))
+    loaded = compressor_fingerprint(model)
+    changed = model.get_parameter(weight)
+    changed.data[-1] += 1  # which no version counter of torch tells
+    assert compressor_fingerprint(model) != loaded
+    changed.data.copy_(same.get_parameter(weight))
+    assert compressor_fingerprint(model) == loaded
+    model.lm_head.weight.data.zero_()  # no part of the compressor
+    model.reading.norm.weight.data.zero_()
+    assert compressor_fingerprint(model) == loaded == compressor_fingerprint(same)
+
+
 def test_a_reader_of_another_dtype_can_check_a_store(kit, tmp_path):
     """The store was made in bfloat16; a reader in float32 asks what the compressor's fingerprint was."""
     save_pretrained(kit.model(), tmp_path)

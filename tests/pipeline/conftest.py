@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 from tests.clips import make_clip, make_sound
 
-from vococache.workers import actors
+from vococache.workers.cluster import runtime
 
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """A local Ray that ingest finds running, and so does not start and stop for each test."""
-    actors.start_ray(None)
+    runtime.start_ray(None)
     yield
-    actors.stop_ray()
+    runtime.stop_ray()
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,11 @@
 """Ray at its seams: what a stage raises, what Ray loses, and what stays as the user had it."""
 
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,10 @@ from ray.data import DataContext
 
 import vococache
 from vococache.errors import InputError, StoreError, WorkersLostError
-from vococache.pipeline.ingest import job
+from vococache.pipeline.ingest import driver
 from vococache.storage import open_store
-from vococache.workers import actors
+from vococache.workers.cluster import board, stages
+from vococache.workers.cluster.pools import Pools
 from vococache.workers.rows import Row, VideoTask
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -56,8 +59,8 @@ def stages_travel_by_value() -> Iterator[None]:
 
 def run(decode: Any, compress: Any) -> list[Row]:
     tasks = [VideoTask(video=name, source="") for name in ("a", "b")]
-    pools = actors.Pools(decoders=1, compressors=1, cpus=0.25, gpus=0)
-    return list(actors.run_stages(tasks, decode, compress, pools, actors.make_board()))
+    pools = Pools(decoders=1, compressors=1, cpus=0.25, gpus=0)
+    return list(stages.run_stages(tasks, decode, compress, pools, board.make_board()))
 
 
 def test_the_settings_of_a_user_of_ray_data_stay() -> None:
@@ -93,21 +96,62 @@ def test_nothing_listens_on_a_network_address() -> None:
     assert all(ip_address(address.removeprefix("::ffff:")).is_loopback for address in addresses), addresses
 
 
+def family(name: str) -> list[psutil.Process]:
+    """The processes of this Ray that are at a task or actor of that name."""
+    return [each for each in psutil.Process().children(recursive=True) if name in " ".join(each.cmdline())]
+
+
+@pytest.mark.parametrize("name", ["read_batches", "_Feed"])
+def test_the_list_of_what_is_to_be_done_is_read_again_or_missed(name: str) -> None:
+    """It is drawn while the stages run; a reader that dies begins anew; where the list itself is lost, Ray gave up."""
+    names = [f"video {number}" for number in range(40)]
+
+    def tasks() -> Iterator[VideoTask]:
+        for number, video in enumerate(names):
+            if number == 20:
+                while not (found := family(name)):
+                    time.sleep(0.1)
+                found[0].kill()
+            yield VideoTask(video=video, source="")
+
+    pools = Pools(decoders=1, compressors=1, cpus=0.25, gpus=0)
+    rows: Any = stages.run_stages(tasks(), Fake(), Fake(), pools, board.make_board())  # type: ignore[arg-type]
+    if name == "_Feed":
+        with pytest.raises(WorkersLostError, match="list of what is to be done"):
+            list(rows)
+    else:
+        assert {row.video for row in rows} == set(names)
+
+
+def test_what_drawing_raises_arrives_as_it_is() -> None:
+    def tasks() -> Iterator[VideoTask]:
+        yield VideoTask(video="a", source="")
+        yield VideoTask(video="b", source="")
+        raise StoreError("the store burns")
+
+    pools = Pools(decoders=1, compressors=1, cpus=0.25, gpus=0)
+    with pytest.raises(StoreError, match=r"^the store burns$"):
+        list(stages.run_stages(tasks(), Fake(), Fake(), pools, board.make_board()))  # type: ignore[arg-type]
+
+
 def test_what_ray_loses_is_run_again(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     passes: list[list[str]] = []
-    whole = actors.run_stages
+    whole = stages.run_stages
 
-    def losing(tasks: Sequence[VideoTask], *others: Any) -> Iterator[Row]:
-        passes.append([task.video for task in tasks])
-        if len(passes) == 1:
-            yield from whole(tasks[:1], *others)
+    def losing(tasks: Iterable[VideoTask], *others: Any) -> Iterator[Row]:
+        if not passes:  # the third was not drawn yet
+            drawn = list(islice(tasks, 2))
+            passes.append([task.video for task in drawn])
+            yield from whole(drawn[:1], *others)
             raise WorkersLostError("Ray gave up")
-        yield from whole(tasks[1:] if len(passes) == 2 else tasks, *others)
+        drawn = list(tasks)
+        passes.append([task.video for task in drawn])
+        yield from whole(drawn[1:] if len(passes) == 2 else drawn, *others)
 
-    monkeypatch.setattr(actors, "run_stages", losing)
+    monkeypatch.setattr(stages, "run_stages", losing)
     names = ["offset", "plain", "short"]
     report = vococache.ingest([str(next(clips.glob(f"{name}.*"))) for name in names], str(tmp_path / "store"), fps=2)
-    assert passes == [names, names[1:], names[1:2]], "what never came is missed too"
+    assert passes == [names[:2], names[1:], names[1:2]], "what never came is missed too"
     assert sorted(report.done) == names
     assert {info.status for info in open_store(str(tmp_path / "store")).list()} == {"complete"}
 
@@ -115,12 +159,12 @@ def test_what_ray_loses_is_run_again(clips: Path, tmp_path: Path, monkeypatch: p
 def test_what_ray_loses_every_time_is_an_error(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     passes: list[int] = []
 
-    def losing(tasks: Sequence[VideoTask], *_: Any) -> Iterator[Row]:
-        passes.append(len(tasks))
+    def losing(tasks: Iterable[VideoTask], *_: Any) -> Iterator[Row]:
+        passes.append(len(list(tasks)))
         raise WorkersLostError("Ray gave up")
         yield
 
-    monkeypatch.setattr(actors, "run_stages", losing)
+    monkeypatch.setattr(stages, "run_stages", losing)
     with pytest.raises(WorkersLostError):
         vococache.ingest(str(clips / "plain.mp4"), str(tmp_path / "store"))
-    assert len(passes) == job.MAX_PASSES
+    assert passes == [1] * driver.MAX_PASSES

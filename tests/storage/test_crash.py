@@ -71,13 +71,14 @@ def record_steps(store: Store, copies: Path, work: Callable[[Store], object]) ->
     return recorder.steps
 
 
-def redo(store: Store) -> None:
-    add(store, "clip", segments=8, seed=1, content="b")
+def redo(store: Store, segments: int = 8) -> None:
+    add(store, "clip", segments=segments, seed=1, content="b")
 
 
+@pytest.mark.parametrize("segments", [8, 3])
 @pytest.mark.parametrize("before", ["nothing", "complete", "partial", "failed"])
 def test_killed_after_any_step_of_an_ingest(
-    local_store: Store, tmp_path: Path, snapshot: Snapshot, before: str
+    local_store: Store, tmp_path: Path, snapshot: Snapshot, before: str, segments: int
 ) -> None:
     add(local_store, "other")
     if before == "complete":
@@ -86,7 +87,7 @@ def test_killed_after_any_step_of_an_ingest(
         write(local_store, "clip", intent(content="a"), kv(11))
     elif before == "failed":
         local_store.fail("clip", "was cut off")
-    steps = record_steps(local_store, tmp_path / "steps", redo)
+    steps = record_steps(local_store, tmp_path / "steps", lambda store: redo(store, segments))
     assert len(steps) > 10
     done = snapshot(local_store)
     seen_complete = False
@@ -99,12 +100,12 @@ def test_killed_after_any_step_of_an_ingest(
             if before == "complete" and not seen_complete and len(found) == 11:  # readable until it is replaced
                 np.testing.assert_array_equal(found, kv(11))
             else:
-                np.testing.assert_array_equal(found, kv(8, seed=1))
+                np.testing.assert_array_equal(found, kv(segments, seed=1))
                 seen_complete = True
         except VideoNotFoundError:
             assert not seen_complete, "a complete video was lost"
             assert before != "complete", "the old cache was not readable while its video was redone"
-        redo(store)
+        redo(store, segments)
         maintenance.gc(store, older_than_s=-1)
         assert snapshot(store) == done  # the same bytes, and nothing left behind
     assert seen_complete

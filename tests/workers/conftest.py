@@ -6,7 +6,8 @@ import pytest
 
 from vococache.model.voco import VoCoModel
 from vococache.storage import Store, open_store
-from vococache.workers.compress import Compressor, store_header
+from vococache.workers.compress import store_header
+from vococache.workers.compressor import Compressor
 
 
 @pytest.fixture(scope="session")

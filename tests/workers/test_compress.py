@@ -14,7 +14,8 @@ from vococache.model.scratch import byte_tokenizer, random_model, small_config
 from vococache.model.voco import VoCoModel
 from vococache.storage import Intent, Store, open_store
 from vococache.workers.caches import to_stored
-from vococache.workers.compress import Compressor, CompressStage, check_fingerprint, store_header
+from vococache.workers.compress import CompressStage, check_fingerprint, store_header
+from vococache.workers.compressor import Compressor
 from vococache.workers.rows import End, Row
 
 

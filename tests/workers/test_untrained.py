@@ -20,7 +20,8 @@ from vococache.model.scratch import byte_tokenizer
 from vococache.model.voco import VoCoModel
 from vococache.storage import Intent, Store, open_store
 from vococache.workers.answering import AnswerStage, VideoQuestions
-from vococache.workers.compress import Compressor, CompressStage, store_header
+from vococache.workers.compress import CompressStage, store_header
+from vococache.workers.compressor import Compressor
 from vococache.workers.reason import ReasonStage, question_ids
 from vococache.workers.rows import Row
 

@@ -4,9 +4,12 @@ Both decoders see the times that are made here. Runs in the decoder child; free 
 """
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from heapq import heappush, heappushpop
+from itertools import chain, pairwise
+from typing import Any
 
 from vococache.errors import VideoError
 
@@ -16,6 +19,8 @@ MAX_STEP_SECONDS = 10
 JITTER_SECONDS = Fraction(1, 10)
 # Of Matroska, which keeps no decoding times: as many frames may be decoded before one that is shown before them.
 MAX_REORDERED = 16
+# Packets of a program stream between two that say when they are decoded.
+MAX_UNTIMED = 1000
 # What no honest clock passes: how long one picture is shown, and how long each is shown on average.
 MAX_STILL_SECONDS = 3600
 MAX_MEAN_SECONDS = 600
@@ -165,3 +170,57 @@ class Timeline:
         if raw - self._last - self._length <= self._longest:
             return False
         return self.claimed_end is None or raw > self.claimed_end + self._longest
+
+
+def spread(packets: Iterable[Any], base: Fraction) -> Iterator[Any]:
+    """Packets of a program stream, which says when few of them are decoded: the others are spread evenly between those.
+
+    These have decoding times alone. FFmpeg assumes 25 packets a second instead.
+    """
+    usual, longest = round(Fraction(1, 25) / base), round(Fraction(1, 2) / base)
+    start: int | None = None
+    held: list[Any] = []  # from one that has a time on
+    is_measured = False
+    for packet, following in pairwise(chain(packets, [None])):
+        # A picture that begins where a unit of the stream ends is given the next one's time, too.
+        has_own = packet.pos is not None and (following is None or following.pos != packet.pos)
+        time = packet.dts if has_own else None
+        if time is None and len(held) < MAX_UNTIMED:
+            held.append(packet)
+            continue
+        if time is None:
+            time = (start or 0) + len(held) * usual
+        if start is not None:
+            step = (time - start) // len(held)
+            if 0 < step <= (2 * usual if is_measured else longest):  # else the clock jumped in between
+                usual, is_measured = step, True
+        yield from _stamped(held, time - len(held) * usual if start is None else start, usual)
+        start, held = time, [packet]
+    yield from _stamped(held, start or 0, usual)
+
+
+def _stamped(packets: list[Any], start: int, step: int) -> Iterator[Any]:
+    for place, packet in enumerate(packets):
+        if place > 0:
+            packet.pts = None
+        packet.dts = start + place * step
+        yield packet
+
+
+def unstretched(packets: Iterable[Any]) -> Iterator[Any]:
+    """The same of MPEG-1 and 2, of which FFmpeg knows when they are shown.
+
+    But it takes what is shown last for shown until the next recording's first packet is decoded, however much later.
+    """
+    held: list[Any] = []  # from one on that is shown after those that follow it
+    for packet in packets:
+        if held and packet.pts != packet.dts:
+            first, last = held[0], held[-1]
+            if first.pos is None and None not in (first.pts, last.dts, packet.dts) and first.pts == packet.dts:
+                end = last.dts + last.duration
+                first.pts = end if packet.dts > end + last.duration else first.pts
+        if packet.pts != packet.dts or len(held) > MAX_REORDERED:
+            yield from held
+            held = []
+        held.append(packet)
+    yield from held

@@ -1,4 +1,4 @@
-"""A video file as both decoders see it: one stream, its packets, their times, and pieces of it.
+"""A video file as both decoders see it: one stream, its packets and their times.
 
 Everything on which the decoders must agree is decided here: which stream, when it starts and ends, which packets
 are shown. Runs in the decoder child; free of torch.
@@ -8,7 +8,6 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, islice, pairwise
 from pathlib import Path
@@ -16,38 +15,30 @@ from types import TracebackType
 from typing import Any
 
 import av
-from av.bitstream import BitStreamFilterContext
 from av.stream import Disposition
 
 from vococache.errors import VideoError
-from vococache.workers.video.clock import Clock, Timeline
+from vococache.workers.video.clock import MAX_STEP_SECONDS, Clock, Timeline, spread, unstretched
 from vococache.workers.video.damage import Damage, Sample, check_damage
-from vococache.workers.video.formats import DEMUXERS, boxes, what_it_is
+from vococache.workers.video.formats import (
+    DEMUXERS,
+    boxes,
+    claimed_size,
+    is_theora_head,
+    is_vp8_head,
+    length_without_zeros,
+    what_it_is,
+)
+from vococache.workers.video.transport import find_losses
 
-# A piece is what decord is given at once (see docs/design/0003-decoding.md): whole groups of pictures.
-PIECE_PACKETS = 240
-PIECE_BYTES = 256 << 20
 HEAD_PACKETS = 32  # looked at before the first time is given
+PS_HEAD_PACKETS = 256  # of program streams, in which some small ones have no time
 PEEKED_PACKETS = 400  # looked at to tell a film from a still picture, where there are several streams
 RETRIES = 10_000  # of a read that gave nothing: each passes over some 64 KiB without a packet
 
-HEADED = ("h264", "hevc", "mpeg1video", "mpeg2video")  # have their parameters in the stream, in some containers
 TS_DISCONT = 0x0200  # FFmpeg's mark of containers whose clock may jump: made for broadcast
 # Ticks after which a container's clock begins again. FLV has 32 bits, of which some writers use 31.
 MODULUS = {"mpegts": 1 << 33, "mpeg": 1 << 33, "flv": 1 << 31, "live_flv": 1 << 31}
-
-
-@dataclass
-class Piece:
-    """Consecutive groups of pictures, decodable on their own.
-
-    `packets` in decoding order with their times; frames from `until` on are shown by the next piece, frames before
-    `floor` not at all.
-    """
-
-    packets: list[tuple[int, Any]]
-    until: int | None
-    floor: int
 
 
 class Video:
@@ -78,16 +69,16 @@ class Video:
         self._is_fragmented = "mp4" in name and any(kind == b"moof" for kind, _ in boxes(path))
         self._may_jump = bool(self._container.format.flags & TS_DISCONT)
         # A loss in what is made for broadcast is a loss; a file that has an index is whole, or it is broken.
-        self.is_broadcast = self._may_jump or self._is_fragmented
+        self.is_broadcast = self._may_jump or self._is_fragmented or "flv" in name
         # These tell of damage by nothing but the decoder's errors, which it would conceal.
         self.is_strict = name == "mpeg" or self._is_fragmented
         if self.is_strict:
             self.context.options |= {"err_detect": "explode"}
         self.damage = Damage(self.context)
         self._timeline: Timeline | None = None
+        self._unit = -1  # of a transport stream: where the one starts that was read last
         # Are the times right, but not which frame has which? Then they go to the frames in their order.
         self.is_unordered = False
-        self._head: bytes | None = None  # parameters of the codec, of the first keyframe that has them
         self.clock = Clock(self.stream.time_base, self.stream.average_rate)
         self._check_whole()
 
@@ -115,6 +106,16 @@ class Video:
         return "mp4" in self._container.format.name and not self._is_fragmented
 
     @property
+    def format_name(self) -> str:
+        """FFmpeg's name of the container."""
+        return str(self._container.format.name)
+
+    @property
+    def stutters(self) -> bool:
+        """Was a decoding time not later than the one before, so far?"""
+        return self._timeline is not None and self._timeline.stutters
+
+    @property
     def discontinuities(self) -> int:
         """How often the clock jumped so far, and parts were joined."""
         return self._timeline.joins if self._timeline is not None else 0
@@ -124,6 +125,8 @@ class Video:
 
         A broken one raises `VideoError`; of what is made for broadcast it is left out, with what needs it.
         """
+        if self.format_name == "mpegts":
+            self.damage.losses = find_losses(self._path, self.stream.id, self._beat)
         samples = self._timed(self._demuxed())
         return self.damage.mended(samples) if self.is_broadcast else samples
 
@@ -140,77 +143,24 @@ class Video:
         """
         found: dict[str, Any] = {}
         if self.damage.packets:
-            seconds = float(self.damage.ticks * self.stream.time_base)
-            check_damage(seconds, self.duration(), max_damage)
+            base = self.stream.time_base
+            check_damage(float(self.damage.ticks * base), self.duration(), max_damage)
+            seconds = float((self.damage.ticks + self.damage.skipped) * base)
             found["damage"] = {"packets": self.damage.packets, "seconds": round(seconds, 3)}
         if self.discontinuities:
             found["discontinuities"] = self.discontinuities
         return found
 
-    def pieces(self) -> Iterator[Piece]:
-        """The stream in pieces for decord. Raises `VideoError` where it cannot be cut."""
-        piece: list[tuple[int, Any]] = []
-        tail: list[tuple[int, Any]] = []  # the next keyframe, and frames after it that are shown before it
-        size, floor = 0, 0
-        was_shown = was_left_out = False
-        if self._container.format.name == "mpeg":
-            raise VideoError("left to pyav: a program stream, whose damage is seen in decoding alone")
-        for sample in self.samples():
-            was_left_out = was_left_out or (was_shown and sample.packet.is_discard)
-            was_shown = was_shown or not sample.packet.is_discard
-            if was_left_out and not sample.packet.is_discard:
-                raise VideoError("left to pyav: some of its frames are not to be shown")
-            if self.damage.packets:
-                raise VideoError("left to pyav: it has broken packets")
-            if self._timeline is not None and self._timeline.stutters:
-                raise VideoError("left to pyav: its clock does not rise from packet to packet")
-            packet = sample.packet
-            if sample.is_key and self._has_other_head(packet):
-                raise VideoError("left to pyav: its size, shape or coding changes within the stream")
-            size += packet.size
-            if size > PIECE_BYTES:
-                raise VideoError(f"more than {PIECE_BYTES >> 20} MiB between keyframes")
-            if sample.begins and piece:
-                if tail:
-                    yield Piece(piece + tail if len(tail) > 1 else piece, tail[0][0], floor)
-                    piece, tail = tail[:1], []
-                yield Piece(piece, sample.time, floor)
-                piece, size = [], packet.size
-            floor = sample.floor
-            if tail and sample.time < tail[0][0]:
-                tail.append((sample.time, packet))
-                continue
-            if tail:
-                yield Piece(piece + tail if len(tail) > 1 else piece, tail[0][0], floor)
-                piece, tail, size = tail[:1], [], tail[0][1].size + packet.size
-            if sample.is_key and len(piece) >= PIECE_PACKETS:
-                tail = [(sample.time, packet)]
-            else:
-                piece.append((sample.time, packet))
-        if tail:
-            yield Piece(piece + tail if len(tail) > 1 else piece, tail[0][0], floor)
-            piece = tail[:1]
-        if piece:
-            yield Piece(piece, None, floor)
-
-    def _has_other_head(self, packet: Any) -> bool:
-        """Does a keyframe come with other parameters of the codec than those that the stream began with?"""
-        if packet.has_sidedata("new_extradata"):
-            return bool(bytes(packet.get_sidedata("new_extradata")) != self.context.extradata)
-        if self.context.name not in HEADED or (self.context.extradata or b"")[:1] == b"\1":
-            return False  # not in its packets
-        extractor = BitStreamFilterContext("extract_extradata", self.stream)
-        found = [p for p in extractor.filter(av.Packet(bytes(packet))) if p.has_sidedata("new_extradata")]
-        head = bytes(found[0].get_sidedata("new_extradata")) if found else None
-        self._head = self._head or head
-        return head not in (None, self._head)
-
-    def _open(self) -> Any:
+    def _open(self, length: int | None = None) -> Any:
+        """The file, or its first `length` bytes."""
         # Only local files, and none that name others, let alone the network. The clock is unwound by us,
         # who know a recording that begins again from a clock that does.
-        options = {"protocol_whitelist": "file", "format_whitelist": ",".join(DEMUXERS), "correct_ts_overflow": "0"}
+        protocols, name = "file", f"file:{self._path}"
+        if length is not None:
+            protocols, name = "file,subfile", f"subfile,,start,0,end,{length},,:{name}"
+        options = {"protocol_whitelist": protocols, "format_whitelist": ",".join(DEMUXERS), "correct_ts_overflow": "0"}
         try:
-            return av.open(f"file:{self._path}", options=options, metadata_errors="replace")
+            return av.open(name, options=options, metadata_errors="replace")
         except (av.InvalidDataError, av.ArgumentError, av.EOFError) as error:
             raise VideoError(what_it_is(self._path) or _reason(error)) from None
         except (av.FFmpegError, OSError) as error:
@@ -218,27 +168,84 @@ class Video:
 
     def _demuxed(self) -> Iterator[Any]:
         """The stream's packets from the first keyframe on. A broken one raises `VideoError`, but of a broadcast."""
+        skipped: list[int] = []  # times before the first keyframe
+        heads: list[Any] = []
         started = False
+        for packet in self._read():
+            self._beat()
+            if packet.size == 0 or self._is_rest(packet):
+                continue
+            if self.format_name == "ogg":
+                start = bytes(memoryview(packet)[:7])
+                if is_theora_head(start):
+                    heads.append(packet)
+                if is_theora_head(start) or is_vp8_head(start):
+                    continue
+                packet.opaque, heads = heads, []
+            if packet.is_discard and self._is_fragmented:
+                packet = _kept(packet)  # flagged where the clock steps back, as if it were shown twice
+            if packet.is_corrupt and not self.is_broadcast:
+                raise VideoError(f"a broken packet at byte {packet.pos}")
+            if not started and packet.is_keyframe:
+                started = True
+                self._tell_skipped(skipped, packet)
+            if started:
+                yield packet
+            elif (time := _time(packet)) is not None:
+                skipped.append(time)
+
+    def _read(self) -> Iterator[Any]:
+        """Whatever packets the stream has. Some demuxers take zeros behind the last one for damage."""
+        count = skip = 0
+        is_broken = is_trimmed = False
         for _ in range(RETRIES):
             try:
-                for packet in self._container.demux(self.stream):
-                    self._beat()
-                    if packet.size == 0:
+                for packet in self._container.demux(self._container.streams[self.stream.index]):
+                    if skip:
+                        skip -= 1
                         continue
-                    if packet.is_corrupt and not self.is_broadcast:
-                        raise VideoError(f"a broken packet at byte {packet.pos}")
-                    started = started or packet.is_keyframe
-                    if started:
-                        yield packet
+                    count, is_broken = count + 1, bool(packet.is_corrupt)
+                    yield packet
                 return
+            except IndexError:
+                return  # at the end PyAV looks for streams that were not there at the start
             except av.error.BlockingIOError:  # a stretch without a packet
                 self._beat()
+            except av.InvalidDataError as error:
+                if is_broken and self.is_broadcast:
+                    return  # cut off within its last packet
+                length = length_without_zeros(self._path)
+                if is_trimmed or length is None:
+                    raise VideoError(_reason(error)) from None
+                self._container, is_trimmed, skip = self._open(length), True, count
             except av.FFmpegError as error:
                 raise VideoError(_reason(error)) from None
 
+    def _is_rest(self, packet: Any) -> bool:
+        """Is it what FFmpeg makes of the rest of a unit that lacks a part? Only its first picture has a time."""
+        losses, before = self.damage.losses, self._unit
+        if packet.pos is None or packet.pos == before:
+            return losses is not None and losses.is_broken(before, before + 1)
+        self._unit = packet.pos
+        return False
+
+    def _tell_skipped(self, skipped: list[int], first: Any) -> None:
+        """Of a broadcast that begins between two keyframes, or within a picture: that something is missing there."""
+        is_headless = self.damage.losses is not None and self.damage.losses.headless
+        if self.is_broadcast and (skipped or is_headless):
+            now = _time(first)
+            longest = round(MAX_STEP_SECONDS / self.stream.time_base)
+            ticks = 0 if now is None or not skipped else now - skipped[0]
+            self.damage.skip(ticks if 0 < ticks < longest else 0)
+
     def _timed(self, packets: Iterator[Any]) -> Iterator[Sample]:
         """Packets as samples: each with its time on one clock that rises."""
-        head = list(islice(packets, HEAD_PACKETS))
+        looked_at = HEAD_PACKETS
+        if self.format_name == "mpeg":
+            is_mpeg2 = self.context.codec.canonical_name in ("mpeg1video", "mpeg2video")
+            packets = unstretched(packets) if is_mpeg2 else spread(packets, self.stream.time_base)
+            looked_at = PS_HEAD_PACKETS
+        head = list(islice(packets, looked_at))
         if not head:
             return
         timeline = self._timeline = self._make_timeline(head)
@@ -256,19 +263,21 @@ class Video:
                 floor = time
             if time >= self._last[0] and not packet.is_discard:
                 self._last = (time, packet.duration or 0 if self._keeps_durations else 0)
-            yield Sample(packet, time, timeline.end, is_key, begins, floor)
+            yield Sample(packet, time, timeline.end, is_key, begins, floor, packet.opaque or [])
 
     def _make_timeline(self, head: list[Any]) -> Timeline:
         """The rule for this container, after a look at its first packets."""
         name, base = self._container.format.name, self.stream.time_base
         usual = max(1, round(1 / (self.stream.average_rate or Fraction(25)) / base))
         claimed = None
-        if self._container.duration and not self.is_broadcast and "mp4" not in name:
+        if self._container.duration and not self._may_jump and "mp4" not in name:
             claimed = round(Fraction(self._container.duration, av.time_base) / base)
             start = self.stream.start_time or 0
             claimed += start if claimed < start else 0  # most writers count from 0, wherever the stream starts
         # Of containers without decoding times FFmpeg guesses some.
-        keeps_dts = "matroska" not in name and not any(p.dts is None and p.pts is not None for p in head)
+        keeps_dts = not {"matroska", "asf"} & {*name.split(",")} and not any(
+            p.dts is None and p.pts is not None for p in head
+        )
         timed = [p for p in head if p.pts is not None]
         if not keeps_dts and timed and head[0].pts is None:
             # Before zero there is no time in Matroska. These are in the order of decoding.
@@ -368,18 +377,17 @@ def check_file(path: str) -> None:
         raise VideoError("no permission to read it")
 
 
-def claimed_size(head: bytes) -> int:
-    """How long a Matroska or RIFF (AVI) file says that it is, in bytes; 0 where it does not say."""
-    if head[:4] == b"RIFF":
-        size = int.from_bytes(head[4:8], "little")
-        return size + 8 if size not in (0, 0xFFFFFFFF) else 0
-    at = head.find(b"\x18\x53\x80\x67")  # the Segment element
-    if head[:4] != b"\x1a\x45\xdf\xa3" or not 0 < at < len(head) - 12:
-        return 0
-    width = 9 - head[at + 4].bit_length()
-    bits = 7 * width
-    size = int.from_bytes(head[at + 4 : at + 4 + width], "big") & ((1 << bits) - 1)
-    return at + 4 + width + size if size != (1 << bits) - 1 else 0  # all ones: unknown
+def _kept(packet: Any) -> Any:
+    """A packet that the decoder does not leave out."""
+    kept = av.Packet(bytes(packet))
+    kept.pts, kept.dts, kept.duration, kept.time_base = packet.pts, packet.dts, packet.duration, packet.time_base
+    kept.is_keyframe, kept.stream = packet.is_keyframe, packet.stream
+    return kept
+
+
+def _time(packet: Any) -> int | None:
+    """When a packet is decoded, or else shown, by the container's clock."""
+    return packet.pts if packet.dts is None else packet.dts  # type: ignore[no-any-return]
 
 
 def _pixels(context: Any) -> int:

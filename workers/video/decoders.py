@@ -20,10 +20,11 @@ import numpy as np
 from vococache.errors import VideoError
 from vococache.model.images import Frame, FrameGeometry
 from vococache.workers.video.clock import JITTER_SECONDS, MAX_REORDERED
-from vococache.workers.video.container import Piece, Video
+from vococache.workers.video.container import Video
 from vococache.workers.video.damage import bare_decoder
 from vococache.workers.video.hdr import is_hdr
 from vococache.workers.video.picture import Presentation, rgb, view_of
+from vococache.workers.video.pieces import Piece, cut
 from vococache.workers.video.sampling import Targets
 
 # A chosen frame: its time in seconds, how often it was chosen, and how to get its RGB picture.
@@ -60,7 +61,7 @@ def decord_frames(video: Video, targets: Targets) -> Iterator[Chosen]:
     """Decode the stream with decord, piece by piece: it reads ahead without bound, and seeks inexactly."""
     decord = _load_decord()
     view: Presentation | None = None
-    for piece in video.pieces():
+    for piece in cut(video):
         if view is None:
             view = _look_at_first(video, piece.packets[0][1])
         chosen = _choose(video, piece, targets)
@@ -151,8 +152,12 @@ def _decoded(video: Video) -> Iterator[tuple[int | None, Any]]:
     )
     for sample in video.samples():
         if sample.begins:
-            yield from _drained(video, broken)
+            yield from _drained(video, context, broken)
             context.flush_buffers()
+        if sample.heads:  # of another recording, which the decoder takes if it has one thread
+            yield from _drained(video, context, broken)
+            context = bare_decoder(video.context, sample.heads)
+            context.copy_opaque = True
         sample.packet.opaque = sample.time, sample.floor
         yield sample.time, None
         try:
@@ -162,13 +167,13 @@ def _decoded(video: Video) -> Iterator[tuple[int | None, Any]]:
         except av.FFmpegError as error:
             _lose(video, error)
             broken = sample.time
-    yield from _drained(video, broken)
+    yield from _drained(video, context, broken)
 
 
-def _drained(video: Video, broken: int | None) -> Iterator[tuple[None, Any]]:
+def _drained(video: Video, context: Any, broken: int | None) -> Iterator[tuple[None, Any]]:
     """The frames that the decoder still holds, but for the one of a broken packet."""
     try:
-        for frame in video.context.decode(None):
+        for frame in context.decode(None):
             if frame.opaque[0] != broken:
                 yield None, frame
     except av.FFmpegError as error:

@@ -18,6 +18,7 @@ DEMUXERS = (
     "mp3", "w64", "wav",
 )  # fmt: skip
 HEAD_BYTES = 4096
+ZEROS_BYTES = 1 << 20  # read at once
 
 _STARTS = (
     (b"version https://git-lfs.", "a Git LFS pointer instead of the file: `git lfs pull` fetches it"),
@@ -80,6 +81,44 @@ def boxes(path: str) -> Iterator[tuple[bytes, int]]:
             if size < 8:
                 break
             at += size
+
+
+def claimed_size(head: bytes) -> int:
+    """How long a Matroska or RIFF (AVI) file says that it is, in bytes; 0 where it does not say."""
+    if head[:4] == b"RIFF":
+        size = int.from_bytes(head[4:8], "little")
+        return size + 8 if size not in (0, 0xFFFFFFFF) else 0
+    at = head.find(b"\x18\x53\x80\x67")  # the Segment element
+    if head[:4] != b"\x1a\x45\xdf\xa3" or not 0 < at < len(head) - 12:
+        return 0
+    width = 9 - head[at + 4].bit_length()
+    bits = 7 * width
+    size = int.from_bytes(head[at + 4 : at + 4 + width], "big") & ((1 << bits) - 1)
+    return at + 4 + width + size if size != (1 << bits) - 1 else 0  # all ones: unknown
+
+
+def length_without_zeros(path: str) -> int | None:
+    """How long a file is without the zeros at its end, in bytes; None where there are none, or nothing else."""
+    with Path(path).open("rb") as file:
+        end = Path(path).stat().st_size
+        size = end
+        while end > 0:
+            start = max(0, end - ZEROS_BYTES)
+            file.seek(start)
+            if rest := file.read(end - start).rstrip(b"\0"):
+                return start + len(rest) if start + len(rest) < size else None
+            end = start
+    return None
+
+
+def is_theora_head(packet: bytes) -> bool:
+    """Does a packet set up the decoder of Theora? In the middle of a file another recording begins with them."""
+    return packet[:1] in (b"\x80", b"\x81", b"\x82") and packet[1:7] == b"theora"
+
+
+def is_vp8_head(packet: bytes) -> bool:
+    """Does a packet only say that a stream of VP8 in Ogg follows?"""
+    return packet[:5] == b"OVP80"
 
 
 def _what_mp4(path: str) -> str | None:

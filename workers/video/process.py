@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-import vococache
 from vococache.errors import VideoError
 from vococache.model.images import Frame, FrameGeometry
 from vococache.workers.video.damage import MAX_DAMAGE
@@ -171,7 +170,7 @@ class DecoderProcess:
 
     def _start(self) -> None:
         """Start the child and wait until it is ready. Raises `RuntimeError`: no video is to blame."""
-        home = str(Path(vococache.__file__).parents[1])
+        home = str(Path(__file__).parents[3])  # the folder of the package
         path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
         child = self._child = subprocess.Popen(
             # -P: a module of the user's working directory must not shadow ours

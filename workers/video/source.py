@@ -54,6 +54,12 @@ def stat_source(source: str) -> SourceStat | None:
         return None
 
 
+def listed_stat(info: dict[str, Any]) -> SourceStat | None:
+    """What an entry of a listing says; None where that is not both size and time, and the object is to be asked."""
+    size, mtime_ns = info.get("size"), _mtime_ns(info)
+    return SourceStat(size=size, mtime_ns=mtime_ns) if isinstance(size, int) and mtime_ns else None
+
+
 def content_hash(source: str) -> str:
     """sha256 of the content, hex. Raises `VideoError` where it cannot be read."""
     try:
@@ -64,12 +70,13 @@ def content_hash(source: str) -> str:
 
 
 @contextmanager
-def local_video(source: str, max_bytes: int) -> Iterator[LocalVideo]:
+def local_video(source: str, max_bytes: int, listed: SourceStat | None = None) -> Iterator[LocalVideo]:
     """The video of `source` as a local file; a remote one is copied, and the copy is gone afterwards.
 
-    Raises `VideoError` for what cannot be read, or is remote and longer than `max_bytes`.
+    `listed`: what a listing said of a remote one, which is not asked for again. Raises `VideoError` for what cannot be
+    read, or is remote and longer than `max_bytes`.
     """
-    stat = stat_source(source)
+    stat = listed if listed is not None and is_url(source) else stat_source(source)
     if not is_url(source):
         if stat is None:
             raise VideoError(why_absent(source))
@@ -79,8 +86,12 @@ def local_video(source: str, max_bytes: int) -> Iterator[LocalVideo]:
         return
     if stat is None:
         raise VideoError(why_absent(source))
+    if listed is not None and stat.size > max_bytes:
+        raise VideoError(f"larger than the {max_bytes} bytes that are copied at most")
     with _temporary_file(Path(source).suffix) as file:
-        digest = _copy(source, file, max_bytes)
+        copy = _copy if listed is None else _fetch
+        digest = copy(source, file, max_bytes)
+        stat = SourceStat(size=os.fstat(file.fileno()).st_size or stat.size, mtime_ns=stat.mtime_ns)
         yield LocalVideo(path=_path_of(file), stat=stat, content_hash=digest)
 
 
@@ -113,6 +124,20 @@ def _status(error: BaseException | None) -> str | None:
             return f"HTTP {status}"
         error = error.__cause__
     return None
+
+
+def _fetch(source: str, file: IO[bytes], max_bytes: int) -> str:
+    """`_copy` in one request, without a look at the object before."""
+    try:
+        filesystem, path = file_system(source)
+        filesystem.get_file(path, _path_of(file))
+        if os.fstat(file.fileno()).st_size > max_bytes:
+            raise VideoError(f"larger than the {max_bytes} bytes that are copied at most")
+        return content_hash(_path_of(file))
+    except VideoError:
+        raise
+    except Exception as error:  # as in `stat_source`
+        raise VideoError(f"cannot be copied: {_status(error) or describe(error)}") from None
 
 
 def _copy(source: str, file: IO[bytes], max_bytes: int) -> str:
@@ -170,7 +195,7 @@ def _mtime_ns(info: dict[str, Any]) -> int:
     for name in ("mtime", "LastModified", "last_modified", "updated", "created"):
         value = info.get(name)
         if isinstance(value, datetime):
-            value = value.timestamp()
+            value = int(value.timestamp())  # listings tell fractions of a second, the answer about one object does not
         if isinstance(value, int | float):
             return int(value * 1e9)
     seconds = 0

@@ -1,6 +1,7 @@
 """The frames of one image or video at once, for training and for other evaluators; ingest streams them instead."""
 
 import os
+from collections.abc import Sequence
 from itertools import islice
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -37,17 +38,16 @@ class MediaReader:
 
     def image(self, picture: Path | Image.Image) -> np.ndarray:
         """One segment, of one picture. Raises `VideoError`."""
-        frame = (
-            read_image(picture, self.geometry) if isinstance(picture, Path) else fitted_image(picture, self.geometry)
-        )
-        return self._segments([frame])
+        shape = self.geometry
+        frame = read_image(picture, shape) if isinstance(picture, Path) else fitted_image(picture, shape)
+        return as_segments([frame], self.per_segment)
 
     def video(self, path: Path) -> np.ndarray:
         """A video's segments, by the first decoder that can. Raises `VideoError` with what each found wrong."""
         reasons: dict[str, str] = {}
         for decoder in available_decoders():
             try:
-                return self._segments(self._decoded(path, decoder))
+                return as_segments(self._decoded(path, decoder), self.per_segment)
             except VideoError as error:
                 reasons[decoder] = str(error)
         raise VideoError(joined(reasons))
@@ -70,10 +70,6 @@ class MediaReader:
             Finalize(self, decoder.close, exitpriority=0)  # unlike atexit, in a DataLoader's workers too
         return self._decoders[os.getpid()]
 
-    def _segments(self, pictures: list[Frame]) -> np.ndarray:
-        pictures = pictures + [pictures[-1]] * (-len(pictures) % self.per_segment)
-        return np.stack(pictures).reshape(-1, self.per_segment, *pictures[0].shape)
-
     def _decoded(self, path: Path, decoder: DecoderName) -> list[Frame]:
         """The frames of `sampling`; `max_frames` spread evenly where these are more, by the headers or in fact."""
         if self.max_frames is None:
@@ -91,6 +87,12 @@ class MediaReader:
         if not pictures:
             raise VideoError("no frames")
         return pictures
+
+
+def as_segments(pictures: Sequence[Frame], per_segment: int) -> np.ndarray:
+    """Pictures as segments [S, F, H, W, 3] of `per_segment`; the last is filled up with its last picture."""
+    filled = [*pictures, *[pictures[-1]] * (-len(pictures) % per_segment)]
+    return np.stack(filled).reshape(-1, per_segment, *filled[0].shape)
 
 
 def read_image(path: Path, geometry: FrameGeometry) -> Frame:

@@ -13,7 +13,8 @@ import pytest
 import vococache
 from vococache.pipeline.cli.command import cli
 from vococache.pipeline.ingest.events import Event, Watchdog, stalled
-from vococache.workers import actors
+from vococache.workers.cluster import board, stages
+from vococache.workers.cluster.pools import Pools
 from vococache.workers.rows import Row, VideoTask
 
 
@@ -117,20 +118,20 @@ def test_what_is_stuck_on_what(local_ray: None) -> None:
     import ray
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    board = actors.make_board()
+    notes = board.make_board()
     tasks = [VideoTask(video=name, source="") for name in ("quick", "slow")]
     stage: Any = Slow()
-    pools = actors.Pools(decoders=1, compressors=1, cpus=0.25, gpus=0)
-    rows: Iterator[Row] = actors.run_stages(tasks, stage, stage, pools, board)
+    pools = Pools(decoders=1, compressors=1, cpus=0.25, gpus=0)
+    rows: Iterator[Row] = stages.run_stages(tasks, stage, stage, pools, notes)
     reader = threading.Thread(target=lambda: list(rows))
     reader.start()
     found: list[tuple[str, str, float]] = []
     while reader.is_alive() and not any(seconds > 2 for _, _, seconds in found):
-        found = actors.busy(board)
+        found = board.busy(notes)
         time.sleep(0.1)
     reader.join()
     ((where, video, seconds),) = found
     assert (where, video) == ("compress", "slow")
     assert 2 < seconds < 7
-    assert actors.busy(board) == [], "nobody is at anything any more"
+    assert board.busy(notes) == [], "nobody is at anything any more"
     ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])

@@ -14,8 +14,9 @@ from vococache.errors import InputError, StoreMismatchError
 from vococache.model.cache import VoCoCache
 from vococache.pipeline.ingest import plan
 from vococache.storage import Intent, maintenance, open_store
-from vococache.workers import actors
-from vococache.workers.compress import Compressor, frame_geometry, store_header
+from vococache.workers.cluster import runtime
+from vococache.workers.compress import frame_geometry, store_header
+from vococache.workers.compressor import Compressor
 from vococache.workers.video.process import DecoderProcess
 from vococache.workers.video.sampling import FrameSampling
 
@@ -169,7 +170,7 @@ def test_another_video_of_the_same_name_is_refused_and_a_moved_one_is_known(
 
 
 def test_what_is_missing_starts_no_ray(copied: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(actors, "start_ray", None)  # whoever starts it fails
+    monkeypatch.setattr(runtime, "start_ray", None)  # whoever starts it fails
     (tmp_path / "dangling.mp4").symlink_to(tmp_path / "nowhere.mp4")
     for _ in range(2):
         report = vococache.ingest(str(tmp_path / "dangling.mp4"), copied, fps=2)

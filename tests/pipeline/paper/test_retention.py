@@ -21,11 +21,12 @@ from vococache.pipeline.paper import retention as comparison
 from vococache.pipeline.paper.retention import (
     RetentionPlan,
     RetentionRun,
-    ask_pictures,
+    ask_unseen,
     by_picture,
     compare,
     load_run,
     read_plan,
+    unseen_clips,
     unseen_pictures,
 )
 from vococache.pipeline.paper.retention_tables import TABLES, Line, make_line, outcomes, tables
@@ -94,7 +95,7 @@ def contents(folder: Path) -> dict[Path, tuple[int, bytes]]:
 
 
 def answers(model: VoCoModel, tokens: int | None = None) -> list[str]:
-    found = ask_pictures(model, unseen_pictures(PICTURES, ASKED, 60), tokens)
+    found = ask_unseen(model, unseen_pictures(PICTURES, ASKED, 60), tokens)
     return [row.prediction for row in found.rows]
 
 
@@ -181,17 +182,23 @@ class TestRuns:
 
 
 class TestAnswers:
-    def test_batches_and_packing_change_no_answer(self, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize(("unseen", "frames"), [(unseen_pictures, 1), (unseen_clips, 1), (unseen_clips, 4)])
+    def test_batches_and_packing_change_no_answer(
+        self, trained: Path, monkeypatch: pytest.MonkeyPatch, unseen: Any, frames: int
+    ) -> None:
         monkeypatch.setattr(comparison, "BATCH", 4)  # two batches, the second not full
         model = load_run(run_of(trained, "upper"))  # after four steps the others hardly look at the picture
+        model.config = model.config.with_voco(frames=frames)
+        shown = unseen(PICTURES, ASKED, 60)
         expected = []
-        for picture in unseen_pictures(PICTURES, ASKED, 60):
-            cache = model.compress(model.pixel_values(picture.pixels[None, None]))
-            for question in picture.questions:
+        for item in shown:
+            side = item.frames.shape[1]
+            cache = model.compress(model.pixel_values(item.frames.reshape(-1, frames, side, side, 3)))
+            for question in item.questions:
                 ids = [*model.config.prompt.text_newline_ids, *model.encode_text(f"{question.text}\n")]
                 (new,) = model.generate_ids(cache, torch.tensor([ids]), comparison.ANSWER_TOKENS)
                 expected.append(model.tokenizer.decode(new, skip_special_tokens=True).strip())
-        assert answers(model) == expected
+        assert [row.prediction for row in ask_unseen(model, shown).rows] == expected
         assert len(set(expected)) > 1
 
     def test_the_lower_bound_is_the_upper_one_cut_off(self, trained: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tests.pipeline.training.test_run import in_process, losses, weights
+from tests.pipeline.training.test_job import in_process, losses, weights
 
 from vococache.errors import InputError
 from vococache.pipeline.training.job import train

@@ -129,6 +129,17 @@ def test_clips_in_nameless_paints_are_for_training_and_asked_nothing_about_colou
     assert strange["val"] == 0
 
 
+def test_a_clip_is_cut_into_the_models_segments() -> None:
+    model = blank_model(width=32, layers=2, heads=2, size=60, tower_layers=1, vocabulary=320)
+    single = WorldExamples(model, "val", 1, asked=1)[0].frames
+    model.config = model.config.with_voco(frames=8)
+    together = WorldExamples(model, "val", 1, asked=1)[0].frames
+    assert single is not None
+    assert together is not None
+    assert single.shape == (8, 1, 60, 60, 3)
+    assert np.array_equal(together[0], single[:, 0])
+
+
 def test_where_counting_is_taught_it_is_asked_when_things_blink() -> None:
     model = blank_model(width=32, layers=2, heads=2, size=60, tower_layers=1, vocabulary=320)
     for blinking in (False, True):

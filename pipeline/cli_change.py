@@ -1,0 +1,214 @@
+"""`voco rm | relocate | gc | export | prune | merge | upgrade`: changing a store."""
+
+import json
+from dataclasses import asdict
+from typing import TextIO
+
+import click
+
+from vococache.errors import InputError
+from vococache.pipeline.cli.store import from_option, json_option, status_option
+from vococache.pipeline.cli.terminal import say
+from vococache.pipeline.selection import select
+from vococache.storage import Store
+
+EXIT_SOME_LEFT = 1
+SECONDS_AN_HOUR = 3600.0
+
+dry_run_option = click.option("--dry-run", is_flag=True, help="Only tell what would be removed.")
+
+
+def chosen_of(store: Store, videos: tuple[str, ...], status: str | None, listed: TextIO | None) -> list[str]:
+    """The videos that a command means. Raises `InputError` where it names none: that may be a slip, and means a lot."""
+    if not (videos or status or listed):
+        raise InputError("no videos: expected ids, globs ('*' is all of them), --status or --from")
+    return select(store, videos, status, listed or ())
+
+
+@click.command("rm")
+@click.argument("store")
+@click.argument("videos", nargs=-1)
+@status_option
+@from_option
+@dry_run_option
+def rm_command(store: str, videos: tuple[str, ...], status: str | None, listed: TextIO | None, dry_run: bool) -> int:
+    """Remove VIDEOS (ids, globs) from STORE.
+
+    \b
+    Example:
+      voco rm caches holiday party
+      voco rm caches 'clip_2019*' --dry-run
+      voco rm caches --status failed
+      voco rm caches --from ids.txt
+    """
+    from vococache.storage import maintenance, open_store
+
+    opened = open_store(store, "r" if dry_run else "a")
+    chosen = chosen_of(opened, videos, status, listed)
+    if not dry_run:
+        maintenance.remove(opened, *chosen)
+    for video in chosen:
+        say(f"{'would remove' if dry_run else 'removed'} {video}")
+    return 0
+
+
+@click.command("relocate")
+@click.argument("store")
+@click.argument("old")
+@click.argument("new")
+def relocate_command(store: str, old: str, new: str) -> int:
+    """Record in STORE that the videos at OLD (a file or a folder, path or URL) lie at NEW now. Reads no video.
+
+    \b
+    Example:
+      voco relocate caches /mnt/old/videos /mnt/new/videos
+    """
+    from vococache.pipeline.ingest.job import absolute
+    from vococache.storage import maintenance, open_store
+
+    moved = maintenance.relocate(open_store(store, "a"), absolute(old), absolute(new))
+    if not moved:
+        raise InputError(f"no video of {store} comes from {absolute(old)}: `voco info {store} VIDEO` tells its source")
+    say(f"{len(moved)} videos now at {absolute(new)}")
+    return 0
+
+
+@click.command("gc")
+@click.argument("store")
+@click.option(
+    "--older-than", type=click.FloatRange(0), default=1.0, show_default=True, help="Hours; spares running jobs."
+)
+@click.option("--partial", is_flag=True, help="Remove unfinished videos too: they cannot be resumed then.")
+@dry_run_option
+@json_option
+def gc_command(store: str, older_than: float, partial: bool, dry_run: bool, as_json: bool) -> int:
+    """Remove from STORE what killed jobs left behind.
+
+    \b
+    Example:
+      voco gc caches
+      voco gc caches --partial --older-than 24
+    """
+    from vococache.storage import maintenance, open_store
+
+    opened = open_store(store, "r" if dry_run else "a")
+    removed = maintenance.gc(opened, older_than_s=older_than * SECONDS_AN_HOUR, partial=partial, dry_run=dry_run)
+    if as_json:
+        click.echo(json.dumps([asdict(garbage) for garbage in removed]))
+        return 0
+    for garbage in removed:
+        say(f"{'would remove' if dry_run else 'removed'} {garbage.object} ({garbage.reason})")
+    say(f"{sum(garbage.bytes for garbage in removed):,} bytes {'would be freed' if dry_run else 'freed'}")
+    return 0
+
+
+@click.command("export")
+@click.argument("store")
+@click.argument("videos", nargs=-1)
+@status_option
+@from_option
+@click.option("--to", "target", required=True, help="Path or URL of the new store.")
+def export_command(store: str, videos: tuple[str, ...], status: str | None, listed: TextIO | None, target: str) -> int:
+    """Copy VIDEOS (ids, globs) of STORE into a new store, checking every byte.
+
+    \b
+    Example:
+      voco export caches holiday --to /media/stick/caches
+      voco export caches --status complete --to s3://bucket/caches
+    """
+    from vococache.storage import maintenance, open_store
+
+    opened = open_store(store)
+    chosen = chosen_of(opened, videos, status, listed)
+    exported = maintenance.export(opened, chosen, target)
+    say(f"{len(chosen)} videos, {sum(info.bytes for info in exported.list()):,} bytes in {target}")
+    return 0
+
+
+@click.command("prune")
+@click.argument("store")
+@click.option("--yes", is_flag=True, help="Remove them; without it they are only told.")
+@json_option
+def prune_command(store: str, yes: bool, as_json: bool) -> int:
+    """Tell, or remove, the videos of STORE whose source was deleted. What is out of reach, as on a disk that is not
+    mounted, is left.
+
+    \b
+    Example:
+      voco prune caches
+      voco prune caches --yes
+    """
+    from vococache.pipeline.prune import find_gone
+    from vococache.storage import maintenance, open_store
+
+    opened = open_store(store, "a" if yes else "r")
+    found = find_gone(opened)
+    if yes:
+        maintenance.remove(opened, *(info.id for info in found.gone))
+    if as_json:
+        names = {"gone": found.gone, "out_of_reach": found.out_of_reach}
+        click.echo(json.dumps({name: [info.id for info in infos] for name, infos in names.items()} | {"removed": yes}))
+        return 0
+    for info in found.out_of_reach:
+        say(f"left: {info.id}: {info.source} is out of reach", err=True)
+    for info in found.gone:
+        say(f"{'removed' if yes else 'would remove'} {info.id} (of {info.source})")
+    freed = sum(info.bytes for info in found.gone)
+    say(f"{len(found.gone)} videos, {freed:,} bytes" + ("" if yes or not found.gone else "; --yes removes them"))
+    return 0
+
+
+@click.command("merge")
+@click.argument("store")
+@click.argument("other")
+@json_option
+def merge_command(store: str, other: str, as_json: bool) -> int:
+    """Copy the videos of OTHER, made by the same model and settings, into STORE, checking every byte. OTHER stays as it
+    is. Exit code 1: some videos of it were left.
+
+    \b
+    Example:
+      voco merge caches /media/stick/caches
+    """
+    from vococache.storage import maintenance, open_store
+
+    found = maintenance.merge(open_store(store, "a"), open_store(other))
+    if as_json:
+        click.echo(json.dumps(asdict(found)))
+    else:
+        for video, reason in found.left.items():
+            say(f"left: {video}: {reason}", err=True)
+        say(f"{len(found.copied)} videos copied, {len(found.present)} there already, {len(found.left)} left")
+    return EXIT_SOME_LEFT if found.left else 0
+
+
+@click.command("upgrade")
+@click.argument("store")
+@click.option(
+    "--layer", type=click.IntRange(0), help="Whose keys become the index, where STORE has none.  [default: 1]"
+)
+@json_option
+def upgrade_command(store: str, layer: int | None, as_json: bool) -> int:
+    """Bring STORE, made by an earlier release, to the current format, in place. Exit code 1: damaged videos were left.
+
+    Interrupted, it goes on when it is run again. Unfinished videos are dropped: the next ingest begins them anew.
+
+    \b
+    Example:
+      voco upgrade caches
+    """
+    from vococache.storage.upgrade import upgrade
+
+    found = upgrade(store) if layer is None else upgrade(store, layer)
+    if as_json:
+        click.echo(json.dumps(asdict(found)))
+    else:
+        for video, why in found.left.items():
+            say(f"left: {video}: {why}", err=True)
+        say(f"{len(found.done)} videos rewritten")
+    return EXIT_SOME_LEFT if found.left else 0
+
+
+COMMANDS = (
+    rm_command, relocate_command, gc_command, export_command, prune_command, merge_command, upgrade_command,
+)  # fmt: skip

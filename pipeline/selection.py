@@ -1,0 +1,32 @@
+"""Which videos of a store a command means: by id, glob, status, or a file of ids."""
+
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+
+from vococache.errors import InputError
+from vococache.storage import Store
+
+STATUSES = ("complete", "growing", "partial", "failed")
+MAGIC = frozenset("*?[")  # none of them is ever in an id
+
+
+def select(store: Store, names: Sequence[str], status: str | None = None, listed: Iterable[str] = ()) -> list[str]:
+    """Ids in order: those that `names` (ids and globs) and `listed` (ids) name, or all, if of that `status`.
+
+    Raises `InputError` where a glob, or all of it together, means no video. An id that is not there stays: whoever uses
+    it says so.
+    """
+    wanted = [*names, *filter(None, map(str.strip, listed))]
+    ids = store.ids() if not wanted or any(MAGIC & set(name) for name in wanted) else []
+    chosen: dict[str, None] = {} if wanted else dict.fromkeys(ids)
+    for name in wanted:
+        found = [video for video in ids if fnmatchcase(video, name)] if MAGIC & set(name) else [name]
+        if not found:
+            raise InputError(f"{name} matches no video of {store.url}: `voco ls {store.url}` lists them")
+        chosen.update(dict.fromkeys(found))
+    if status is not None:
+        of_status = {info.id for info in store.list() if info.status == status}
+        chosen = {video: None for video in chosen if video in of_status}
+    if not chosen:
+        raise InputError(f"store {store.url} holds no such video" + (f" that is {status}" if status else ""))
+    return list(chosen)

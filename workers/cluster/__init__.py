@@ -1,0 +1,1 @@
+"""The stages on Ray: the only part of this folder that knows it."""
