@@ -204,7 +204,7 @@ class Store(GenerationStore):
         findings: Fields | None = None,
         metadata: Fields | None = None,
     ) -> tuple[ChunkReceipt, VideoInfo] | None:
-        """`write_chunk` and `complete` of a video that is one chunk, with half of their requests.
+        """`write_chunk` and `complete` of a video that is one chunk, with fewer requests and waits.
 
         None, and the video as it was, when its intent is no longer that of `token`. Raises what they raise.
         """

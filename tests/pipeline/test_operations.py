@@ -174,6 +174,7 @@ def test_merge_copies_what_is_missing_and_checks_it(voco: Voco, store: Store, tm
     ):
         add(other, video, segments, content=content)
     other.fail("failed", "no frames")
+    other.record_metadata("new", {"year": 2024})
     next(Path(other.url).glob("videos/bad/kv.*/c.1*")).write_bytes(b"damaged")
     kept = store.read("other").tobytes()
     code, out, _ = voco("merge", store.url, other.url, "--json")

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import fsspec
 import google_crc32c
@@ -33,6 +34,7 @@ def test_any_span_of_segments(store: Store, start: int, stop: int | None) -> Non
     np.testing.assert_array_equal(store.read("clip", start, stop), kv(7)[start:stop])
 
 
+@pytest.mark.filterwarnings("ignore:Object at (catalog|changed) is not recognized")  # Zarr lists all of the root
 def test_plain_zarr_reads_it(store: Store) -> None:
     add(store, "clip", segments=7)
     group = zarr.open_group(store.url, mode="r")
@@ -70,6 +72,22 @@ def test_bytes_are_told_apart(store: Store) -> None:
     assert info.padding_bytes == 2 * (HEADER.segment_bytes + HEADER.index_segment_bytes)
     documents = sum(entry["size"] for path, entry in objects.items() if path.endswith(".json"))
     assert info.metadata_bytes == documents + 2 * 3 * 4  # what three chunks and their vectors end in
+
+
+def test_what_is_written_whole_is_as_one_that_is_written_by_chunks(store: Store) -> None:
+    wanted = intent()
+    store.begin("whole", wanted)
+    with pytest.raises(InputError, match="3 segments, and timestamps of 2"):
+        store.write_whole("whole", wanted.token, kv(3), times(2), 3.0)
+    about = {"damage": {"packets": 1, "seconds": 0.5}}, {"year": 2024}
+    done = store.write_whole("whole", wanted.token, kv(3), times(3), 3.0, *about)
+    receipts = write(store, "parts", wanted, kv(3))
+    info = store.complete("parts", wanted.token, receipts, times(3), 3.0, *about)
+    assert done == (receipts[0], replace(info, id="whole"))
+    assert store.info("whole") == done[1]
+    assert store.write_whole("whole", wanted.token, kv(3), times(3), 3.0, *about) == done, "a retry finds it"
+    assert store.write_whole("whole", intent(content="b").token, kv(3), times(3), 3.0) is None
+    np.testing.assert_array_equal(store.vectors("whole"), vectors(3))  # type: ignore[arg-type]
 
 
 def test_nothing_of_a_partial_video_is_readable(store: Store) -> None:

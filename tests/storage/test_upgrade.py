@@ -1,6 +1,7 @@
 """Stores of earlier formats: nothing is written in them, and `upgrade` makes them like new ones, interrupted or not."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from vococache.errors import StoreError
 from vococache.storage import Store, maintenance, open_store, opening
 from vococache.storage.documents import seal_video
 from vococache.storage.format import DOCUMENT
+from vococache.storage.index import index_vectors, keys_index
 from vococache.storage.upgrade import upgrade
 
 
@@ -62,6 +64,18 @@ def test_it_becomes_a_store_like_any_other(old: str) -> None:
     np.testing.assert_allclose(store.read("new"), kv(7), rtol=0, atol=4)
     assert upgrade(old).done == []
     check(maintenance.export(store, ["clip"], f"{old}-copy") and store, 4)
+
+
+def test_it_is_merged_into_stores_whatever_their_index(old: str, tmp_path: Path) -> None:
+    origin = open_store(old)
+    for layer, name in ((0, "first"), (1, "another layer"), (1, "the same")):
+        header = replace(origin.header, index=keys_index(2, 1, 2, 4, layer))
+        store = open_store(str(tmp_path / name), "a", header=header)
+        assert maintenance.merge(store, origin).copied == ["clip", "second clip"]
+        assert list(maintenance.verify(store)) == []
+        np.testing.assert_array_equal(store.read("clip"), open_store(old).read("clip"))
+        np.testing.assert_array_equal(store.vectors("clip"), index_vectors(header, store.read("clip")))
+        origin = store
 
 
 def test_interrupted_at_any_step_it_reads_and_goes_on(
