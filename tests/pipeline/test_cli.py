@@ -122,7 +122,7 @@ def test_ls_where(voco: Voco, store: Path, tmp_path: Path) -> None:
     assert row["metadata"] == {"course": "art = \x1b", "year": 2024, "live": True}
     assert "course=art = \\x1b, year=2024, live=true" in voco("ls", own).out
     refused = voco("ls", own, "--where", "year")
-    assert (refused.code, refused.err) == (2, "voco: --where 'year': expected KEY=VALUE\n")
+    assert (refused.code, refused.err) == (2, "voco: error: --where 'year': expected KEY=VALUE\n")
 
 
 def test_upgrade(voco: Voco, tmp_path: Path) -> None:
