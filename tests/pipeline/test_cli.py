@@ -199,7 +199,8 @@ def test_a_dry_run_tells_and_does_nothing(voco: Voco, clips: Path, tmp_path: Pat
     assert found["segment_flops"] > 1e6
     by_itself = voco("ingest", clips, "--store", tmp_path / "none", "--dry-run", "--json").json
     assert by_itself["segments"] == 17, "the embedded model was made for two frames a second"  # type: ignore[call-overload, index]
-    assert found["bytes"] == 17 * 6 * 2 * 6 * 4 * 32 * 4  # layers, keys and values, heads, tokens, head size, bytes
+    # Layers, keys and values, heads, tokens, head size, bytes; and the index, which is the keys of one layer.
+    assert found["bytes"] == 17 * (6 * 2 * 6 * 4 * 32 * 4 + 6 * 4 * 32 * 2)
     assert not (tmp_path / "none").exists()
 
 
@@ -283,6 +284,7 @@ def test_repair(voco: Voco, clips: Path, tmp_path: Path, other_model: Path, loca
     sources = [shutil.copy(clips / name, tmp_path) for name in ("plain.mp4", "offset.mkv", "short.mkv")]
     own = tmp_path / "own"
     vococache.ingest([*map(str, sources)], str(own), fps=2, tokens=1)
+    open_store(str(own), "a").record_metadata("plain", {"year": 2024})
     before = {path: path.read_bytes() for path in own.rglob("*") if path.is_file()}
     for video in ("plain", "offset"):
         (chunk,) = own.rglob(f"{video}/kv.*/c*")
