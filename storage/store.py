@@ -182,9 +182,7 @@ class Store(GenerationStore):
         whole = self._whole(intent_token, intent, receipts, small, len(timestamps), duration, findings, metadata)
         generation = generation_of(intent_token)
         present = self._check_stored(video, intent_token, intent, receipts)
-        named = documents.record(self.header, whole[0] | whole[1]).keys()
-        grown = {key for key in present - named if is_superseded(key, generation)}
-        self.objects.delete(self._key(video, key) for key in present - named - grown)
+        grown = self._remove_strays(video, generation, whole, present)
         self.create_small(video, intent_token, small)
         try:
             info = self._finish(video, intent_token, receipts, whole)
@@ -233,6 +231,9 @@ class Store(GenerationStore):
         found = dict(map(create, keys) if self.is_local else self.objects.map(create, keys))
         receipt = ChunkReceipt(index=0, **found[chunk]._asdict(), vectors_crc32c=found[vectors])
         whole = self._whole(token, intent, [receipt], small, len(timestamps), duration, findings, metadata)
+        if self.is_local or fields["status"] in READABLE:  # else nothing was there before
+            generation = generation_of(token)
+            self._remove_strays(video, generation, whole, set(self._generation_lengths(video, generation)))
         try:
             return receipt, self._finish(video, token, [receipt], whole, document)
         except StoreMismatchError:
@@ -264,6 +265,13 @@ class Store(GenerationStore):
         return documents.readable_fields(
             self.header, "complete", intent, segments, float(duration), receipts, stamps, about, token
         )
+
+    def _remove_strays(self, video: str, generation: str, whole: tuple[Fields, Fields], present: set[str]) -> set[str]:
+        """Delete what a document will not name, of what is `present`; but what is read while it grows is returned."""
+        strays = present - documents.record(self.header, whole[0] | whole[1]).keys()
+        grown = {key for key in strays if is_superseded(key, generation)}
+        self.objects.delete(self._key(video, key) for key in strays - grown)
+        return grown
 
     def _finish(
         self,
