@@ -98,8 +98,7 @@ def test_a_killed_driver_resumes_at_its_chunks(
     code, out, err = again.finish()
     assert (code, err) == (0, "")
     assert contents(str(tmp_path / "store")) == long_content
-    written = {name: (tmp_path / "store/videos/long/kv" / name).stat().st_mtime_ns for name in kept}
-    assert written == kept, "the stored chunks are not written again"
+    assert stored(tmp_path).items() >= kept.items(), "the stored chunks are not written again"
 
 
 @pytest.mark.parametrize("how", ENDINGS)
