@@ -13,7 +13,7 @@ from pathlib import Path
 from common import report
 
 from vococache.storage import ChunkReceipt, Intent, documents, open_store
-from vococache.storage.format import DOCUMENT
+from vococache.storage.format import DOCUMENT, TRAILER
 from vococache.workers.compress import store_header
 from vococache.workers.compressor import Compressor
 
@@ -39,7 +39,7 @@ def make_up_to_date(folder: Path, count: int) -> None:
     header = store_header(Compressor(model="synthetic").load("cpu"))
     store = open_store(folder / "store", "a", header=header)
     (folder / "videos").mkdir()
-    receipt = ChunkReceipt(index=0, segments=10, length=10 * header.segment_bytes, crc32c=1)
+    receipt = ChunkReceipt(index=0, length=10 * header.segment_bytes + TRAILER, crc32c=1, vectors_crc32c=1)
     for number in range(count):
         video = f"video_{number:06}"
         path = folder / "videos" / f"{video}.mp4"
@@ -50,10 +50,11 @@ def make_up_to_date(folder: Path, count: int) -> None:
         )  # fmt: skip
         stamps = {
             "kv/zarr.json": documents.Stamp(1200, 1),
+            "index/zarr.json": documents.Stamp(900, 1),
             "timestamps/c.0.0": documents.Stamp(80 * header.frames_per_segment, 1),
             "timestamps/zarr.json": documents.Stamp(800, 1),
         }
-        fields = documents.complete_fields(header.segment_bytes, intent, 10.0, [receipt], stamps, {})
+        fields = documents.readable_fields(header, "complete", intent, 10, 10.0, [receipt], stamps, {})
         place = folder / "store" / "videos" / video
         place.mkdir()
         (place / DOCUMENT).write_bytes(documents.seal_video(store.identity, video, *fields))

@@ -99,8 +99,8 @@ class Trivial:
             source=item.source, bytes=1 << 20, padding_bytes=0, metadata_bytes=0, size=1 << 20, mtime_ns=1,
             content_hash="a" * 64, sampling={"fps": 1.0},
         )  # fmt: skip
-        receipt = ChunkReceipt(index=0, segments=10, length=1 << 20, crc32c=1)
-        end = End(duration=10.0, decoder="none", chunks=1, emitted=1, source=item.source)
+        receipt = ChunkReceipt(index=0, length=1 << 20, crc32c=1)
+        end = End(duration=10.0, decoder="none", chunks=1, source=item.source)
         return iter([Row(video=item.video, index=0, intent="a" * 64, receipt=receipt, end=end, info=info)])
 
 

@@ -19,7 +19,8 @@ import zarr
 from common import fill, make_intent, report
 
 from vococache.storage import ChunkReceipt, Store, StoreHeader, documents, open_store
-from vococache.storage.format import DOCUMENT, max_chunk_segments
+from vococache.storage.format import DOCUMENT, TRAILER, max_chunk_segments
+from vococache.storage.index import keys_index
 
 # Vicuna-7B at K = 2: one MiB a segment.
 HEADER = StoreHeader(
@@ -36,6 +37,7 @@ HEADER = StoreHeader(
     prompt={},
     chunk_segments=256,
     micro_batch=8,
+    index=keys_index(layers=32, kv_heads=32, tokens=2, head_dim=128),
 )
 FRAME_BYTES = 3 * 336 * 336
 Times = dict[str, list[float]]
@@ -168,15 +170,18 @@ def hour_long_videos(store: Store, videos: int) -> Iterator[tuple[str, bytes]]:
         video = f"video_{number:06}"
         intent = make_intent(chunk, f"/data/videos/part_{number // 1000:03}/{video}.mp4")
         receipts = [
-            ChunkReceipt(index=index, segments=chunk, length=chunk << 20, crc32c=number * index % 2**32)
+            ChunkReceipt(
+                index=index, length=(chunk << 20) + TRAILER, crc32c=number * index % 2**32, vectors_crc32c=index
+            )
             for index in range(3600 // chunk)
         ]
         stamps = {
             "kv/zarr.json": documents.Stamp(1200, number),
+            "index/zarr.json": documents.Stamp(900, number),
             "timestamps/c.0.0": documents.Stamp(28_800, number),
             "timestamps/zarr.json": documents.Stamp(800, number),
         }
-        fields = documents.complete_fields(HEADER.segment_bytes, intent, 3600.0, receipts, stamps, {})
+        fields = documents.readable_fields(HEADER, "complete", intent, 3600, 3600.0, receipts, stamps, {})
         yield video, documents.seal_video(store.identity, video, *fields)
 
 

@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from vococache.errors import InputError
 from vococache.storage import Store
 
-STATUSES = ("complete", "partial", "failed")
+STATUSES = ("complete", "growing", "partial", "failed")
 MAGIC = frozenset("*?[")  # none of them is ever in an id
 
 

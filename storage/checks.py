@@ -9,13 +9,17 @@ from collections.abc import Mapping
 from types import NoneType
 from typing import Any
 
+from vococache.errors import InputError
 from vococache.storage import quantize
-from vococache.storage.documents import OBJECTS, Fields
-from vococache.storage.format import DOCUMENT, MAX_CHUNK_SEGMENTS, StoreHeader
+from vococache.storage.documents import Fields, objects_of
+from vococache.storage.format import DOCUMENT, MAX_CHUNK_SEGMENTS, TRAILER, StoreHeader, generation_of
 
 _LARGEST = 1 << 20  # of a header's counts: layers, heads, tokens, ...
 _DEEPEST = 8
 _DIGITS = re.compile(r"[0-9a-f]*")
+_TOKEN = re.compile(r"[0-9a-f]{64}")
+_MOST_FIELDS, _LONGEST_NAME, _LONGEST_TEXT = 64, 64, 1000  # of a video's metadata
+_MOST_VECTOR_AXES = 4
 _COUNTS = ("layers", "kv_heads", "tokens", "head_dim", "frames_per_segment", "chunk_segments", "micro_batch")
 _TEXTS = ("fingerprint", "model", "dtype", "compute_dtype")
 _INTENT = {
@@ -51,6 +55,17 @@ def header_flaw(fields: Fields) -> str | None:
         return f"positions is {_short(fields['positions'])}, expected a number"
     if not isinstance(fields.get("sampling"), dict | None) or not _is_shallow(fields.get("sampling"), 1):
         return f"sampling is {_short(fields['sampling'])}, expected an object of numbers"
+    if "identity" in fields and not (type(fields["identity"]) is str and _TOKEN.fullmatch(fields["identity"])):
+        return f"identity is {_short(fields['identity'])}, expected a sha256"
+    if (index := fields.get("index")) is not None:
+        shape = index.get("shape") if type(index) is dict and _is_shallow(index, 2) else None
+        if type(shape) is not list or not 1 <= len(shape) <= _MOST_VECTOR_AXES or type(index.get("kind")) is not str:
+            return f"index is {_short(index)}, expected an object of kind and shape"
+        if not all(type(size) is int and 1 <= size <= _LARGEST for size in shape) or math.prod(shape) > _LARGEST:
+            return f"shape of the index is {str(shape)[:80]}"
+        layer = index.get("layer")
+        if index["kind"] == "keys" and not (type(layer) is int and 0 <= layer < fields["layers"]):
+            return f"layer of the index is {_short(layer)}, expected 0 to {fields['layers'] - 1}"
     for name in ("geometry", "prompt"):
         if type(fields.get(name)) is not dict or not _is_shallow(fields[name], _DEEPEST):
             return f"{name} is {_short(fields.get(name))}, expected an object of at most {_DEEPEST} levels"
@@ -61,24 +76,69 @@ def summary_flaw(fields: Fields, header: StoreHeader, length: int) -> str | None
     """What is wrong with the summary of a video's document of `length` bytes; None if nothing is."""
     get: Any = fields.get
     status = get("status")
+    if "metadata" in fields and (flaw := metadata_flaw(fields["metadata"])) is not None:
+        return flaw
     if status == "failed":
         return _wrong_type(fields, _FAILED)
-    if status not in ("partial", "complete"):
+    if status not in ("partial", "growing", "complete"):
         return f"status is {_short(status)}"
     if type(get("reason", "")) is not str:
         return f"reason is {_short(get('reason'))}"
-    intent = get("intent")
-    if intent is None and status == "partial":
+    if "begun" in fields:
+        begun = fields["begun"]
+        if type(begun) is not dict or "generation" not in begun:
+            return f"begun is {_short(begun)}"
+        if (flaw := _intent_flaw(begun, header)) is not None:
+            return f"of what was begun {flaw}"
+    if status == "partial" and get("intent") is None:
         return None
-    if type(intent) is not dict or type(get("token")) is not str:
-        return f"intent is {_short(intent)}, token {_short(get('token'))}"
+    if (flaw := _intent_flaw(fields, header)) is not None:
+        return flaw
+    if status == "growing" and "generation" not in fields:
+        return "generation is None"
+    return _sizes_flaw(fields, header, length) if status != "partial" else None
+
+
+def _intent_flaw(fields: Fields, header: StoreHeader) -> str | None:
+    intent, token = fields.get("intent"), fields.get("token")
+    if type(intent) is not dict or type(token) is not str:
+        return f"intent is {_short(intent)}, token {_short(token)}"
+    if "generation" in fields and not (_TOKEN.fullmatch(token) and fields["generation"] == generation_of(token)):
+        return f"generation is {_short(fields['generation'])}, token {_short(token)}"
     if (flaw := _wrong_type(intent, _INTENT)) is not None:
         return flaw
     if not 1 <= intent["chunk_segments"] <= header.chunk_segments:
         return f"chunk_segments is {intent['chunk_segments']}, expected 1 to {header.chunk_segments}"
-    if not _is_shallow(intent["sampling"], 1):
-        return f"sampling is {_short(intent['sampling'])}"
-    return _sizes_flaw(fields, header, length) if status == "complete" else None
+    return None if _is_shallow(intent["sampling"], 1) else f"sampling is {_short(intent['sampling'])}"
+
+
+def metadata_flaw(metadata: Any) -> str | None:
+    """What is wrong with a video's metadata; None if nothing is."""
+    if type(metadata) is not dict or len(metadata) > _MOST_FIELDS:
+        return f"metadata is {_short(metadata)}, expected an object of at most {_MOST_FIELDS} fields"
+    for name, value in metadata.items():
+        if type(name) is not str or not 0 < len(name) <= _LONGEST_NAME:
+            return f"metadata has a field {_short(name)}, expected a name of 1 to {_LONGEST_NAME} characters"
+        if not is_kept(value):
+            return (
+                f"metadata {name!r} is {_short(value)}, expected a number or a text of at most {_LONGEST_TEXT} letters"
+            )
+    return None
+
+
+def is_kept(value: Any) -> bool:
+    """Can a field of a video's metadata have this value? Texts that are not long, numbers, true and false."""
+    if type(value) is str:
+        return len(value) <= _LONGEST_TEXT
+    if type(value) is float:
+        return math.isfinite(value)
+    return type(value) is bool or (type(value) is int and abs(value) < 1 << 63)
+
+
+def check_metadata(metadata: Fields) -> None:
+    """Raises `InputError` for what cannot be a video's metadata."""
+    if (flaw := metadata_flaw(metadata)) is not None:
+        raise InputError(flaw)
 
 
 def _sizes_flaw(fields: Fields, header: StoreHeader, length: int) -> str | None:
@@ -96,42 +156,64 @@ def _sizes_flaw(fields: Fields, header: StoreHeader, length: int) -> str | None:
     chunks = -(-segments // size)
     if segments < 1 or 8 * chunks > length:
         return f"segments is {_short(segments)}, more than its record of {length} bytes can name, or none"
+    if fields["status"] == "growing" and segments % size:
+        return f"segments is {segments}, expected whole chunks of {size} while it grows"
     stored = chunks * chunk_bytes(header, size) + timestamps_bytes(header, segments)
-    if fields["bytes"] - fields["metadata_bytes"] != stored:
+    vectors = chunks * size * header.index_segment_bytes if "generation" in fields else 0
+    if fields["bytes"] - fields["metadata_bytes"] not in (stored, stored + vectors):
         return f"bytes is {_short(fields['bytes'])}, which {segments} segments do not make"
     return None
 
 
 def record_flaw(fields: Fields, header: StoreHeader) -> str | None:
-    """What is wrong with the record of a complete video whose summary is sound; None if nothing is."""
-    chunks, objects = fields.get("chunks"), fields.get("objects")
-    if type(chunks) is not dict or type(objects) is not dict:
-        return "its record lacks chunks or objects"
-    digits, size = chunks.get("crc32c"), fields["intent"]["chunk_segments"]
-    if chunks.get("length") != chunk_bytes(header, size):
-        return f"length of its chunks is {_short(chunks.get('length'))}, expected {chunk_bytes(header, size)}"
-    count = -(-fields["segments"] // size)
-    if type(digits) is not str or len(digits) != 8 * count or not _DIGITS.fullmatch(digits):
-        return f"crc32c of its chunks is not {8 * count} digits"
-    stamps: dict[str, Any] = {key: objects.get(key) for key in OBJECTS}
+    """What is wrong with the record of a readable video whose summary is sound; None if nothing is."""
+    size, segments, trailer = fields["intent"]["chunk_segments"], fields["segments"], 0
+    expected = {"chunks": chunk_bytes(header, size)}
+    if "generation" in fields:
+        trailer = TRAILER
+        if "index" in fields:
+            expected["index"] = size * header.index_segment_bytes
+    count = -(-segments // size)
+    growing = fields["status"] == "growing"
+    if growing:
+        expected["times"] = timestamps_bytes(header, size)
+    for name, length in expected.items():
+        wanted = length if name == "times" else length + trailer
+        if (flaw := _digits_flaw(name, fields.get(name), wanted, count)) is not None:
+            return flaw
+    if "index" in fields and ("index" not in expected or not header.index_segment_bytes):
+        return "it has an index, and its store has none"
+    if growing:
+        return None
+    objects = fields.get("objects")
+    if type(objects) is not dict:
+        return "its record lacks objects"
+    stamps: dict[str, Any] = {key: objects.get(key) for key in objects_of(fields)}
     for key, stamp in stamps.items():
         if type(stamp) is not list or [type(number) for number in stamp] != [int, int]:
             return f"stamp of {key} is {_short(stamp)}"
-    if stamps["timestamps/c.0.0"][0] != timestamps_bytes(header, fields["segments"]):
+    if stamps["timestamps/c.0.0"][0] != timestamps_bytes(header, segments):
         return f"length of its timestamps is {stamps['timestamps/c.0.0'][0]}"
-    if sum(stamp[0] for key, stamp in stamps.items() if key.endswith(DOCUMENT)) != fields["metadata_bytes"]:
+    documents = sum(stamp[0] for key, stamp in stamps.items() if key.endswith(DOCUMENT))
+    if documents + trailer * count * len(expected) != fields["metadata_bytes"]:
         return f"metadata_bytes is {_short(fields['metadata_bytes'])}"
     return None
 
 
-def is_receipt(fields: Fields) -> bool:
-    """Is this all that a receipt says?"""
-    expected = {"token": str, "version": str, "index": int, "segments": int, "length": int, "crc32c": int}
-    return _wrong_type(fields, expected) is None and fields["index"] >= 0
+def _digits_flaw(name: str, array: Any, length: int, count: int) -> str | None:
+    """What is wrong with the record of an array's `count` chunks, each of so many bytes."""
+    if type(array) is not dict:
+        return f"its record lacks {name}"
+    if array.get("length") != length:
+        return f"length of its {name} is {_short(array.get('length'))}, expected {length}"
+    digits = array.get("crc32c")
+    if type(digits) is not str or len(digits) != 8 * count or not _DIGITS.fullmatch(digits):
+        return f"crc32c of its {name} is not {8 * count} digits"
+    return None
 
 
 def chunk_bytes(header: StoreHeader, chunk_segments: int) -> int:
-    """Bytes of a `kv` chunk object."""
+    """Bytes of a `kv` chunk, without what its object ends in."""
     if header.quantization is None:
         return chunk_segments * header.segment_bytes
     return quantize.chunk_bytes((chunk_segments, *header.segment_shape), header.quantization)

@@ -1,7 +1,7 @@
-"""Documents of a store: Zarr metadata that carries its own checksum, receipts, array metadata."""
+"""Documents of a store: Zarr metadata that carries its own checksum, a video's record, array metadata."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -9,13 +9,29 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
-from vococache.storage.format import DOCUMENT, ChunkReceipt, Intent, StoreHeader, VideoInfo, chunk_key
+from vococache.storage.format import (
+    DOCUMENT,
+    INDEX_DTYPE,
+    TRAILER,
+    ChunkReceipt,
+    Intent,
+    StoreHeader,
+    VideoInfo,
+    chunk_key,
+    generation_of,
+    growing_key,
+    index_key,
+    placed,
+)
 
-# A sealed document begins with exactly one of these bytes, then the 8 hex digits of its crc32c.
+# A sealed document begins with exactly these bytes, then the 8 hex digits of its crc32c.
 GROUP = b'{"zarr_format":3,"node_type":"group","attributes":{"vococache":{"crc32c":"'
-RECEIPT = b'{"crc32c":"'
 # What a complete video has besides its document and its chunks. Never taken from a document: its writer may be hostile.
 OBJECTS = (f"kv/{DOCUMENT}", f"timestamps/{DOCUMENT}", "timestamps/c.0.0")
+RECORD = ("chunks", "index", "times", "objects")
+ARRAYS = ("kv", "index", "timestamps")
+UNSOUND = 1 << 32  # in the place of the crc32c of an object that does not end in its own
+INDEX_DOCUMENT = f"index/{DOCUMENT}"
 # In a video's document this follows.
 SUMMARY = b'","summary":'
 PLAIN_GROUP = b'{"zarr_format":3,"node_type":"group","attributes":{}}'
@@ -32,9 +48,18 @@ class Stamp(NamedTuple):
     crc32c: int
 
 
-def stamp(data: Bytes) -> Stamp:
-    """The stamp of some bytes."""
-    return Stamp(len(data), google_crc32c.value(data))
+def stamp(data: Bytes, trailer: int = 0) -> Stamp:
+    """The stamp of an object's bytes, the last `trailer` of which may be its own crc32c."""
+    end = max(0, len(data) - trailer)
+    return closing(len(data), google_crc32c.value(data[:end]), bytes(data[end:]))
+
+
+def closing(length: int, crc: int, end: bytes) -> Stamp:
+    """The stamp of an object whose last bytes are `end`, and whose others have that crc32c.
+
+    The end is empty, or is to say that crc itself, little endian.
+    """
+    return Stamp(length, crc if end in (b"", crc.to_bytes(TRAILER, "little")) else UNSOUND)
 
 
 def seal(head: bytes, fields: Fields) -> bytes:
@@ -61,12 +86,11 @@ def seal_video(store: str, video: str, summary: Fields, record: Fields | None = 
     return seal(GROUP, {"summary": {"store": store, "video": video, **summary}, "record": record or {}})
 
 
-def with_source(data: bytes, source: str, size: int, mtime_ns: int) -> bytes:
-    """A sealed document of a video, with its file elsewhere or of another time; all else as it is."""
+def changed(data: bytes, change: Callable[[Fields], object]) -> bytes:
+    """A sealed document of a video whose summary went through `change`; all else as it is."""
     fields = unseal(GROUP, data)
     assert fields is not None, "the caller has checked it"
-    summary = fields["summary"]
-    summary.get("intent", summary).update(source=source, size=size, mtime_ns=mtime_ns)
+    change(fields["summary"])
     return seal(GROUP, {name: fields[name] for name in ("summary", "record")})
 
 
@@ -102,44 +126,105 @@ def is_sealed(head: bytes, data: bytes) -> bool:
     return data.startswith(head) and data[at : at + 8] == b"%08x" % google_crc32c.value(zeroed)
 
 
-def chunk_stamps(fields: Fields) -> list[Stamp]:
-    """Stamps of a complete video's `kv` chunks, by index."""
-    length, digits = fields["chunks"]["length"], fields["chunks"]["crc32c"]
+def parts(fields: Fields) -> tuple[Fields, Fields]:
+    """Summary and record of a document that `unseal_video` made one of."""
+    record = {name: fields[name] for name in RECORD if name in fields}
+    return {name: value for name, value in fields.items() if name not in (*RECORD, "store", "video")}, record
+
+
+def begun_of(fields: Fields | None) -> tuple[str, Intent] | None:
+    """Token and intent of what is being made of a video."""
+    if fields is None or (fields["status"] == "partial" and "generation" not in fields):
+        return None
+    begun = fields if fields["status"] == "partial" else fields.get("begun")
+    return None if begun is None else (begun["token"], Intent.from_dict(begun["intent"]))
+
+
+def generation(fields: Fields) -> str | None:
+    """What the names of a readable video's arrays end in; None in older formats."""
+    return fields.get("generation")
+
+
+def stamps_of(fields: Fields, array: str = "chunks") -> list[Stamp]:
+    """Recorded stamps of a readable video's chunks, by index. `array`: "chunks" of `kv`, "index" or "times"."""
+    length, digits = fields[array]["length"], fields[array]["crc32c"]
     return [Stamp(length, int(digits[at : at + 8], 16)) for at in range(0, len(digits), 8)]
 
 
-def record(fields: Fields) -> dict[str, Stamp]:
-    """Stamps of every other object of a complete video's group, by key."""
-    stamps = {key: Stamp(*fields["objects"][key]) for key in OBJECTS}
-    return stamps | {chunk_key(index): stamp for index, stamp in enumerate(chunk_stamps(fields))}
+def record(header: StoreHeader, fields: Fields) -> dict[str, Stamp]:
+    """Stamps of every other object of a readable video, by key within its group."""
+    stamps = {key: Stamp(*fields["objects"][key]) for key in objects_of(fields)}
+    keys: dict[str, Callable[[int], str]] = {
+        "chunks": chunk_key, "index": lambda index: index_key(index, header), "times": growing_key
+    }  # fmt: skip
+    for array, key in keys.items():
+        if array in fields:
+            stamps |= {key(index): stamp for index, stamp in enumerate(stamps_of(fields, array))}
+    return {placed(generation(fields), key): stamp for key, stamp in stamps.items()}
 
 
-def complete_fields(
-    segment_bytes: int,
+def objects_of(fields: Fields) -> tuple[str, ...]:
+    """The small objects that a readable video has."""
+    if fields["status"] == "growing":
+        return ()
+    return (*OBJECTS, INDEX_DOCUMENT) if "index" in fields else OBJECTS
+
+
+def trailer_of(key: str) -> int:
+    """How many bytes of the object of that key within a video's group are its own crc32c."""
+    array, _, name = key.partition("/")
+    return TRAILER if array.startswith(("kv.", "index.")) and name.startswith("c.") else 0
+
+
+def begun_fields(intent: Intent, token: str | None = None) -> Fields:
+    """How a document says that a video is being made of `intent`. `token`: of it as it was begun, if it moved since."""
+    token = token or intent.token
+    return {"token": token, "generation": generation_of(token), "intent": intent.to_dict()}
+
+
+def digits(crcs: Sequence[int]) -> str:
+    """crc32c of chunks as a record has them."""
+    return "".join(f"{crc:08x}" for crc in crcs)
+
+
+def readable_fields(
+    header: StoreHeader,
+    status: str,
     intent: Intent,
+    segments: int,
     duration: float,
     receipts: Sequence[ChunkReceipt],
-    objects: dict[str, Stamp],
-    findings: Fields,
+    others: dict[str, Stamp],
+    about: Fields,
+    token: str | None = None,
 ) -> tuple[Fields, Fields]:
-    """Summary and record of a complete video; `receipts` in order of their index, `objects` without the chunks."""
-    segments = sum(receipt.segments for receipt in receipts)
-    stored = sum(receipt.length for receipt in receipts)
+    """Summary and record of a complete or growing video of `receipts` in order of their index.
+
+    `others`: its other objects, by key. `about`: findings and metadata, where there are any.
+    """
+    arrays = {"chunks": (receipts[0].length, [receipt.crc32c for receipt in receipts])}
+    padding = len(receipts) * intent.chunk_segments - segments
+    if header.index is not None:
+        length = intent.chunk_segments * header.index_segment_bytes + TRAILER
+        arrays["index"] = length, [receipt.vectors_crc32c or 0 for receipt in receipts]
+    lengths = [length * len(crcs) for length, crcs in arrays.values()] + [stamp.length for stamp in others.values()]
+    documents = sum(stamp.length for key, stamp in others.items() if key.endswith(DOCUMENT))
     summary = {
-        "status": "complete",
-        "token": intent.token,
+        "status": status,
         "segments": segments,
         "duration": duration,
-        "bytes": stored + sum(stamp.length for stamp in objects.values()),
-        "padding_bytes": (len(receipts) * intent.chunk_segments - segments) * segment_bytes,
-        "metadata_bytes": sum(stamp.length for key, stamp in objects.items() if key.endswith(DOCUMENT)),
-        "intent": intent.to_dict(),
-        **findings,
+        "bytes": sum(lengths),
+        "padding_bytes": padding * (header.stored_segment_bytes + header.index_segment_bytes),
+        "metadata_bytes": documents + TRAILER * len(arrays) * len(receipts),
+        **begun_fields(intent, token),
+        **about,
     }
-    record = {
-        "chunks": {"length": receipts[0].length, "crc32c": "".join(f"{receipt.crc32c:08x}" for receipt in receipts)},
-        "objects": dict(sorted(objects.items())),
-    }
+    record: Fields = {name: {"length": length, "crc32c": digits(crcs)} for name, (length, crcs) in arrays.items()}
+    if status == "growing":
+        times = list(others.values())
+        record["times"] = {"length": times[0].length, "crc32c": digits([stamp.crc32c for stamp in times])}
+    else:
+        record["objects"] = dict(sorted(others.items()))
     return summary, record
 
 
@@ -164,29 +249,46 @@ def video_info(video: str, fields: Fields, length: int) -> VideoInfo:
         sampling=origin.get("sampling"),
         damage=get("damage"),
         discontinuities=get("discontinuities", 0),
+        metadata=get("metadata"),
+        begun=(get("begun") or {}).get("intent"),
     )
 
 
-def kv_document(header: StoreHeader, segments: int, intent: Intent) -> bytes:
-    """Zarr metadata of `kv`."""
-    shape = header.segment_shape
-    names = ("segment", "layer", "key_value", "kv_head", "token", "head_dim")
-    return _array_document(
-        (segments, *shape), (intent.chunk_segments, *shape), header.dtype, names, header.quantization
-    )
-
-
-def timestamps_document(segments: int, frames: int) -> bytes:
-    """Zarr metadata of `timestamps`: one chunk."""
-    return _array_document((segments, frames), (segments, frames), "float64", ("segment", "frame"))
+def array_documents(header: StoreHeader, segments: int, chunk_segments: int) -> dict[str, bytes]:
+    """Zarr metadata of a video's arrays, by key."""
+    shape, frames = header.segment_shape, header.frames_per_segment
+    names: tuple[str, ...] = ("segment", "layer", "key_value", "kv_head", "token", "head_dim")
+    found = {
+        f"kv/{DOCUMENT}": _array_document(
+            (segments, *shape), (chunk_segments, *shape), header.dtype, names, header.quantization
+        ),
+        f"timestamps/{DOCUMENT}": _array_document(
+            (segments, frames), (segments, frames), "float64", ("segment", "frame"), trailer=False
+        ),
+    }
+    if (vectors := header.index_shape) is not None:
+        names = ("segment", *(f"vector_{axis}" for axis in range(len(vectors))))
+        found[INDEX_DOCUMENT] = _array_document(
+            (segments, *vectors), (chunk_segments, *vectors), INDEX_DTYPE.name, names
+        )
+    return found
 
 
 @lru_cache(maxsize=64)
 def _array_document(
-    shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str, names: tuple[str, ...], kind: str | None = None
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...],
+    dtype: str,
+    names: tuple[str, ...],
+    kind: str | None = None,
+    trailer: bool = True,
 ) -> bytes:
-    """Zarr's own metadata of an array of plain little-endian bytes, or quantized ones, with flat chunk keys."""
+    """Zarr's own metadata of an array of plain little-endian bytes, or quantized ones, with flat chunk keys.
+
+    `trailer`: each chunk ends in its crc32c.
+    """
     import zarr  # half a second: writers alone need it
+    from zarr.codecs import Crc32cCodec
     from zarr.storage import MemoryStore
 
     from vococache.storage.codec import Quantized
@@ -197,7 +299,7 @@ def _array_document(
         shape=shape,
         chunks=chunks,
         dtype=np.dtype(dtype).newbyteorder("<"),
-        compressors=None,
+        compressors=Crc32cCodec() if trailer else None,
         filters=None,
         serializer="auto" if kind is None else Quantized(kind),
         fill_value=0,

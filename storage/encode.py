@@ -9,7 +9,7 @@ import numpy.typing as npt
 from vococache.errors import InputError
 from vococache.storage import quantize
 from vococache.storage.documents import Stamp, stamp
-from vococache.storage.format import ChunkReceipt, StoreHeader
+from vococache.storage.format import INDEX_DTYPE, ChunkReceipt, StoreHeader
 
 
 def encode_chunk(
@@ -39,6 +39,28 @@ def encode_chunk(
     return kv_le.reshape(-1).view(np.uint8), segments
 
 
+def encode_vectors(
+    header: StoreHeader, chunk_segments: int, index: int, segments: int, vectors: npt.NDArray[Any] | None
+) -> npt.NDArray[np.uint8] | None:
+    """Bytes of a chunk's vectors, filled up with zeros; None where the store has no index.
+
+    Raises `InputError` for others than the header's, or such as are not finite in float16.
+    """
+    if header.index_shape is None:
+        if vectors is not None:
+            raise InputError(f"chunk {index}: vectors of shape {vectors.shape}: the store has no index")
+        return None
+    expected = (segments, *header.index_shape)
+    if vectors is None or vectors.dtype != np.float16 or vectors.shape != expected:
+        found = "none" if vectors is None else f"{vectors.dtype} {vectors.shape}"
+        raise InputError(f"chunk {index}: expected vectors of float16 {expected}, found {found}")
+    if not is_finite(np.ascontiguousarray(vectors, INDEX_DTYPE)):
+        raise InputError(f"chunk {index}: vectors are not finite in float16: nothing written")
+    padded = np.zeros((chunk_segments, *header.index_shape), INDEX_DTYPE)
+    padded[:segments] = vectors
+    return padded.reshape(-1).view(np.uint8)
+
+
 def examine(header: StoreHeader, chunk_segments: int, index: int, data: npt.NDArray[np.uint8]) -> Stamp:
     """The stamp of an encoded chunk. Raises `InputError` for values that are not finite."""
     if header.quantization is None:
@@ -61,20 +83,21 @@ def is_finite(kv: npt.NDArray[Any]) -> bool:
     )
 
 
-def check_receipts(receipts: Sequence[ChunkReceipt], chunk_segments: int) -> int:
-    """The segments that a video's receipts, in order, make up. Raises `InputError` if some are missing."""
+def check_receipts(receipts: Sequence[ChunkReceipt], chunk_segments: int, segments: int) -> None:
+    """Raises `InputError` where a video's receipts, in order, are not those of chunks of so many segments."""
     indices = [receipt.index for receipt in receipts]
     if not indices or indices != list(range(len(indices))):
         raise InputError(f"receipts of chunks {indices}: expected each of 0 to n - 1 once")
-    lengths = [receipt.segments for receipt in receipts]
-    if any(length != chunk_segments for length in lengths[:-1]) or not 1 <= lengths[-1] <= chunk_segments:
-        raise InputError(f"chunks of {lengths} segments: expected {chunk_segments}, only the last may have fewer")
-    return sum(lengths)
+    if len(indices) != -(-segments // chunk_segments):
+        raise InputError(
+            f"{len(indices)} chunks of {chunk_segments} segments, only the last of which may have fewer, and timestamps"
+            f" of {segments} segments: expected both of the same"
+        )
 
 
-def check_timestamps(header: StoreHeader, segments: int, timestamps: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
-    """Bytes of a video's `timestamps` chunk."""
-    expected = (segments, header.frames_per_segment)
+def encode_timestamps(header: StoreHeader, timestamps: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
+    """Bytes of a `timestamps` chunk. Raises `InputError` for what are none."""
+    expected = (*timestamps.shape[:1], header.frames_per_segment)
     if timestamps.dtype != np.float64 or timestamps.shape != expected or not np.isfinite(timestamps).all():
         raise InputError(
             f"timestamps: expected finite float64 of shape {expected}, found {timestamps.dtype} {timestamps.shape}"

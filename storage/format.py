@@ -13,7 +13,7 @@ import numpy as np
 from vococache.errors import InputError
 from vococache.storage import quantize
 
-FORMAT_VERSION = 2  # 1 of a store that is not quantized: the same, and older releases read it
+FORMAT_VERSION = 3  # of what is written; earlier ones are read
 
 # Bytes of one chunk object, and of the decoded frames that make one: by measurement, see docs/design/0002-store.md.
 CHUNK_BYTES = 16 << 20
@@ -22,7 +22,12 @@ MAX_CHUNK_SEGMENTS = 256
 
 DOCUMENT = "zarr.json"
 _ORDINARY = re.compile(r"(?!__)[A-Za-z0-9_-]{1,200}")
+_ARRAY = re.compile(r"(kv|index|timestamps)(?:\.([0-9a-f]{16}))?")
 TEMPORARY = ".tmp-"
+TRAILER = (
+    4  # bytes at the end of a chunk object of format 3: the crc32c of the others, little endian, as Zarr's codec has it
+)
+INDEX_DTYPE = np.dtype("<f2")
 
 
 class JsonRecord:
@@ -64,6 +69,9 @@ class StoreHeader(JsonRecord):
     compression: str = "voco"  # how the tokens came about
     sampling: dict[str, Any] | None = None  # what the compressor was made for; a video's own is in its document
     positions: int | None = None  # that the model has for segments and text
+    index: dict[str, Any] | None = (
+        None  # what each segment's vectors are: `kind`, `layer`, `shape`; None where it has none
+    )
 
     def __post_init__(self) -> None:
         if self.quantization not in (None, *quantize.BITS):
@@ -91,6 +99,16 @@ class StoreHeader(JsonRecord):
             return self.segment_bytes
         return quantize.segment_bytes(self.segment_shape, self.quantization)
 
+    @property
+    def index_shape(self) -> tuple[int, ...] | None:
+        """Shape of one segment's vectors, float16; None where the store has no index."""
+        return None if self.index is None else tuple(self.index["shape"])
+
+    @property
+    def index_segment_bytes(self) -> int:
+        """Bytes of one segment's vectors."""
+        return 0 if self.index_shape is None else math.prod(self.index_shape) * INDEX_DTYPE.itemsize
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Intent(JsonRecord):
@@ -113,17 +131,17 @@ class Intent(JsonRecord):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChunkReceipt(JsonRecord):
-    """A stored chunk: its place, its segments (without padding), its object's bytes and crc32c."""
+    """A stored chunk: its place, its object's bytes, the crc32c of its content, and of its vectors where it has any."""
 
     index: int
-    segments: int
     length: int
     crc32c: int
+    vectors_crc32c: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoInfo(JsonRecord):
-    """A row of `ls`. `status`: complete, failed (with its `reason`) or partial (no sizes known yet)."""
+    """A row of `ls`. `status`: complete, growing (read so far), failed (with its `reason`) or partial (not read)."""
 
     id: str
     status: str
@@ -141,6 +159,8 @@ class VideoInfo(JsonRecord):
     sampling: dict[str, Any] | None
     damage: dict[str, Any] | None = None  # {packets, seconds} that the source had lost; None where it lost nothing
     discontinuities: int = 0  # places where the source's clock jumped, and its parts were joined
+    metadata: dict[str, Any] | None = None  # what its manifest says of it
+    begun: dict[str, Any] | None = None  # the intent of what is being made in its place
 
     @property
     def findings(self) -> dict[str, Any]:
@@ -167,17 +187,40 @@ def even_chunk_segments(segments: int, max_chunk: int) -> int:
 
 
 def chunk_key(index: int) -> str:
-    """Key of a `kv` chunk within its video's group."""
+    """Key of a `kv` chunk within its video's group, its generation left out."""
     return f"kv/c.{index}.0.0.0.0.0"
 
 
-def receipt_key(index: int) -> str:
-    """Key of a chunk's receipt, which stands until the video is complete."""
-    return f"kv/receipt.{index}.json"
+def index_key(index: int, header: StoreHeader) -> str:
+    """Key of a chunk's vectors within its video's group."""
+    return f"index/c.{index}" + ".0" * len(header.index_shape or ())
+
+
+def growing_key(index: int) -> str:
+    """Key of a chunk's timestamps within its video's group, while the video grows."""
+    return f"timestamps/g.{index}"
+
+
+def generation_of(token: str) -> str:
+    """What the names of a generation's arrays end in."""
+    return token[:16]
+
+
+def is_superseded(key: str, generation: str | None) -> bool:
+    """Is an object of a video's group of another generation than the one that is read, or of its growth?"""
+    array, _, rest = key.partition("/")
+    found = _ARRAY.fullmatch(array)
+    return found is not None and (found[2] != generation or (found[1] == "timestamps" and rest.startswith("g.")))
+
+
+def placed(generation: str | None, key: str) -> str:
+    """Where an object of a generation lies: "kv/zarr.json" -> "kv.<generation>/zarr.json". None: in older formats."""
+    array, _, rest = key.partition("/")
+    return key if generation is None else f"{array}.{generation}/{rest}"
 
 
 def is_leftover(key: str) -> bool:
-    """Can a killed writer have left this object behind? (a temporary file, a receipt)."""
+    """Can a killed writer have left this object behind? (a temporary file; in older formats, a receipt)."""
     name = key.rsplit("/", 1)[-1]
     return name.startswith(TEMPORARY) or (name.startswith("receipt.") and name.endswith(".json"))
 

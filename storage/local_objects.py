@@ -1,11 +1,13 @@
 """A store's objects as local files."""
 
 import errno
+import fcntl
+import mmap
 import os
 import stat
 import uuid
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from io import FileIO
 from typing import IO, Any, TypeVar, cast
 
@@ -14,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vococache.errors import CorruptionError, VoCoError
-from vococache.storage.documents import Bytes, Stamp
-from vococache.storage.format import TEMPORARY
+from vococache.storage.documents import Bytes, Stamp, closing
+from vococache.storage.format import DOCUMENT, TEMPORARY
 from vococache.storage.objects import PLAIN, SMALL, Entry, Objects
 
 T = TypeVar("T")
@@ -24,6 +26,7 @@ T = TypeVar("T")
 # into new memory, whose pages the kernel would have to map one by one.
 READ_BLOCK = 256 << 10
 FOLDER_KIND = "folder"
+LOCK = f"videos/{DOCUMENT}"  # a store's one file that nobody ever replaces
 FOLDER = os.O_DIRECTORY | getattr(os, "O_PATH", os.O_RDONLY)  # enough to reach what is in it
 
 
@@ -75,47 +78,76 @@ class LocalObjects(Objects):
         finally:
             os.close(top)
 
-    def read_into(self, key: str, out: npt.NDArray[np.uint8]) -> Stamp | None:
+    def mapped(self, key: str) -> Bytes | None:
+        with self._errors("read", key):
+            file = self._open(key)
+            if file is None:
+                return None
+            with FileIO(file) as opened:
+                if not os.fstat(file).st_size:
+                    return b""
+                return np.frombuffer(mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ), np.uint8)
+
+    def read_into(self, key: str, out: npt.NDArray[np.uint8], trailer: int = 0) -> Stamp | None:
         with self._errors("read", key):
             file = self._open(key)
             if file is None:
                 return None
             with FileIO(file) as opened:
                 length = os.fstat(file).st_size
-                return _read_blocks(opened, out) if length == len(out) else Stamp(length, 0)
+                return _read_blocks(opened, trailer, out) if length == len(out) + trailer else Stamp(length, 0)
 
-    def stamp(self, key: str) -> Stamp | None:
+    def stamp(self, key: str, trailer: int = 0) -> Stamp | None:
         with self._errors("read", key):
             file = self._open(key)
             if file is None:
                 return None
             with FileIO(file) as opened:
-                return _read_blocks(opened)
+                return _read_blocks(opened, trailer)
 
-    def put(self, key: str, data: Bytes, guard: Callable[[], bool] | None = None) -> str | None:
+    def put(self, key: str, data: Bytes) -> None:
+        self._write(key, data, None, _replace)
+
+    def create(self, key: str, data: Bytes, tail: Callable[[], bytes] | None = None) -> bool:
+        return self._write(key, data, tail, _link)
+
+    def replace(self, key: str, expected: bytes | None, data: bytes | None) -> bool:
+        with self._errors("write", key), self._alone():
+            if self.get(key) != expected:
+                return False
+            if data is None:
+                self._remove([key])
+            else:
+                self._write(key, data, None, _replace)
+            return True
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Nobody else of this host, or of those that share a file system with locks, is in here."""
+        file = self._in_folder(_open_to_lock, LOCK)
+        try:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(file)
+
+    def _write(
+        self, key: str, data: Bytes, tail: Callable[[], bytes] | None, move: Callable[[str, str, int], bool]
+    ) -> bool:
         temporary = f"{TEMPORARY}{os.getpid()}-{uuid.uuid4().hex}"
         with self._errors("write", key):
             folder, file = self._create(key, temporary)
             try:
                 with cast(IO[Any], open(file, "wb")) as opened:
                     opened.write(data)
-                    opened.flush()
-                    version = _version(os.fstat(file))
-                if guard is not None and not guard():
-                    return None
-                os.replace(temporary, key.rsplit("/", 1)[-1], src_dir_fd=folder, dst_dir_fd=folder)
-                return version
+                    if tail is not None:
+                        opened.write(tail())
+                return move(temporary, key.rsplit("/", 1)[-1], folder)
             finally:
                 with suppress(OSError):
                     os.unlink(temporary, dir_fd=folder)
                 os.close(folder)
-
-    def version(self, key: str) -> str | None:
-        with self._errors("read", key):
-            try:
-                return _version(self._in_folder(_lstat, key))
-            except (FileNotFoundError, NotADirectoryError):
-                return None
 
     def obstacle(self, key: str) -> str | None:
         with self._errors("read", key), suppress(FileNotFoundError, NotADirectoryError):
@@ -124,6 +156,9 @@ class LocalObjects(Objects):
         return None
 
     def delete(self, keys: Iterable[str]) -> None:
+        self._remove(keys)
+
+    def _remove(self, keys: Iterable[str]) -> None:
         folders: set[str] = set()
         for key in keys:
             with self._errors("delete", key), suppress(FileNotFoundError, NotADirectoryError):
@@ -211,16 +246,44 @@ class LocalObjects(Objects):
         )
 
 
-def _read_blocks(file: FileIO, out: npt.NDArray[np.uint8] | None = None) -> Stamp:
-    """Read a file to its end, into `out` if given; its stamp."""
+def _read_blocks(file: FileIO, trailer: int, out: npt.NDArray[np.uint8] | None = None) -> Stamp:
+    """Read a file to its end, all but the trailer into `out` if given; its stamp."""
     block = np.empty(READ_BLOCK, np.uint8)
+    left = max(0, os.fstat(file.fileno()).st_size - trailer)
     length = crc = 0
-    while count := file.readinto(block.data):
+    while count := file.readinto(block[: min(left - length, READ_BLOCK)].data):
         crc = google_crc32c.extend(crc, block[:count])
         if out is not None:
             out[length : length + count] = block[:count]
         length += count
-    return Stamp(length, crc)
+    end = file.read()
+    return closing(length + len(end), crc, end)
+
+
+def _replace(temporary: str, name: str, folder: int) -> bool:
+    os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+    return True
+
+
+def _link(temporary: str, name: str, folder: int) -> bool:
+    """Give a file its name, where nothing has it."""
+    try:
+        os.link(temporary, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        # A file system without hard links: whoever comes between the look and the deed writes the same.
+        with suppress(FileNotFoundError):
+            _lstat(name, dir_fd=folder)
+            return False
+        os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+    return True
+
+
+def _open_to_lock(name: str, *, dir_fd: int) -> int:
+    return os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=dir_fd)
 
 
 class _NotPlain(Exception):
@@ -308,8 +371,4 @@ def _walk(top: str, *, dir_fd: int) -> list[Entry]:
 
 
 def _entry(key: str, status: os.stat_result) -> Entry:
-    return Entry(key, status.st_size, status.st_mtime, _kind(status), _version(status))
-
-
-def _version(status: os.stat_result) -> str:
-    return f"{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"
+    return Entry(key, status.st_size, status.st_mtime, _kind(status))

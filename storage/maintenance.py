@@ -5,12 +5,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from vococache.errors import CorruptionError, InputError, StoreError, StoreMismatchError, VideoNotFoundError
-from vococache.storage import documents
+from vococache.storage import catalog, documents
 from vococache.storage.documents import Fields, stamp
-from vococache.storage.format import DOCUMENT, JsonRecord, is_leftover, is_safe_key
+from vococache.storage.format import (
+    DOCUMENT,
+    JsonRecord,
+    generation_of,
+    is_leftover,
+    is_safe_key,
+    is_superseded,
+    placed,
+)
 from vococache.storage.objects import PLAIN, Entry
 from vococache.storage.opening import check_same_compressor, check_vacant, open_objects, open_store, root_objects
-from vococache.storage.reading import difference
+from vococache.storage.reading import READABLE, difference
 from vococache.storage.store import Store
 
 GC_AGE_S = 3600.0
@@ -40,8 +48,8 @@ class Garbage(JsonRecord):
 def verify(store: Store, video: str | None = None) -> Iterator[Problem]:
     """Check every byte of a store, or of one video: changed, missing, truncated, swapped, unexpected objects.
 
-    What a killed ingest leaves behind (partial videos, temporary files, receipts) is no problem; `gc` removes it.
-    Raises `VideoNotFoundError` if there is no such video.
+    What a killed ingest leaves behind (partial videos, other generations, temporary files) is no problem; `gc` removes
+    it. Raises `VideoNotFoundError` if there is no such video.
     """
     if video is not None:
         present = store.objects.walk(f"videos/{video}") if is_safe_key(video) else []
@@ -58,7 +66,8 @@ def verify(store: Store, video: str | None = None) -> Iterator[Problem]:
             yield from _verify_video(store, name, entries)
             continue
         for entry in entries:
-            if entry.key not in (DOCUMENT, f"videos/{DOCUMENT}") and not is_leftover(entry.key):
+            own = entry.key in (DOCUMENT, f"videos/{DOCUMENT}") or catalog.is_part(entry.key)
+            if not own and not is_leftover(entry.key):
                 yield Problem(video=None, object=entry.key, problem=unexpected(entry))
 
 
@@ -79,7 +88,7 @@ def _remove(store: Store, video: str) -> None:
         store.objects.delete([f"videos/{video}"])  # a link itself, not what it leads to
         return
     store.discard(video)
-    store.objects.delete([f"videos/{video}/{DOCUMENT}"])
+    store.remove_document(video)
 
 
 def gc(store: Store, *, older_than_s: float = GC_AGE_S, partial: bool = False, dry_run: bool = False) -> list[Garbage]:
@@ -98,12 +107,16 @@ def gc(store: Store, *, older_than_s: float = GC_AGE_S, partial: bool = False, d
             if not dry_run:
                 if name is not None and len(reasons) == len(entries):
                     remove(store, name)
+                elif name is not None and "partial video" in reasons.values():
+                    store.forget_begun(name)
                 store.objects.delete(reasons)
             garbage += [
                 Garbage(object=entry.key, bytes=entry.length, reason=reasons[entry.key])
                 for entry in entries
                 if entry.key in reasons
             ]
+    if not dry_run:
+        catalog.seal(store.objects, store.identity)
     return garbage
 
 
@@ -135,11 +148,11 @@ def export(store: Store, videos: Sequence[str], url: str) -> Store:
     check_vacant(target)
     own = root_objects(store)
     for video, (fields, document) in wanted.items():
-        expected = documents.record(fields)
+        expected = documents.record(store.header, fields)
 
         def copy(key: str, video: str = video, expected: dict[str, documents.Stamp] = expected) -> None:
             data = store.objects.get(f"videos/{video}/{key}")
-            found = None if data is None else stamp(data)
+            found = None if data is None else stamp(data, documents.trailer_of(key))
             if data is None or found != expected[key]:
                 raise CorruptionError(
                     f"cannot export video {video!r}: {key} is not what was written: {difference(expected[key], found)}"
@@ -166,7 +179,7 @@ class Merge:
 def merge(store: Store, other: Store) -> Merge:
     """Copy the complete videos of `other`, a store of the same compressor, into `store`, checking every byte.
 
-    What is complete in `store` stays; what is failed or partial there is replaced. Killed, it goes on when it is run
+    What can be read in `store` stays; what is failed or partial there is replaced. Killed, it goes on when it is run
     again. Raises `StoreMismatchError`.
     """
     check_same_compressor(store.url, other.header, store.header)
@@ -178,14 +191,14 @@ def merge(store: Store, other: Store) -> Merge:
             found.left[info.id] = info.reason or f"it is {info.status}"
             continue
         ours = store.find(info.id)
-        if ours is not None and ours.status == "complete":
+        if ours is not None and ours.status in READABLE:
             if (ours.content_hash, ours.sampling) == (info.content_hash, info.sampling):
                 found.present.append(info.id)
             else:
                 found.left[info.id] = f"{store.url} has another video of that id, from {ours.source}"
             continue
         try:
-            store.copy(info.id, info.id, info.source, info.size, info.mtime_ns, origin=other)
+            store.copy(info.id, info.id, info.source, info.size, info.mtime_ns, info.metadata, origin=other)
         except (CorruptionError, InputError) as error:
             found.left[info.id] = str(error)
             continue
@@ -218,15 +231,16 @@ def _verify_video(store: Store, video: str, entries: Sequence[Entry]) -> Iterato
     except StoreError as error:
         yield Problem(video=video, object=place + DOCUMENT, problem=str(error))
         return
-    if fields["status"] != "complete":
+    if fields["status"] not in READABLE:
         return
-    expected = documents.record(fields)
+    expected = documents.record(store.header, fields)
     found = store.objects.map(lambda key: store.stamp(video, key), list(expected))
     for (key, recorded), seen in zip(expected.items(), found, strict=True):
         if seen != recorded:
             yield Problem(video=video, object=place + key, problem=difference(recorded, seen))
     for key in sorted(present - expected.keys() - {DOCUMENT}):
-        if not is_leftover(key):
+        growing = fields["status"] == "growing" and _is_of(key, fields["token"])
+        if not (growing or is_leftover(key) or is_superseded(key, documents.generation(fields))):
             yield Problem(video=video, object=place + key, problem="expected no such object")
 
 
@@ -252,15 +266,28 @@ def _garbage_of(store: Store, video: str | None, entries: Sequence[Entry], parti
         fields: Fields = store.document(video)[0]
     except StoreError:
         return temporary
+    begun = documents.begun_of(fields)
     if fields["status"] == "partial":
-        abandoned = "intent" not in fields
-        if abandoned or partial:
-            return dict.fromkeys(keys, "discarded" if abandoned else "partial video")
-        return temporary
-    kept = {document}
-    if fields["status"] == "complete":
-        kept |= {f"videos/{video}/{key}" for key in documents.record(fields)}
-    return temporary | dict.fromkeys((key for key in keys if key not in kept), "not of the video's record")
+        if partial or "intent" not in fields:
+            return dict.fromkeys(keys, "partial video" if "intent" in fields else "discarded")
+        if begun is None:  # of an older format, whose software may finish it
+            return temporary
+    kept = {DOCUMENT}
+    if fields["status"] in READABLE:
+        kept |= documents.record(store.header, fields).keys()
+    place = f"videos/{video}/"
+    names = {key: key.removeprefix(place) for key in keys}
+    garbage = {key: "what no document names" for key, name in names.items() if name not in kept}
+    making = begun[0] if begun is not None else fields["token"] if fields["status"] == "growing" else None
+    if making is not None:
+        what = {key: "partial video" for key in garbage if _is_of(names[key], making)}
+        garbage = garbage | what if partial else {key: why for key, why in garbage.items() if key not in what}
+    return garbage | temporary
+
+
+def _is_of(key: str, token: str) -> bool:
+    """Is an object of a video's group one of the generation of `token`?"""
+    return key.partition("/")[0] in {placed(generation_of(token), f"{array}/")[:-1] for array in documents.ARRAYS}
 
 
 def _exportable(store: Store, video: str) -> tuple[Fields, bytes]:

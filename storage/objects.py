@@ -6,8 +6,9 @@ line, in which no credentials appear.
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vococache.errors import CorruptionError, StoreError, VoCoError
-from vococache.storage.documents import Bytes, Stamp, stamp
+from vococache.storage.documents import Bytes, Stamp
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -27,15 +28,13 @@ PLAIN = "plain file"
 class Entry(NamedTuple):
     """An object: key, length in bytes, time of its last change in seconds since the epoch.
 
-    `kind`: of local ones, what lies there, as "symbolic link": only plain files hold a store's bytes. `version`: as
-    `Objects.version` tells it.
+    `kind`: of local ones, what lies there, as "symbolic link": only plain files hold a store's bytes.
     """
 
     key: str
     length: int
     modified: float
     kind: str = PLAIN
-    version: str = ""
 
 
 class Objects(ABC):
@@ -43,38 +42,42 @@ class Objects(ABC):
 
     url: str
     threads: int
-    is_local = False
+    is_local = False  # else a look at each video's document is so slow that a catalog pays
 
     @abstractmethod
     def get(self, key: str) -> bytes | None:
         """An object's bytes; None if there is no such object."""
 
-    def stamp(self, key: str) -> Stamp | None:
-        """An object's length and crc32c; None if absent."""
-        data = self.get(key)
-        return None if data is None else stamp(data)
+    def mapped(self, key: str) -> Bytes | None:
+        """An object's bytes, from the page cache where it is a local file; None if there is no such object."""
+        return self.get(key)
 
     @abstractmethod
-    def read_into(self, key: str, out: npt.NDArray[np.uint8]) -> Stamp | None:
-        """Read an object of just `out`'s length into it; its stamp (crc 0 if of another length), None if absent."""
+    def stamp(self, key: str, trailer: int = 0) -> Stamp | None:
+        """An object's length and crc32c, as `documents.closing` has it; None if absent."""
 
     @abstractmethod
-    def put(self, key: str, data: Bytes, guard: Callable[[], bool] | None = None) -> str | None:
-        """Make or replace an object, atomically; its version. None if `guard`, asked at the last moment, says no."""
+    def read_into(self, key: str, out: npt.NDArray[np.uint8], trailer: int = 0) -> Stamp | None:
+        """Read an object of just `out`'s length and the trailer's; its stamp, as `documents.closing` has it.
 
-    def put_each(self, objects: Mapping[str, Bytes], guard: Callable[[], bool]) -> dict[str, str] | None:
-        """`put` of several; their versions, or None where `guard` said no: then some may be there."""
-        versions = {}
-        for key, data in objects.items():
-            version = self.put(key, data, guard)
-            if version is None:
-                return None
-            versions[key] = version
-        return versions
+        The crc is 0 if the object is of another length. None if absent.
+        """
 
-    def version(self, key: str) -> str | None:
-        """What another `put` of the object would change; "" where versions are not known, None if absent."""
-        return ""
+    @abstractmethod
+    def put(self, key: str, data: Bytes) -> None:
+        """Make or replace an object, atomically."""
+
+    @abstractmethod
+    def create(self, key: str, data: Bytes, tail: Callable[[], bytes] | None = None) -> bool:
+        """Make an object of `data` and what `tail` then returns, atomically; False where one is there already."""
+
+    @abstractmethod
+    def replace(self, key: str, expected: bytes | None, data: bytes | None) -> bool:
+        """Make `data` of an object that is `expected`, None being no object; False, and nothing done, where it is not.
+
+        Nobody who does the same comes between the look and the deed: on local disks where these have locks, in memory,
+        and on S3.
+        """
 
     def obstacle(self, key: str) -> str | None:
         """What lies where a folder is expected, as "symbolic link"; None for a folder, or nothing."""
@@ -109,6 +112,21 @@ class Objects(ABC):
             return
         with ThreadPoolExecutor(min(self.threads, len(items))) as pool:
             yield from pool.map(function, items)
+
+    def ahead(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """Like `map`, of items without end: never more than twice as many as there are threads are under way."""
+        with ThreadPoolExecutor(self.threads) as pool:
+            under_way: deque[Future[R]] = deque()
+            try:
+                for item in items:
+                    under_way.append(pool.submit(function, item))
+                    if len(under_way) > 2 * self.threads:
+                        yield under_way.popleft().result()
+                while under_way:
+                    yield under_way.popleft().result()
+            finally:
+                for future in under_way:
+                    future.cancel()
 
     @contextmanager
     def _errors(self, verb: str, key: str) -> Iterator[None]:

@@ -16,7 +16,7 @@ from vococache.storage.store import Store
 
 VIDEOS = f"videos/{DOCUMENT}"
 # Where a store has its own, older settings, these win: they change how work is cut, not what a cache means.
-FREE_SETTINGS = frozenset({"model", "chunk_segments", "micro_batch", "sampling", "positions"})
+FREE_SETTINGS = frozenset({"model", "chunk_segments", "micro_batch", "sampling", "positions", "index"})
 
 # Settings of which the fingerprint would tell only that something differs, and the options that ask for them.
 OPTIONS = {
@@ -48,13 +48,18 @@ def open_store(
             f"no store at {objects.url}: expected {DOCUMENT} there;"
             f" `voco ingest VIDEOS --store {objects.url}` makes one"
         )
-    fields = _root_fields(objects, data)
+    fields = root_fields(objects, data)
     found = StoreHeader.from_dict(fields)
     if header is not None:
         check_same_compressor(objects.url, header, found)
     if mode == "a" and isinstance(objects, LocalObjects) and not os.access(objects.url, os.W_OK):
         raise StoreError(f"store {objects.url} is read-only: expected a folder that this user may write")
-    return Store(objects, found, hashlib.sha256(data).hexdigest(), writable=mode == "a")
+    return Store(objects, found, identity_of(fields, data), writable=mode == "a", version=fields["format_version"])
+
+
+def identity_of(fields: Fields, data: bytes) -> str:
+    """What ties a video to its store: the hex sha256 of the root document as it was made."""
+    return str(fields.get("identity") or hashlib.sha256(data).hexdigest())
 
 
 def open_objects(url: str) -> Objects:
@@ -75,28 +80,16 @@ def root_objects(store: Store) -> dict[str, bytes]:
     """The store's own objects, checked: what a copy of it starts from."""
     data = {key: store.objects.get(key) for key in (VIDEOS, DOCUMENT)}
     root = data[DOCUMENT]
-    if root is None or hashlib.sha256(root).hexdigest() != store.identity:
+    if root is None or identity_of(root_fields(store.objects, root), root) != store.identity:
         raise CorruptionError(f"{store.url}/{DOCUMENT} changed since the store was opened")
-    _root_fields(store.objects, root)
     return {key: value for key, value in data.items() if value is not None}
 
 
 def _create(objects: Objects, header: StoreHeader) -> None:
     """Make an empty store; its document last."""
     check_vacant(objects)
-    settings = header.to_dict()
-    version = FORMAT_VERSION
-    for name, first in (
-        ("compression", "voco"),
-        ("sampling", None),
-        ("positions", None),
-    ):  # as all stores were at first
-        if settings[name] == first:
-            del settings[name]
-    if header.quantization is None:
-        del settings["quantization"]
-        version = 1
-    fields = {"format_version": version, **settings, "objects": {VIDEOS: stamp(PLAIN_GROUP)}}
+    settings = {name: value for name, value in header.to_dict().items() if value is not None}
+    fields = {"format_version": FORMAT_VERSION, **settings, "objects": {VIDEOS: stamp(PLAIN_GROUP)}}
     objects.put(VIDEOS, PLAIN_GROUP)
     objects.put(DOCUMENT, seal(GROUP, fields))
 
@@ -112,7 +105,7 @@ def check_vacant(objects: Objects) -> None:
         )
 
 
-def _root_fields(objects: Objects, data: bytes) -> Fields:
+def root_fields(objects: Objects, data: bytes) -> Fields:
     """The checked content of a root document, and the check of what lies beside it."""
     place = f"{objects.url}/{DOCUMENT}"
     try:

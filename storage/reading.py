@@ -5,28 +5,46 @@ import difflib
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from vococache.errors import CorruptionError, InputError, StoreError, StoreMismatchError, VideoNotFoundError
-from vococache.storage import checks, documents, quantize
+from vococache.storage import catalog, checks, documents, quantize
 from vococache.storage.documents import Fields, Stamp, stamp
-from vococache.storage.format import DOCUMENT, StoreHeader, VideoInfo, chunk_key, is_safe_key, safe_key
+from vococache.storage.format import (
+    DOCUMENT,
+    FORMAT_VERSION,
+    INDEX_DTYPE,
+    Intent,
+    StoreHeader,
+    VideoInfo,
+    chunk_key,
+    growing_key,
+    index_key,
+    is_safe_key,
+    placed,
+    safe_key,
+)
 from vococache.storage.objects import Objects
 
 Infos = list[VideoInfo]
+T = TypeVar("T")
+READABLE = ("complete", "growing")
 
 
 class StoreReader:
     """The reading half of a `Store`."""
 
-    def __init__(self, objects: Objects, header: StoreHeader, identity: str, *, writable: bool) -> None:
+    def __init__(
+        self, objects: Objects, header: StoreHeader, identity: str, *, writable: bool, version: int = FORMAT_VERSION
+    ) -> None:
         self.objects = objects
         self.header = header
-        self.identity = identity  # hex sha256 of the root document: what ties a video to its store
+        self.identity = identity  # hex sha256 of the root document as it was made: what ties a video to its store
         self.writable = writable
+        self.version = version
 
     @property
     def url(self) -> str:
@@ -35,9 +53,29 @@ class StoreReader:
 
     def list(self) -> Infos:
         """All videos, sorted by id. One whose document is damaged is listed as failed."""
-        found = self.objects.get_each("videos", DOCUMENT, is_safe_key)
+        known = catalog.read(self.objects, self.identity)
         with _uncollected():
-            return [self._row(video, data) for video, data in found if data is not None]
+            if known is None:
+                found = self.objects.get_each("videos", DOCUMENT, is_safe_key)
+                return [self._row(video, data) for video, data in found if data is not None]
+            asked = self.objects.map(lambda video: self.objects.get(f"videos/{video}/{DOCUMENT}"), known.changed)
+            rows = [self._catalogued_row(video, row) for video, row in known.rows.items() if row is not None]
+            rows += [
+                self._row(video, data) for video, data in zip(known.changed, asked, strict=True) if data is not None
+            ]
+            return sorted(rows, key=lambda info: info.id)
+
+    def _catalogued_row(self, video: str, row: Any) -> VideoInfo:
+        """The row of a video whose document a catalog has the summary of, checked as the document is."""
+        match row:
+            case [dict(fields), int(length)] if is_safe_key(video):
+                try:
+                    self._check(video, fields, length)
+                except StoreError as error:
+                    fields = {"status": "failed", "reason": str(error)}
+                return documents.video_info(video, fields, length)
+        fields = {"status": "failed", "reason": f"{self.url}/{catalog.PARTS} is no catalog of ours: remove it"}
+        return documents.video_info(video, fields, 0)
 
     def _row(self, video: str, data: bytes | CorruptionError) -> VideoInfo:
         if isinstance(data, CorruptionError):
@@ -71,49 +109,109 @@ class StoreReader:
         fields, length = self.document(video)
         return documents.video_info(video, fields, length)
 
+    def intents(self, video: str) -> builtins.list[tuple[Intent, bool]]:
+        """What a video is being made of, and then what it is made of (True); empty where no sound document says."""
+        fields = self._current(video)
+        if fields is None:
+            return []
+        begun = documents.begun_of(fields)
+        readable = fields["status"] in READABLE
+        found = [] if begun is None else [(begun[1], False)]
+        return [*found, (Intent.from_dict(fields["intent"]), True)] if readable else found
+
     def timestamps(self, video: str) -> npt.NDArray[np.float64]:
         """Presentation times in seconds [segments, frames_per_segment], float64, checked."""
-        fields = self._complete_document(video)
-        self._checked(video, fields, f"timestamps/{DOCUMENT}")
-        data = self._checked(video, fields, "timestamps/c.0.0")
-        return np.frombuffer(data, "<f8").reshape(-1, self.header.frames_per_segment).astype(np.float64)
+        return self._reading(video, lambda fields: self._timestamps(video, fields))
 
     def read(self, video: str, start: int = 0, stop: int | None = None) -> npt.NDArray[Any]:
         """Caches of segments [start, stop), checked: [segments, layers, 2, kv_heads, tokens, head_dim].
 
-        Raises `CorruptionError` if a stored byte that it is made of changed, `VideoNotFoundError` if the store holds
-        no complete video of that id, `InputError` for segments that the video does not have.
+        Of a growing video those are there that its document names at one moment. Raises `CorruptionError` if a stored
+        byte that it is made of changed, `VideoNotFoundError` if the store holds no readable video of that id,
+        `InputError` for segments that the video does not have.
         """
-        fields = self._complete_document(video)
+        return self._reading(video, lambda fields: self._read(video, fields, start, stop, "chunks"))
+
+    def vectors(self, video: str, start: int = 0, stop: int | None = None) -> npt.NDArray[Any]:
+        """The index of segments [start, stop), checked: [segments, *header.index_shape], float16.
+
+        Raises as `read`, and `InputError` where the video has no index.
+        """
+        return self._reading(video, lambda fields: self._read(video, fields, start, stop, "index"))
+
+    def _timestamps(self, video: str, fields: Fields) -> npt.NDArray[np.float64]:
+        if fields["status"] == "growing":
+            stamps = documents.stamps_of(fields, "times")
+            keys = [growing_key(index) for index in range(len(stamps))]
+            parts = self.objects.map(
+                lambda item: self._checked(video, fields, *item), [*zip(keys, stamps, strict=True)]
+            )
+            data = b"".join(parts)
+        else:
+            self._checked_document(video, fields, "timestamps")
+            data = self._checked(video, fields, "timestamps/c.0.0", Stamp(*fields["objects"]["timestamps/c.0.0"]))
+        return np.frombuffer(data, "<f8").reshape(-1, self.header.frames_per_segment).astype(np.float64)
+
+    def _read(self, video: str, fields: Fields, start: int, stop: int | None, array: str) -> npt.NDArray[Any]:
         stop = fields["segments"] if stop is None else stop
         if not 0 <= start <= stop <= fields["segments"]:
             raise InputError(
                 f"segments {start} to {stop} of video {video!r}: expected 0 <= start <= stop <= {fields['segments']}"
             )
-        self._checked(video, fields, f"kv/{DOCUMENT}")
+        if array not in fields:
+            raise InputError(f"video {video!r} in {self.url} has no index: `voco upgrade` makes one")
+        shape, dtype, kind = self.header.segment_shape, self.header.kv_dtype, self.header.quantization
+        if array == "index":
+            shape, dtype, kind = self.header.index_shape or (), INDEX_DTYPE, None
+        self._checked_document(video, fields, "kv" if array == "chunks" else array)
         length = fields["intent"]["chunk_segments"]
         first, last = start // length, -(-stop // length)
-        chunks = documents.chunk_stamps(fields)
+        chunks = documents.stamps_of(fields, array)
         try:
-            buffer = np.empty(((last - first) * length, *self.header.segment_shape), self.header.kv_dtype)
+            buffer = np.empty(((last - first) * length, *shape), dtype)
         except MemoryError:
             raise StoreError(f"segments {start} to {stop} of video {video!r} do not fit memory: read fewer") from None
-        kind = self.header.quantization
 
         def read_chunk(index: int) -> None:
-            expected, key = chunks[index], chunk_key(index)
+            key = placed(documents.generation(fields), self.chunk_key(array, index))
+            trailer = documents.trailer_of(key)
             part = buffer[(index - first) * length : (index - first + 1) * length]
             # Where nothing is quantized, an encoded chunk is its array's bytes.
-            data = part.reshape(-1).view(np.uint8) if kind is None else np.empty(expected.length, np.uint8)
-            found = self.objects.read_into(self._key(video, key), data)
-            self._compare(video, key, expected, found)
+            data = part.reshape(-1).view(np.uint8)
+            if kind is not None:
+                data = np.empty(chunks[index].length - trailer, np.uint8)
+            found = self.objects.read_into(self._key(video, key), data, trailer)
+            self.compare(video, key, chunks[index], found)
             if kind is not None:
                 quantize.decode(data, part, kind)
 
         for _ in self.objects.map(read_chunk, range(first, last)):
             pass
-        kv = buffer[start - first * length : stop - first * length]
-        return kv if 2 * len(kv) >= len(buffer) else kv.copy()  # do not hold two chunks for the sake of one segment
+        found = buffer[start - first * length : stop - first * length]
+        return found if 2 * len(found) >= len(buffer) else found.copy()  # do not hold two chunks for one segment
+
+    def raw_chunk(self, video: str, fields: Fields, array: str, index: int) -> npt.NDArray[np.uint8]:
+        """Bytes of a chunk of "chunks" or "index", checked, without the crc32c that they may end in."""
+        place = placed(documents.generation(fields), self.chunk_key(array, index))
+        expected, trailer = documents.stamps_of(fields, array)[index], documents.trailer_of(place)
+        data = np.empty(expected.length - trailer, np.uint8)
+        self.compare(video, place, expected, self.objects.read_into(self._key(video, place), data, trailer))
+        return data
+
+    def chunk_key(self, array: str, index: int) -> str:
+        """Key of a chunk of "chunks" or "index" within a video's group, its generation left out."""
+        return chunk_key(index) if array == "chunks" else index_key(index, self.header)
+
+    def _reading(self, video: str, work: Callable[[Fields], T]) -> T:
+        """`work` on a video's document; again, where what it names was replaced meanwhile."""
+        fields = self.readable(video)
+        while True:
+            try:
+                return work(fields)
+            except CorruptionError:
+                before, fields = fields, self.readable(video)
+                if fields == before:
+                    raise
 
     # Documents
 
@@ -135,6 +233,29 @@ class StoreReader:
         fields = unseal(data)
         if fields is None:
             raise self._damaged(video, "its bytes changed")
+        self._check(video, fields, len(data))
+        if unseal is documents.unseal_video and fields["status"] in READABLE:
+            flaw = checks.record_flaw(fields, self.header)
+            if flaw is not None:
+                raise self._damaged(video, flaw)
+        return fields
+
+    def _sound(self, data: bytes | None, video: str) -> Fields | None:
+        """What a video's document says, if it is sound."""
+        try:
+            return None if data is None else self.parse(video, data)
+        except (CorruptionError, StoreMismatchError):
+            return None
+
+    def _current(self, video: str) -> Fields | None:
+        """What a video's document says now, if it is sound."""
+        try:
+            return self._sound(self.objects.get(self._key(video, DOCUMENT)), video)
+        except CorruptionError:
+            return None
+
+    def _check(self, video: str, fields: Fields, length: int) -> None:
+        """Raises where a document's summary is not this video's, this store's, or not one that was written."""
         if fields.get("video") != video:
             raise self._damaged(video, f"it is that of video {str(fields.get('video'))[:200]!r}")
         if fields.get("store") != self.identity:
@@ -142,12 +263,9 @@ class StoreReader:
                 f"video {video!r} in {self.url} was made for another store, or the store's own document was replaced:"
                 f" expected {self.identity[:12]}, found {str(fields.get('store'))[:12]}; ingest the video again"
             )
-        flaw = checks.summary_flaw(fields, self.header, len(data))
-        if flaw is None and unseal is documents.unseal_video and fields["status"] == "complete":
-            flaw = checks.record_flaw(fields, self.header)
+        flaw = checks.summary_flaw(fields, self.header, length)
         if flaw is not None:
             raise self._damaged(video, flaw)
-        return fields
 
     def _damaged(self, video: str, what: str) -> CorruptionError:
         return CorruptionError(
@@ -155,9 +273,10 @@ class StoreReader:
             f" ingest the video again"
         )
 
-    def _complete_document(self, video: str) -> Fields:
+    def readable(self, video: str) -> Fields:
+        """The document of a complete or growing video. Raises `VideoNotFoundError`, `CorruptionError`."""
         fields, _ = self.document(video)
-        if fields["status"] != "complete":
+        if fields["status"] not in READABLE:
             why = f" ({fields['reason']})" if "reason" in fields else ""
             raise VideoNotFoundError(
                 f"video {video!r} in {self.url} is {fields['status']}{why}, expected a complete one:"
@@ -176,7 +295,7 @@ class StoreReader:
     def stamp(self, video: str, key: str) -> Stamp | None:
         """Length and crc32c of an object of a video's group; None if absent, or no plain file."""
         try:
-            return self.objects.stamp(self._key(video, key))
+            return self.objects.stamp(self._key(video, key), documents.trailer_of(key))
         except CorruptionError:
             return None
 
@@ -184,13 +303,21 @@ class StoreReader:
         """What lies where the video's folder is expected, as "symbolic link"; None for a folder, or nothing."""
         return self.objects.obstacle(self._key(video))
 
-    def _checked(self, video: str, fields: Fields, key: str) -> bytes:
+    def _checked_document(self, video: str, fields: Fields, array: str) -> None:
+        """An array's Zarr metadata is as recorded; a growing video has none yet."""
+        if fields["status"] == "complete":
+            key = f"{array}/{DOCUMENT}"
+            self._checked(video, fields, key, Stamp(*fields["objects"][key]))
+
+    def _checked(self, video: str, fields: Fields, key: str, expected: Stamp) -> bytes:
         """A small object's bytes, as recorded."""
+        key = placed(documents.generation(fields), key)
         data = self.objects.get(self._key(video, key))
-        self._compare(video, key, Stamp(*fields["objects"][key]), None if data is None else stamp(data))
+        self.compare(video, key, expected, None if data is None else stamp(data))
         return data or b""
 
-    def _compare(self, video: str, key: str, expected: Stamp, found: Stamp | None) -> None:
+    def compare(self, video: str, key: str, expected: Stamp, found: Stamp | None) -> None:
+        """Raises `CorruptionError` where an object of a video's group is not what was written."""
         if found != expected:
             raise CorruptionError(
                 f"{self.url}/{self._key(video, key)} is not what was written: {difference(expected, found)};"
@@ -216,4 +343,6 @@ def difference(expected: Stamp, found: Stamp | None) -> str:
         return f"expected {expected.length} bytes, found no object"
     if found.length != expected.length:
         return f"expected {expected.length} bytes, found {found.length}"
+    if found.crc32c == documents.UNSOUND:
+        return f"expected crc32c {expected.crc32c:08x}, found bytes that do not end in their own"
     return f"expected crc32c {expected.crc32c:08x}, found {found.crc32c:08x}"

@@ -2,8 +2,9 @@
 
 import hashlib
 import os
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -11,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from vococache.storage.documents import Bytes, Stamp, stamp
-from vococache.storage.objects import SMALL, Entry, Objects, redact
+from vococache.storage.objects import Entry, Objects, redact
+
+_ALONE = threading.Lock()  # what lies in memory belongs to this process
 
 
 class RemoteObjects(Objects):
@@ -51,38 +54,66 @@ class RemoteObjects(Objects):
                 _check_bucket(error)
                 return None
 
-    def read_into(self, key: str, out: npt.NDArray[np.uint8]) -> Stamp | None:
+    def stamp(self, key: str, trailer: int = 0) -> Stamp | None:
         data = self.get(key)
-        if data is None or len(data) != len(out):
+        return None if data is None else stamp(data, trailer)
+
+    def read_into(self, key: str, out: npt.NDArray[np.uint8], trailer: int = 0) -> Stamp | None:
+        data = self.get(key)
+        if data is None or len(data) != len(out) + trailer:
             return None if data is None else Stamp(len(data), 0)
-        out[:] = np.frombuffer(data, np.uint8)
-        return stamp(data)
+        out[:] = np.frombuffer(data, np.uint8, len(out))
+        return stamp(data, trailer)
 
-    def put(self, key: str, data: Bytes, guard: Callable[[], bool] | None = None) -> str | None:
-        if guard is not None and not guard():
-            return None
-        data = bytes(data)
+    def put(self, key: str, data: Bytes) -> None:
         with self._errors("write", key):
-            answer = self._fs.pipe_file(f"{self._root}/{key}", data)
-        if len(data) <= SMALL:
-            return ""  # reading it again costs no more than asking for its version
-        # Another writer may have replaced it by now: only a version that is the hash of these bytes is theirs.
-        version = _tag(answer) if isinstance(answer, dict) else self.version(key)
-        return version if version == hashlib.md5(data, usedforsecurity=False).hexdigest() else ""
+            self._fs.pipe_file(f"{self._root}/{key}", bytes(data))
 
-    def put_each(self, objects: Mapping[str, Bytes], guard: Callable[[], bool]) -> dict[str, str] | None:
-        if not guard():  # once: they go at the same time
-            return None
-        versions = self.map(lambda item: self.put(*item), list(objects.items()))
-        return {key: version or "" for key, version in zip(objects, versions, strict=True)}
-
-    def version(self, key: str) -> str | None:
-        """The entity tag; on most object stores an MD5 of what was put in one piece."""
-        with self._errors("read", key):
+    def create(self, key: str, data: Bytes, tail: Callable[[], bytes] | None = None) -> bool:
+        whole = bytes(data) if tail is None else bytes(data) + tail()
+        with self._errors("write", key):
             try:
-                return _tag(self._fs.info(f"{self._root}/{key}"))
-            except FileNotFoundError:
-                return None
+                self._fs.pipe_file(f"{self._root}/{key}", whole, mode="create")
+            except FileExistsError:
+                return False
+        return True
+
+    def replace(self, key: str, expected: bytes | None, data: bytes | None) -> bool:
+        if expected is None and data is not None:
+            return self.create(key, data)
+        if expected is not None and data is not None and "s3" in self._fs.protocol:
+            return self._swap(key, expected, data)
+        with _ALONE:
+            if self.get(key) != expected:
+                return False
+            if data is None:
+                self.delete([key])
+            else:
+                self.put(key, data)
+            return True
+
+    def _swap(self, key: str, expected: bytes, data: bytes) -> bool:
+        """`replace` by the entity tag: the MD5 of what was put in one piece, or what the server says that it is."""
+        path = f"{self._root}/{key}"
+        tag = hashlib.md5(expected, usedforsecurity=False).hexdigest()
+        with self._errors("write", key):
+            for _ in range(2):
+                try:
+                    self._fs.pipe_file(path, data, IfMatch=f'"{tag}"')
+                    return True
+                except FileNotFoundError:
+                    return False
+                except OSError as error:
+                    if "PreconditionFailed" not in repr(error.__cause__) and "pre-condition" not in str(error):
+                        raise
+                try:  # the tag first: what is put after that look fails to match it
+                    tag = str(self._fs.info(path).get("ETag") or "").strip('"')
+                    found = self._fs.cat_file(path)
+                except FileNotFoundError:
+                    return False
+                if found != expected:
+                    return bool(found == data)  # ours after all: its answer was lost, and the client tried again
+        return False
 
     def delete(self, keys: Iterable[str]) -> None:
         def delete(key: str) -> None:
@@ -108,20 +139,13 @@ class RemoteObjects(Objects):
             except FileNotFoundError:
                 return []
         skip = len(self._root) + 1
-        return sorted(
-            Entry(path[skip:], info["size"], _modified(info), version=_tag(info)) for path, info in found.items()
-        )
+        return sorted(Entry(path[skip:], info["size"], _modified(info)) for path, info in found.items())
 
 
 def _check_bucket(error: Exception) -> None:
     """Raise where a store answers that the whole bucket is missing, rather than one object in it."""
     if "bucket does not exist" in str(error):
         raise error
-
-
-def _tag(info: dict[str, Any]) -> str:
-    """An object's entity tag; "" where a store has none."""
-    return str(info.get("ETag") or "").strip('"')
 
 
 def _modified(info: dict[str, Any]) -> float:

@@ -1,12 +1,12 @@
 """A store of VoCo caches: videos are begun, written chunk by chunk, completed, and read with every byte checked.
 
-A video's group document (`videos/<id>/zarr.json`) says all about it, and is replaced atomically: the intent first,
-the record of every other object of the group last. Whatever happens in between, the document tells what the
-rest is worth (docs/design/0002-store.md).
+A video's group document (`videos/<id>/zarr.json`) says all about it, and is replaced only by whoever knows what it says
+now. Chunks are created once, under the name of their generation, and never written again
+(docs/design/0002-store.md, 0008-format-3.md).
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,72 +14,148 @@ import numpy as np
 import numpy.typing as npt
 
 from vococache.errors import CorruptionError, InputError, StoreError, StoreMismatchError
-from vococache.storage import checks, documents
-from vococache.storage.documents import RECEIPT, Bytes, Fields, Stamp, stamp
-from vococache.storage.encode import check_receipts, check_timestamps, encode_chunk, examine
-from vococache.storage.format import DOCUMENT, ChunkReceipt, Intent, VideoInfo, chunk_key, is_leftover, receipt_key
-from vococache.storage.objects import PLAIN, Entry
-from vococache.storage.reading import StoreReader
+from vococache.storage import catalog, checks, documents
+from vococache.storage.documents import Bytes, Fields, Stamp, stamp
+from vococache.storage.encode import check_receipts, encode_chunk, encode_timestamps, encode_vectors, examine
+from vococache.storage.format import (
+    DOCUMENT,
+    FORMAT_VERSION,
+    ChunkReceipt,
+    Intent,
+    VideoInfo,
+    generation_of,
+    growing_key,
+    is_superseded,
+    placed,
+)
+from vococache.storage.generations import GenerationStore
+from vococache.storage.index import index_vectors
+from vococache.storage.objects import PLAIN
+from vococache.storage.reading import READABLE
+
+Change = Callable[[Fields | None], tuple[Fields, Fields] | None]
 
 
-class Store(StoreReader):
+class Store(GenerationStore):
     """An open store; made by `open_store`. Pickles as its place and header, and opens nothing when unpickled."""
 
     def begin(self, video: str, intent: Intent) -> dict[int, ChunkReceipt]:
         """Announce a video's content; the chunks of it that are stored already and sound, by index.
 
-        Chunks of another intent are discarded, and so is a complete video of other content: its redo starts here.
+        Chunks of another intent that is not complete are discarded. What is complete, or grows, is read as before until
+        other content takes its place.
         """
         self._check_writable()
+        self._check_version()
         if not 1 <= intent.chunk_segments <= self.header.chunk_segments:
             raise InputError(f"chunk of {intent.chunk_segments} segments: expected 1 to {self.header.chunk_segments}")
-        fields, is_there = self._look(video, intent.token)
-        if fields is not None and fields["status"] == "partial" and self._is_plain(video):
-            return self._stored_chunks(video, intent.token)
-        if fields is not None and (receipts := self._sound_chunks(video, fields)) is not None:
-            return receipts
-        # On an object store there is nothing without a document, which is the first to come and the last to go.
-        if (self.is_local or is_there) and self.objects.walk(self._key(video)):
-            self.discard(video)
-        self._put_document(video, {"status": "partial", "token": intent.token, "intent": intent.to_dict()})
-        return {}
+        stored: dict[int, ChunkReceipt] = {}
+        if self.is_local:
+            # Links and the like are not followed, but one in the place of the whole video is not ours to remove.
+            strange = [entry.key for entry in self.objects.walk(self._key(video)) if entry.kind != PLAIN]
+            self.objects.delete(key for key in strange if key != self._key(video))
+        data = self.objects.get(self._key(video, DOCUMENT))
+        before = self._sound(data, video)
+        if self.is_local or data is not None:  # on an object store nothing is kept without a document
+            stored = self._stored_chunks(video, intent)
+        if (
+            before is not None
+            and _wanted_token(before) == intent.token
+            and (before["status"] != "complete" or "begun" in before or self.is_sound(video, before))
+        ):
+            return stored
 
-    def write_chunk(self, video: str, intent_token: str, index: int, kv: npt.NDArray[Any]) -> ChunkReceipt | None:
-        """Store chunk `index`, kv [segments, layers, 2, kv_heads, tokens, head_dim]; writing it again is fine.
+        def change(fields: Fields | None) -> tuple[Fields, Fields]:
+            begun = documents.begun_fields(intent)
+            if fields is None or fields["status"] not in READABLE:
+                return {"status": "partial", **begun}, {}
+            return documents.parts(fields | {"begun": begun})
 
-        None, and nothing written, when the video's intent is no longer `intent_token`. Raises `InputError` for
-        another dtype or shape than the store's, or values that are not finite.
+        replaced, _ = self._change(video, change, data)
+        if (begun := documents.begun_of(replaced)) is not None and begun[0] != intent.token:
+            self.drop(video, generation_of(begun[0]), but=self._named(replaced))
+        return stored
+
+    def write_chunk(
+        self,
+        video: str,
+        token: str,
+        index: int,
+        kv: npt.NDArray[Any],
+        vectors: npt.NDArray[Any] | None = None,
+    ) -> ChunkReceipt | None:
+        """Store chunk `index`, kv [segments, layers, 2, kv_heads, tokens, head_dim], where it is not stored yet.
+
+        `vectors`: [segments, *header.index_shape] float16, of an index that is not made of `kv` itself. The receipt is
+        that of what is stored, whoever wrote it. None, and nothing written, when the video's intent is no longer that
+        of `token`. Raises `InputError` for another dtype or shape than the store's, or values that are not finite.
         """
         self._check_writable()
-        fields = self._current(video, intent_token)
-        if fields is None:
+        fields = self._current(video)
+        if fields is None or _wanted_token(fields) != token:
             return None
-        length = fields["intent"]["chunk_segments"]
-        data, segments = encode_chunk(self.header, length, index, kv)
-        is_partial = self._is_current(video, intent_token, "partial")
+        length = _intent_of(fields, token).chunk_segments
+        data, encoded = self._encode(length, index, kv, vectors)
         with ThreadPoolExecutor(1) as pool:
             examined = pool.submit(examine, self.header, length, index, data)  # while the bytes go to the disk
+            written = self.create_chunk(video, token, self.chunk_key("chunks", index), data, examined.result)
+        crc = self.create_vectors(video, token, index, encoded)
+        if self._withdraw(video, token, [self.chunk_key(array, index) for array in ("chunks", "index")]):
+            return None
+        return ChunkReceipt(index=index, **written._asdict(), vectors_crc32c=crc)
 
-            def is_wanted() -> bool:
-                examined.result()
-                return is_partial()
+    def _encode(
+        self, length: int, index: int, kv: npt.NDArray[Any], vectors: npt.NDArray[Any] | None = None
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]:
+        """Bytes of a chunk, and of its vectors where the store has an index."""
+        data, segments = encode_chunk(self.header, length, index, kv)
+        vectors = index_vectors(self.header, kv) if vectors is None else vectors
+        return data, encode_vectors(self.header, length, index, segments, vectors)
 
-            version = None
-            if fields["status"] == "partial":
-                version = self.objects.put(self._key(video, chunk_key(index)), data, guard=is_wanted)
-            written = examined.result()
-        receipt = ChunkReceipt(index=index, segments=segments, length=written.length, crc32c=written.crc32c)
-        if version is not None:
-            # Resuming trusts a chunk only by its receipt: a late one of another intent is never taken for one of ours.
-            sealed = documents.seal(RECEIPT, {"token": intent_token, "version": version, **receipt.to_dict()})
-            version = self.objects.put(self._key(video, receipt_key(index)), sealed, guard=is_partial)
-        if version is None:  # no longer wanted, unless a retry or another ingest completed the video with this chunk
-            fields = self._current(video, intent_token)
-            if fields is None or fields["status"] != "complete":
+    def append(
+        self,
+        video: str,
+        token: str,
+        receipt: ChunkReceipt,
+        timestamps: npt.NDArray[np.float64],
+        duration: float,
+        metadata: Fields | None = None,
+    ) -> VideoInfo:
+        """Let a video whose source has not ended be read up to the end of one more chunk, which is full and the next.
+
+        timestamps [chunk_segments, frames_per_segment] of that chunk, duration of all so far: seconds. `metadata` with
+        the first chunk. Appending again is fine. Raises as `complete`.
+        """
+        self._check_writable()
+        intent = self._expected_intent(video, token)
+        times = encode_timestamps(self.header, timestamps)
+        if len(timestamps) != intent.chunk_segments or receipt.index < 0:
+            raise InputError(f"chunk {receipt.index} of {len(timestamps)} segments: expected {intent.chunk_segments}")
+        _check_duration(duration)
+        checks.check_metadata(metadata or {})
+        self._check_stored(video, token, intent, [receipt])
+        self.create_small(video, token, {growing_key(receipt.index): times})
+
+        def change(fields: Fields | None) -> tuple[Fields, Fields] | None:
+            self._expect(video, fields, token)
+            assert fields is not None
+            receipts, stamps, about = list[ChunkReceipt](), list[Stamp](), {"metadata": metadata} if metadata else {}
+            if fields["status"] == "growing" and fields["token"] == token:
+                receipts, stamps = _receipts(fields), documents.stamps_of(fields, "times")
+                about = {"metadata": fields["metadata"]} if "metadata" in fields else {}
+            if receipt.index < len(receipts):
                 return None
-            stored = documents.chunk_stamps(fields)
-            return receipt if stored[index : index + 1] == [written] else None
-        return receipt
+            if receipt.index > len(receipts):
+                raise InputError(f"chunk {receipt.index} of video {video!r}: expected {len(receipts)}, the next one")
+            others = {growing_key(n): each for n, each in enumerate([*stamps, stamp(times)])}
+            segments = (len(receipts) + 1) * intent.chunk_segments
+            return documents.readable_fields(
+                self.header, "growing", intent, segments, float(duration), [*receipts, receipt], others, about, token
+            )
+
+        replaced, info = self._change(video, change)
+        self._drop_readable(video, replaced, but=generation_of(token))
+        return info
 
     def complete(
         self,
@@ -89,153 +165,172 @@ class Store(StoreReader):
         timestamps: npt.NDArray[np.float64],
         duration: float,
         findings: Fields | None = None,
+        metadata: Fields | None = None,
     ) -> VideoInfo:
         """Make a video visible, atomically. timestamps [segments, frames_per_segment], duration: seconds.
 
-        `findings`: what is to be told of its source, `damage` and `discontinuities`, where there are any.
+        `findings`: what is to be told of its source, `damage` and `discontinuities`, where there are any. `metadata`:
+        texts and numbers by name, of its manifest. `receipts`: of all chunks, in any order.
 
-        `receipts`: of all chunks, in any order. Raises `CorruptionError` if a stored chunk is not its receipt,
-        `StoreMismatchError` if the video's intent is no longer `intent_token`.
+        Raises `CorruptionError` if a chunk is not there, `StoreMismatchError` if the video's intent is no longer
+        `intent_token`, `InputError` for what does not fit together.
         """
         self._check_writable()
-        fields = self._expect_intent(video, intent_token)
-        intent = Intent.from_dict(fields["intent"])
+        intent = self._expected_intent(video, intent_token)
         receipts = sorted(receipts, key=lambda receipt: receipt.index)
-        others, document, info = self._documents(video, intent, receipts, timestamps, duration, findings)
-        if fields["status"] == "complete":
-            if documents.chunk_stamps(fields) != [Stamp(r.length, r.crc32c) for r in receipts]:
-                raise CorruptionError(f"video {video!r} is complete with other chunks in {self.url}")
-            return self.info(video)
-        present = self.objects.walk(self._key(video, "kv"))
-        versions = {receipt: version for receipt, version in self._receipts(intent_token, present) if version}
-        self._check_chunks(video, receipts, versions, present, others)
-        is_wanted = self._is_current(video, intent_token)
-        if self.objects.put_each({self._key(video, key): data for key, data in others.items()}, is_wanted) is None:
-            raise self._begun_again(video, intent_token)  # even if the intent is back by now: this is not written
-        if self.objects.put(self._key(video, DOCUMENT), document, guard=is_wanted) is None:
-            raise self._begun_again(video, intent_token)
-        self.objects.delete(self._key(video, receipt_key(r.index)) for r in receipts)
+        small = self._small(intent, timestamps)
+        whole = self._whole(intent_token, intent, receipts, small, len(timestamps), duration, findings, metadata)
+        generation = generation_of(intent_token)
+        present = self._check_stored(video, intent_token, intent, receipts)
+        grown = self._remove_strays(video, generation, whole, present)
+        self.create_small(video, intent_token, small)
+        try:
+            info = self._finish(video, intent_token, receipts, whole)
+        except StoreMismatchError:
+            self._withdraw(video, intent_token, small)
+            raise
+        self.objects.delete(self._key(video, key) for key in grown)
         return info
 
     def write_whole(
         self,
         video: str,
-        intent_token: str,
+        token: str,
         kv: npt.NDArray[Any],
         timestamps: npt.NDArray[np.float64],
         duration: float,
         findings: Fields | None = None,
+        metadata: Fields | None = None,
     ) -> tuple[ChunkReceipt, VideoInfo] | None:
-        """`write_chunk` and `complete` of a video that is one chunk, with a third of their requests and no receipt.
+        """`write_chunk` and `complete` of a video that is one chunk, with fewer requests and waits.
 
-        None, and the video as it was, when its intent is no longer `intent_token`. Raises what they raise.
+        None, and the video as it was, when its intent is no longer that of `token`. Raises what they raise.
         """
         self._check_writable()
-        fields = self._current(video, intent_token)
-        if fields is None:
+        document = self.objects.get(self._key(video, DOCUMENT))
+        fields = self._sound(document, video)
+        if fields is None or _wanted_token(fields) != token:
             return None
-        intent = Intent.from_dict(fields["intent"])
-        data, segments = encode_chunk(self.header, intent.chunk_segments, 0, kv)
-        written = examine(self.header, intent.chunk_segments, 0, data)
-        receipt = ChunkReceipt(index=0, segments=segments, length=written.length, crc32c=written.crc32c)
-        if fields["status"] == "partial":
-            others, document, info = self._documents(video, intent, [receipt], timestamps, duration, findings)
-            chunk = self._key(video, chunk_key(0))
-            objects = {chunk: data} | {self._key(video, key): other for key, other in others.items()}
-            is_wanted = self._is_current(video, intent_token, "partial")
-            if (versions := self.objects.put_each(objects, is_wanted)) is not None:
-                present = self.objects.walk(self._key(video, "kv"))
-                known = {receipt: versions[chunk]} if versions[chunk] else {}
-                self._check_chunks(video, [receipt], known, present, others)
-                if self.objects.put(self._key(video, DOCUMENT), document, guard=is_wanted) is not None:
-                    return receipt, info
-        # No longer wanted, unless a retry or another ingest completed the video with this chunk.
-        fields = self._current(video, intent_token)
-        if fields is None or fields["status"] != "complete":
-            return None
-        return receipt, self.complete(video, intent_token, [receipt], timestamps, duration, findings)
+        if len(kv) != len(timestamps):
+            raise InputError(f"video {video!r}: {len(kv)} segments, and timestamps of {len(timestamps)}")
+        intent = _intent_of(fields, token)
+        data, encoded = self._encode(intent.chunk_segments, 0, kv)
+        known = examine(self.header, intent.chunk_segments, 0, data)
+        small = self._small(intent, timestamps)
+        chunk, vectors = self.chunk_key("chunks", 0), self.chunk_key("index", 0)
 
-    def _documents(
+        def create(key: str) -> tuple[str, Any]:
+            if key == chunk:
+                return key, self.create_chunk(video, token, key, data, lambda: known)
+            if key == vectors:
+                return key, self.create_vectors(video, token, 0, encoded)
+            self.create_small(video, token, {key: small[key]})
+            return key, None
+
+        keys = [chunk, vectors, *small]
+        found = dict(map(create, keys) if self.is_local else self.objects.map(create, keys))
+        receipt = ChunkReceipt(index=0, **found[chunk]._asdict(), vectors_crc32c=found[vectors])
+        whole = self._whole(token, intent, [receipt], small, len(timestamps), duration, findings, metadata)
+        if self.is_local or fields["status"] in READABLE:  # else nothing was there before
+            generation = generation_of(token)
+            self._remove_strays(video, generation, whole, set(self._generation_lengths(video, generation)))
+        try:
+            return receipt, self._finish(video, token, [receipt], whole, document)
+        except StoreMismatchError:
+            self._withdraw(video, token, keys)
+            return None
+
+    def _small(self, intent: Intent, timestamps: npt.NDArray[np.float64]) -> dict[str, Bytes]:
+        """What a complete video has besides its chunks and its document, by key."""
+        small: dict[str, Bytes] = {"timestamps/c.0.0": encode_timestamps(self.header, timestamps)}
+        return small | documents.array_documents(self.header, len(timestamps), intent.chunk_segments)
+
+    def _whole(
         self,
-        video: str,
+        token: str,
         intent: Intent,
         receipts: Sequence[ChunkReceipt],
-        timestamps: npt.NDArray[np.float64],
+        small: dict[str, Bytes],
+        segments: int,
         duration: float,
         findings: Fields | None,
-    ) -> tuple[dict[str, Bytes], bytes, VideoInfo]:
-        """What a complete video has besides its chunks: the other objects by key, its document, its row."""
-        segments = check_receipts(receipts, intent.chunk_segments)
-        times = check_timestamps(self.header, segments, timestamps)
-        if not (math.isfinite(duration) and duration >= 0):
-            raise InputError(f"duration {duration}: expected seconds")
-        others: dict[str, Bytes] = {
-            f"kv/{DOCUMENT}": documents.kv_document(self.header, segments, intent),
-            f"timestamps/{DOCUMENT}": documents.timestamps_document(segments, self.header.frames_per_segment),
-            "timestamps/c.0.0": times,
-        }
-        stamps = {key: stamp(data) for key, data in others.items()}
-        segment_bytes = self.header.stored_segment_bytes
-        record = documents.complete_fields(segment_bytes, intent, float(duration), receipts, stamps, findings or {})
-        document = documents.seal_video(self.identity, video, *record)
-        return others, document, documents.video_info(video, record[0], len(document))
+        metadata: Fields | None,
+    ) -> tuple[Fields, Fields]:
+        """What the document of a complete video says. Raises `InputError` for what does not fit together."""
+        check_receipts(receipts, intent.chunk_segments, segments)
+        _check_duration(duration)
+        checks.check_metadata(metadata or {})
+        about = (findings or {}) | ({"metadata": metadata} if metadata else {})
+        stamps = {key: stamp(data) for key, data in small.items()}
+        return documents.readable_fields(
+            self.header, "complete", intent, segments, float(duration), receipts, stamps, about, token
+        )
 
-    def _check_chunks(
+    def _remove_strays(self, video: str, generation: str, whole: tuple[Fields, Fields], present: set[str]) -> set[str]:
+        """Delete what a document will not name, of what is `present`; but what is read while it grows is returned."""
+        strays = present - documents.record(self.header, whole[0] | whole[1]).keys()
+        grown = {key for key in strays if is_superseded(key, generation)}
+        self.objects.delete(self._key(video, key) for key in strays - grown)
+        return grown
+
+    def _finish(
         self,
         video: str,
+        token: str,
         receipts: Sequence[ChunkReceipt],
-        versions: Mapping[ChunkReceipt, str],
-        present: Sequence[Entry],
-        others: Collection[str],
-    ) -> None:
-        """Compare chunks with their receipts, and delete what is neither one nor of `others`, and no leftover.
+        whole: tuple[Fields, Fields],
+        *seen: bytes | None,
+    ) -> VideoInfo:
+        """Swap in the document of a complete video, and drop what is not read any more."""
 
-        `versions`: of when a chunk was written, where known. One that nobody has written since is believed unread.
-        """
-        now = {entry.key: entry.version for entry in present}
-        keys = {self._key(video, chunk_key(receipt.index)): receipt for receipt in receipts}
-        doubtful = [r for key, r in keys.items() if r not in versions or now.get(key) != versions[r]]
-        found = self.objects.map(lambda r: self.stamp(video, chunk_key(r.index)), doubtful)
-        for receipt, seen in zip(doubtful, found, strict=True):
-            self._compare(video, chunk_key(receipt.index), Stamp(receipt.length, receipt.crc32c), seen)
-        kept = keys.keys() | {self._key(video, key) for key in others}
-        self.objects.delete(key for key in now if key not in kept and not is_leftover(key))
+        def change(fields: Fields | None) -> tuple[Fields, Fields] | None:
+            self._expect(video, fields, token)
+            assert fields is not None
+            if fields["status"] == "complete" and "begun" not in fields and _receipts(fields) == receipts:
+                return None
+            return whole
 
-    def _is_current(self, video: str, token: str, *statuses: str) -> Callable[[], bool]:
-        """A guard: is the video still of intent `token`, and of one of `statuses` where any are named?"""
-
-        def is_current() -> bool:
-            fields = self._current(video, token)
-            return fields is not None and (not statuses or fields["status"] in statuses)
-
-        return is_current
+        replaced, info = self._change(video, change, *seen)
+        self._drop_readable(video, replaced, but=generation_of(token))
+        return info
 
     def fail(self, video: str, reason: str, *, source: str = "", size: int = 0, mtime_ns: int = 0) -> VideoInfo:
         """Record that a video cannot be had, and why; its chunks are dropped."""
         self._check_writable()
         fields = {"status": "failed", "reason": reason, "source": source, "size": size, "mtime_ns": mtime_ns}
-        return documents.video_info(video, fields, self.discard(video, fields))
-
-    def redo(self, video: str) -> None:
-        """Drop all objects of a video, and begin the same anew. Raises `VideoNotFoundError`, `CorruptionError`."""
-        fields, _ = self.document(video)
-        begun: Fields = {name: fields[name] for name in ("token", "intent") if name in fields}
-        self.discard(video, {"status": "partial", **begun})
+        return self.discard(video, fields)
 
     def record_source(self, video: str, source: str, size: int, mtime_ns: int) -> None:
         """Record where a video's file lies by now, and its size and time. Its content must be the same.
 
-        Nothing happens where the video is gone, or another writes its document meanwhile. Raises `CorruptionError`.
+        Nothing happens where the video is gone. Raises `CorruptionError`.
         """
-        self._check_writable()
-        key = self._key(video, DOCUMENT)
-        data = self.objects.get(key)
-        if data is not None and self.parse(video, data):
-            moved = documents.with_source(data, source, size, mtime_ns)
-            self.objects.put(key, moved, guard=lambda: self.objects.get(key) == data)
+
+        def change(summary: Fields) -> None:
+            summary.get("intent", summary).update(source=source, size=size, mtime_ns=mtime_ns)
+
+        self._amend(video, change)
+
+    def record_metadata(self, video: str, metadata: Fields) -> None:
+        """Record what a manifest says of a readable video by now. Raises `InputError`, `CorruptionError`."""
+        checks.check_metadata(metadata)
+
+        def change(summary: Fields) -> None:
+            if summary["status"] in READABLE:
+                summary.pop("metadata", None)
+                summary.update({"metadata": metadata} if metadata else {})
+
+        self._amend(video, change)
 
     def copy(
-        self, video: str, new: str, source: str, size: int, mtime_ns: int, origin: "Store | None" = None
+        self,
+        video: str,
+        new: str,
+        source: str,
+        size: int,
+        mtime_ns: int,
+        metadata: Fields | None = None,
+        origin: GenerationStore | None = None,
     ) -> VideoInfo:
         """Make the video `new`, whose file at `source` has the content of the complete `video`, of that one's chunks.
 
@@ -243,102 +338,132 @@ class Store(StoreReader):
         `CorruptionError` where `video` is damaged.
         """
         origin = origin or self
-        fields = origin._complete_document(video)
-        moved = {"source": source, "size": size, "mtime_ns": mtime_ns}
-        intent = Intent.from_dict(fields["intent"] | moved)
+        fields = origin.readable(video)
+        intent = Intent.from_dict(fields["intent"] | {"source": source, "size": size, "mtime_ns": mtime_ns})
         times = origin.timestamps(video)
-        receipts = origin._sound_chunks(video, fields)
-        if receipts is None:
-            raise CorruptionError(f"video {video!r} in {origin.url} is damaged: `voco verify` tells where")
-        missing = [receipts[index] for index in receipts.keys() - self.begin(new, intent).keys()]
-
-        def is_wanted() -> bool:
-            return self._current(new, intent.token) is not None
-
-        def copy(receipt: ChunkReceipt) -> None:
-            data = origin.objects.get(self._key(video, chunk_key(receipt.index))) or b""
-            self.objects.put(self._key(new, chunk_key(receipt.index)), data, guard=is_wanted)
-
-        for _ in self.objects.map(copy, missing):
-            pass  # `complete` checks what was written
+        if fields["status"] != "complete" or not origin.is_sound(video, fields):
+            raise CorruptionError(f"video {video!r} in {origin.url} is damaged or grows: `voco verify` tells where")
+        stored = self.begin(new, intent)
+        missing = [index for index in range(len(documents.stamps_of(fields))) if index not in stored]
+        copied = self.objects.map(
+            lambda index: self.copy_chunk(origin, video, fields, index, new, intent.token), missing
+        )
+        receipts = [*stored.values(), *copied]
         findings = documents.video_info(video, fields, 0).findings
-        return self.complete(new, intent.token, list(receipts.values()), times, fields["duration"], findings)
+        return self.complete(new, intent.token, receipts, times, fields["duration"], findings, metadata)
 
-    def discard(self, video: str, fields: Fields | None = None) -> int:
-        """Drop all objects of a video but its document, which from then on says `fields` (by default: none of it).
-
-        Returns the length of that document in bytes.
-        """
+    def discard(self, video: str, fields: Fields | None = None) -> VideoInfo:
+        """Drop all objects of a video but its document, which from then on says `fields` (by default: none of it)."""
         self._check_writable()
-        length = self._put_document(video, fields or {"status": "partial", "reason": "discarded"})
+        said: Fields = fields or {"status": "partial", "reason": "discarded"}
+        _, info = self._change(video, lambda _: (said, {}))
         keys = [entry.key for entry in self.objects.walk(self._key(video))]
         # A temporary file may belong to a writer that still lives; it will find its intent gone.
         self.objects.delete(key for key in keys if key != self._key(video, DOCUMENT) and "/.tmp-" not in key)
-        return length
+        return info
 
-    def _is_plain(self, video: str) -> bool:
-        """Are there only files and folders in a video's group?"""
-        return all(entry.kind == PLAIN for entry in self.objects.walk(self._key(video)))
+    def forget_begun(self, video: str) -> None:
+        """Give up what is being made of a readable video. Raises `CorruptionError`."""
+        self._amend(video, lambda summary: summary.pop("begun", None))
 
-    def _current(self, video: str, token: str) -> Fields | None:
-        """A video's document if it is sound and of intent `token`."""
-        return self._look(video, token)[0]
+    def remove_document(self, video: str) -> None:
+        """Delete the document of a video whose objects were discarded, unless somebody began it anew."""
+        key = self._key(video, DOCUMENT)
+        data = self.objects.get(key)
+        fields = self._sound(data, video)
+        if fields is None or (fields["status"] == "partial" and "intent" not in fields):
+            catalog.mark(self.objects, video)
+            self.objects.replace(key, data, None)
 
-    def _look(self, video: str, token: str) -> tuple[Fields | None, bool]:
-        """`_current`, and whether there is any document."""
-        try:
-            data = self.objects.get(self._key(video, DOCUMENT))
-            fields = None if data is None else self.parse(video, data)
-        except (CorruptionError, StoreMismatchError):
-            return None, True
-        return fields if fields is not None and fields.get("token") == token else None, data is not None
+    def _withdraw(self, video: str, token: str, keys: Iterable[str]) -> bool:
+        """Delete what was written for an intent that is no longer the video's; False where it is."""
+        fields = self._current(video)
+        if fields is not None and token in (_wanted_token(fields), fields.get("token")):
+            return False
+        self.objects.delete(self._key(video, placed(generation_of(token), key)) for key in keys)
+        return True
 
-    def _expect_intent(self, video: str, token: str) -> Fields:
-        fields = self._current(video, token)
-        if fields is None:
-            raise self._begun_again(video, token)
-        return fields
+    # Documents
 
-    def _begun_again(self, video: str, token: str) -> StoreMismatchError:
-        return StoreMismatchError(
-            f"video {video!r} in {self.url} was begun again with another source or other settings: expected intent"
-            f" {token[:12]}; run the ingest again"
-        )
+    def _change(self, video: str, change: Change, *seen: bytes | None) -> tuple[Fields | None, VideoInfo]:
+        """Replace a video's document by what `change` makes of it, as nobody else has changed it since.
 
-    def _put_document(self, video: str, fields: Fields) -> int:
-        """Replace a video's document; its length in bytes."""
-        data = documents.seal_video(self.identity, video, fields)
-        self.objects.put(self._key(video, DOCUMENT), data)
-        return len(data)
+        What it said, None where it was none that is sound, and its row now; `change` returns None to leave it. `seen`:
+        the document, where somebody has just read it.
+        """
+        key, known = self._key(video, DOCUMENT), list(seen)
+        while True:
+            try:
+                data = known.pop() if known else self.objects.get(key)
+            except CorruptionError:  # a link or the like
+                self.objects.delete([key])
+                continue
+            fields = self._sound(data, video)
+            new = change(fields)
+            if new is None:
+                assert fields is not None, "what is not there cannot be left as it is"
+                return fields, documents.video_info(video, fields, len(data or b""))
+            catalog.mark(self.objects, video)
+            document = documents.seal_video(self.identity, video, *new)
+            if self.objects.replace(key, data, document):
+                return fields, documents.video_info(video, new[0], len(document))
+
+    def _amend(self, video: str, change: Callable[[Fields], object]) -> None:
+        """Change the summary of a video's document. Raises `CorruptionError`."""
+        self._check_writable()
+        key = self._key(video, DOCUMENT)
+        while (data := self.objects.get(key)) is not None and self.parse(video, data):
+            catalog.mark(self.objects, video)
+            if self.objects.replace(key, data, documents.changed(data, change)):
+                return
+
+    def _expect(self, video: str, fields: Fields | None, token: str) -> None:
+        """Raises `StoreMismatchError` where a video's intent is no longer `token`."""
+        if fields is None or _wanted_token(fields) != token:
+            raise StoreMismatchError(
+                f"video {video!r} in {self.url} was begun again with another source or other settings: expected intent"
+                f" {token[:12]}; run the ingest again"
+            )
+
+    def _expected_intent(self, video: str, token: str) -> Intent:
+        fields = self._current(video)
+        self._expect(video, fields, token)
+        assert fields is not None
+        return _intent_of(fields, token)
 
     def _check_writable(self) -> None:
         if not self.writable:
             raise StoreError(f"store {self.url} is open for reading: open it with mode 'a' to write")
 
-    def _stored_chunks(self, video: str, token: str) -> dict[int, ChunkReceipt]:
-        """Receipts of a partial video whose chunks are there and sound."""
-        receipts = [receipt for receipt, _ in self._receipts(token, self.objects.walk(self._key(video, "kv")))]
-        found = self.objects.map(lambda r: self.stamp(video, chunk_key(r.index)), receipts)
-        return {r.index: r for r, s in zip(receipts, found, strict=True) if s == (r.length, r.crc32c)}
+    def _check_version(self) -> None:
+        if self.version < FORMAT_VERSION:
+            raise StoreError(
+                f"store {self.url} has format version {self.version}, in which nothing is written any more:"
+                f" `voco upgrade {self.url}` brings it to {FORMAT_VERSION}"
+            )
 
-    def _receipts(self, token: str, entries: Sequence[Entry]) -> list[tuple[ChunkReceipt, str]]:
-        """The stored receipts of intent `token` among `entries`, each with its chunk's version."""
-        keys = [entry.key for entry in entries if entry.key.endswith(".json")]
-        found = [documents.unseal(RECEIPT, data or b"") for data in self.objects.map(self.objects.get, keys)]
-        return [
-            (ChunkReceipt.from_dict(f), f["version"])
-            for f in found
-            if f and checks.is_receipt(f) and f["token"] == token
-        ]
 
-    def _sound_chunks(self, video: str, fields: Fields) -> dict[int, ChunkReceipt] | None:
-        """Receipts of a complete video; None if any of its objects changed."""
-        expected = documents.record(fields)
-        found = self.objects.map(lambda key: self.stamp(video, key), [*expected])
-        if list(found) != list(expected.values()):
-            return None
-        length, left = fields["intent"]["chunk_segments"], fields["segments"]
-        return {
-            index: ChunkReceipt(index=index, segments=min(length, left - index * length), **chunk._asdict())
-            for index, chunk in enumerate(documents.chunk_stamps(fields))
-        }
+def _wanted_token(fields: Fields) -> str | None:
+    """The token of the intent that a video's chunks are taken of: of what is being made, else of what is there."""
+    if (begun := documents.begun_of(fields)) is not None:
+        return begun[0]
+    return fields["token"] if fields["status"] in READABLE else None
+
+
+def _intent_of(fields: Fields, token: str) -> Intent:
+    begun = documents.begun_of(fields)
+    return begun[1] if begun is not None and begun[0] == token else Intent.from_dict(fields["intent"])
+
+
+def _receipts(fields: Fields) -> list[ChunkReceipt]:
+    """Receipts of a readable video's chunks."""
+    vectors = [each.crc32c for each in documents.stamps_of(fields, "index")] if "index" in fields else None
+    return [
+        ChunkReceipt(index=index, **chunk._asdict(), vectors_crc32c=None if vectors is None else vectors[index])
+        for index, chunk in enumerate(documents.stamps_of(fields))
+    ]
+
+
+def _check_duration(duration: float) -> None:
+    if not (math.isfinite(duration) and duration >= 0):
+        raise InputError(f"duration {duration}: expected seconds")

@@ -9,12 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from vococache.errors import CorruptionError, InputError, StoreMismatchError, VoCoError
+from vococache.errors import InputError, StoreMismatchError, VoCoError
 from vococache.model.fingerprint import compressor_fingerprint, compute_dtype
 from vococache.model.images import FrameGeometry
 from vococache.model.voco import VoCoModel
 from vococache.storage import ChunkReceipt, Store, StoreHeader, VideoInfo, open_store
 from vococache.storage.format import max_chunk_segments
+from vococache.storage.index import keys_index
 from vococache.workers.caches import compress_frames, micro_batch
 from vococache.workers.compressor import Compressor
 from vococache.workers.rows import Row
@@ -43,6 +44,7 @@ def store_header(model: VoCoModel) -> StoreHeader:
         compression=config.compression,
         sampling=config.sampling,
         positions=config.max_positions - config.prefix_entries,
+        index=keys_index(config.layers, config.kv_heads, config.num_voco_tokens, config.head_dim),
     )
 
 
@@ -107,12 +109,10 @@ class CompressStage:
             return self._store.write_chunk(row.video, row.intent, row.index, kv), None
         assert row.end is not None
         assert row.timestamps is not None
-        try:
-            done = self._store.write_whole(
-                row.video, row.intent, kv, row.timestamps, row.end.duration, row.end.findings
-            )
-        except (CorruptionError, StoreMismatchError):  # another overwrote it, or began the video anew
-            done = None
+        end = row.end
+        done = self._store.write_whole(
+            row.video, row.intent, kv, row.timestamps, end.duration, end.findings, end.metadata
+        )
         return done or (None, None)
 
 

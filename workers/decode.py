@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from vococache.errors import VideoError
 from vococache.model.images import Frame, FrameGeometry
-from vococache.storage import Intent, Store, VideoInfo, open_store
+from vococache.storage import Intent, Store, open_store
 from vococache.storage.format import even_chunk_segments
 from vococache.workers.rows import End, Row, VideoTask
 from vococache.workers.video.process import DecodedFrames, DecoderName, DecoderProcess, Limits, available_decoders
@@ -50,7 +50,6 @@ class DecodeStage:
 
     def process(self, task: VideoTask) -> Iterator[Row]:
         """The rows of one video. A video that cannot be decoded costs one error row; a bad store raises."""
-        emitted = 0
         reasons: dict[str, str] = {}
         stat, digest = None if task.size is None else SourceStat(size=task.size, mtime_ns=task.mtime_ns), None
         try:
@@ -58,12 +57,12 @@ class DecodeStage:
                 stat, digest = local.stat, local.content_hash
                 known = self._known(task.video, local)
                 # First the decoder whose chunks the store has.
-                decoders = sorted(enumerate(available_decoders()), key=lambda n: known is None or n[1] != known.decoder)
+                decoders = sorted(
+                    enumerate(available_decoders()), key=lambda n: known is None or n[1] != known[0].decoder
+                )
                 for attempt, decoder in decoders:
                     try:
-                        for row in self._attempt(task, local, known, attempt, decoder, emitted):
-                            emitted += 1
-                            yield row
+                        yield from self._attempt(task, local, known, attempt, decoder)
                         return
                     except VideoError as error:
                         reasons[decoder] = str(error)
@@ -71,7 +70,6 @@ class DecodeStage:
             reasons["source"] = str(error)
             stat = stat or stat_source(task.source)
         end = End(
-            emitted=emitted,
             source=task.source,
             size=stat.size if stat else 0,
             mtime_ns=stat.mtime_ns if stat else 0,
@@ -79,22 +77,20 @@ class DecodeStage:
         )
         yield Row(video=task.video, end=end, error=joined(reasons))
 
-    def _known(self, video: str, local: LocalVideo) -> VideoInfo | None:
-        """What the store has begun or completed of the same content and sampling."""
-        known = self._store.find(video)
-        if known is None:
-            return None
-        same = (known.content_hash, known.sampling) == (local.content_hash, self.sampling.to_dict())
-        return known if same else None
+    def _known(self, video: str, local: LocalVideo) -> tuple[Intent, bool] | None:
+        """What the store has begun or completed of the same content and sampling, and whether it is complete."""
+        wanted = local.content_hash, self.sampling.to_dict()
+        return next(
+            ((i, done) for i, done in self._store.intents(video) if (i.content_hash, i.sampling) == wanted), None
+        )
 
     def _attempt(
         self,
         task: VideoTask,
         local: LocalVideo,
-        known: VideoInfo | None,
+        known: tuple[Intent, bool] | None,
         attempt: int,
         decoder: DecoderName,
-        emitted: int,
     ) -> Iterator[Row]:
         """The rows of one decoder's attempt, from the start of the video. Raises `VideoError`."""
         started = time.perf_counter()
@@ -105,7 +101,7 @@ class DecodeStage:
         if not ahead:
             raise VideoError("no frames")
         # Chunks of a file that was moved or touched since stay good: they belong to the intent as it was begun.
-        begun = known if known is not None and known.status == "partial" else None
+        begun = known[0] if known is not None and not known[1] else None
         intent = Intent(
             source=begun.source if begun else task.source,
             content_hash=local.content_hash,
@@ -124,12 +120,12 @@ class DecodeStage:
                     duration=frames.duration,
                     decoder=decoder,
                     chunks=index + 1,
-                    emitted=emitted + index + 1,
                     source=task.source,
                     size=local.stat.size,
                     mtime_ns=local.stat.mtime_ns,
                     content_hash=local.content_hash,
                     findings=frames.findings,
+                    metadata=task.metadata,
                 )
             receipt = stored.get(index)
             yield Row(

@@ -13,32 +13,34 @@ from vococache.storage import ChunkReceipt, VideoInfo
 class VideoTask:
     """One video to ingest. `source`: absolute path or fsspec URL.
 
-    `size` in bytes and `mtime_ns` of the file, as a listing told them; None where they are to be asked for.
+    `size` in bytes and `mtime_ns` of the file, as a listing told them; None where they are to be asked for. `metadata`:
+    what a manifest says of it.
     """
 
     video: str
     source: str
     size: int | None = None
     mtime_ns: int = 0
+    metadata: dict[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class End:
     """What is known when a video ends, well or badly.
 
-    `chunks` counts those of the attempt that succeeded, `emitted` the chunk rows of all attempts, so that a
-    reader can wait for stale ones. `size`, `mtime_ns` and `content_hash` describe the file, as far as it was read.
+    `chunks` counts those of the attempt that succeeded. `size`, `mtime_ns` and `content_hash` describe the file, as far
+    as it was read.
     """
 
     duration: float = 0.0
     decoder: str = ""
     chunks: int = 0
-    emitted: int = 0
     source: str = ""
     size: int = 0
     mtime_ns: int = 0
     content_hash: str | None = None
     findings: dict[str, Any] = field(default_factory=dict)  # `damage` and `discontinuities`, where there are any
+    metadata: dict[str, Any] = field(default_factory=dict)  # as in its task
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,5 +65,5 @@ class Row:
 
     @property
     def is_whole(self) -> bool:
-        """Is it all that there ever was of its video?"""
-        return self.end is not None and self.end.emitted == self.end.chunks == 1
+        """Is it all of its video?"""
+        return self.end is not None and self.end.chunks == 1

@@ -1,4 +1,4 @@
-"""`voco rm | relocate | gc | export | prune | merge`: changing a store."""
+"""`voco rm | relocate | gc | export | prune | merge | upgrade`: changing a store."""
 
 import json
 from dataclasses import asdict
@@ -186,6 +186,33 @@ def merge_command(store: str, other: str, as_json: bool) -> int:
     return EXIT_SOME_LEFT if found.left else 0
 
 
+@click.command("upgrade")
+@click.argument("store")
+@click.option(
+    "--layer", type=click.IntRange(0), help="Whose keys become the index, where STORE has none.  [default: 1]"
+)
+@json_option
+def upgrade_command(store: str, layer: int | None, as_json: bool) -> int:
+    """Bring STORE, made by an earlier release, to the current format, in place. Exit code 1: damaged videos were left.
+
+    Interrupted, it goes on when it is run again. Unfinished videos are dropped: the next ingest begins them anew.
+
+    \b
+    Example:
+      voco upgrade caches
+    """
+    from vococache.storage.upgrade import upgrade
+
+    found = upgrade(store) if layer is None else upgrade(store, layer)
+    if as_json:
+        click.echo(json.dumps(asdict(found)))
+    else:
+        for video, why in found.left.items():
+            say(f"left: {video}: {why}", err=True)
+        say(f"{len(found.done)} videos rewritten")
+    return EXIT_SOME_LEFT if found.left else 0
+
+
 COMMANDS = (
-    rm_command, relocate_command, gc_command, export_command, prune_command, merge_command,
+    rm_command, relocate_command, gc_command, export_command, prune_command, merge_command, upgrade_command,
 )  # fmt: skip

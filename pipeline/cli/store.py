@@ -7,6 +7,7 @@ from typing import Any, TextIO
 
 import click
 
+from vococache.errors import InputError
 from vococache.pipeline.cli.terminal import escaped, say
 from vococache.pipeline.selection import STATUSES, select
 
@@ -36,33 +37,63 @@ def describe_findings(findings: dict[str, Any]) -> str:
     return "; ".join(lost + ([f"its clock jumps {jumps} times"] if jumps else []))
 
 
+def conditions(where: Sequence[str]) -> dict[str, str]:
+    """Names and values of `--where`. Raises `InputError`."""
+    found = {}
+    for text in where:
+        name, equals, found[name] = text.partition("=")
+        if not (name and equals):
+            raise InputError(f"--where {text!r}: expected KEY=VALUE")
+    return found
+
+
+def meets(metadata: dict[str, Any] | None, wanted: dict[str, str]) -> bool:
+    """Does a video's metadata have these values, as texts?"""
+    return all(name in (metadata or {}) and as_text((metadata or {})[name]) == value for name, value in wanted.items())
+
+
+def as_text(value: Any) -> str:
+    """A value of metadata as JSON has it, texts as they are."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def told(metadata: dict[str, Any] | None) -> str:
+    """Metadata for people."""
+    return ", ".join(f"{name}={as_text(value)}" for name, value in (metadata or {}).items())
+
+
 @click.command("ls")
 @click.argument("store")
 @status_option
+@click.option("--where", multiple=True, metavar="KEY=VALUE", help="Only videos with this metadata. Repeatable.")
 @click.option(
     "--sort", type=click.Choice(SORTS), default="id", show_default=True, help="Sort order; numbers largest first."
 )
 @json_option
-def ls_command(store: str, status: str | None, sort: str, as_json: bool) -> int:
+def ls_command(store: str, status: str | None, where: tuple[str, ...], sort: str, as_json: bool) -> int:
     """List the videos of STORE.
 
     \b
     Example:
       voco ls caches
       voco ls caches --status failed
+      voco ls caches --where course=physics --where year=2024
       voco ls caches --sort bytes
       voco ls caches --json | jq '.[] | select(.status == "failed") | .id'
     """
     from vococache.storage import open_store
 
-    infos = [info for info in open_store(store).list() if status in (None, info.status)]
+    wanted = conditions(where)
+    infos = [i for i in open_store(store).list() if status in (None, i.status) and meets(i.metadata, wanted)]
     if sort == "status":
         infos.sort(key=lambda info: info.status)
     elif sort != "id":
         infos.sort(key=lambda info: getattr(info, sort) or 0, reverse=True)
     if as_json:
         fields = ("id", "status", "reason", "decoder", "segments", "duration", "source", "bytes")
-        click.echo(json.dumps([{name: getattr(info, name) for name in fields} | info.findings for info in infos]))
+        rows = [{name: getattr(info, name) for name in fields} | info.findings for info in infos]
+        said = [{"metadata": info.metadata} if info.metadata else {} for info in infos]
+        click.echo(json.dumps([row | more for row, more in zip(rows, said, strict=True)]))
         return 0
     table(
         [
@@ -72,7 +103,7 @@ def ls_command(store: str, status: str | None, sort: str, as_json: bool) -> int:
                 f"{info.segments} segments",
                 "" if info.duration is None else f"{info.duration:.1f} s",
                 f"{info.bytes:,} bytes",
-                info.reason or describe_findings(info.findings),
+                "; ".join(filter(None, (info.reason or describe_findings(info.findings), told(info.metadata)))),
             )
             for info in infos
         ]
@@ -101,8 +132,8 @@ def info_command(store: str, video: str | None, as_json: bool) -> int:
         facts = info.to_dict() | {"payload_bytes": info.payload_bytes}
     else:
         infos = opened.list()
-        done = [info for info in infos if info.status == "complete"]
-        counts = {status: sum(info.status == status for info in infos) for status in ("complete", "failed", "partial")}
+        done = [info for info in infos if info.status in ("complete", "growing")]
+        counts = {status: sum(info.status == status for info in infos) for status in STATUSES}
         facts = opened.header.to_dict() | {
             **counts,
             "segments": sum(info.segments for info in done),

@@ -126,7 +126,9 @@ class Job:
             verdict, stat = judgement.verdict, judgement.stat
             if verdict is SourceState.WORK or (verdict is SourceState.EQUAL and not self._copy(source, judgement)):
                 size, mtime_ns = (None, 0) if stat is None else (stat.size, stat.mtime_ns)
-                yield VideoTask(video=source.video, source=source.location, size=size, mtime_ns=mtime_ns)
+                yield VideoTask(
+                    video=source.video, source=source.location, size=size, mtime_ns=mtime_ns, metadata=source.metadata
+                )
             else:
                 self._needless += 1
                 self._settle(source, judgement)
@@ -137,6 +139,8 @@ class Job:
         if verdict is SourceState.UP_TO_DATE:
             if judgement.moved and judgement.stat is not None:
                 self.store.record_source(video, source.location, judgement.stat.size, judgement.stat.mtime_ns)
+            if judgement.described:
+                self.store.record_metadata(video, source.metadata)
             self.report.up_to_date.append(video)
             self._tell(Event(event="up to date", video=video, stage="plan"))
         elif verdict in (SourceState.FAILED_BEFORE, SourceState.MISSING):
@@ -153,7 +157,12 @@ class Job:
         assert judgement.stat is not None
         try:
             info = self.store.copy(
-                judgement.of, source.video, source.location, judgement.stat.size, judgement.stat.mtime_ns
+                judgement.of,
+                source.video,
+                source.location,
+                judgement.stat.size,
+                judgement.stat.mtime_ns,
+                source.metadata,
             )
         except CorruptionError:
             return False
@@ -193,7 +202,8 @@ class Job:
 
     def _note_row(self, collector: Collector, row: Row) -> None:
         if row.receipt is not None:
-            facts = {"chunk": row.index, "segments": row.receipt.segments, "seconds": row.seconds}
+            segments = 0 if row.timestamps is None else len(row.timestamps)
+            facts = {"chunk": row.index, "segments": segments, "seconds": row.seconds}
             self._tell(Event(event="stored", video=row.video, stage="store", facts=facts))
         info = collector.add(row)
         if info is not None:

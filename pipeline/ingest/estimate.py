@@ -108,7 +108,7 @@ def estimate(videos: str | Sequence[str], store: str, **options: Any) -> IngestE
                 each = seconds_per_segment(decoder, location, name, sampling, loaded, header)
                 result.seconds = each * result.segments / (os.cpu_count() or 1)
                 break
-    result.bytes = result.segments * header.stored_segment_bytes
+    result.bytes = result.segments * (header.stored_segment_bytes + header.index_segment_bytes)
     result.segment_flops = compress_flops(loaded.config).total
     if sampling.fps is not None:
         result.hour_bytes, result.context_hours = by_the_hour(header, sampling.fps)
@@ -119,7 +119,7 @@ def by_the_hour(header: "StoreHeader", fps: float) -> tuple[int, float]:
     """Bytes of caches for an hour of video at `fps`, and the hours that fit into the model's context."""
     segments = math.ceil(SECONDS_AN_HOUR * fps / header.frames_per_segment)
     hours = (header.positions or 0) // header.tokens * header.frames_per_segment / fps / SECONDS_AN_HOUR
-    return segments * header.stored_segment_bytes, hours
+    return segments * (header.stored_segment_bytes + header.index_segment_bytes), hours
 
 
 def seconds_per_segment(

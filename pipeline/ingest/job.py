@@ -58,7 +58,8 @@ def ingest_sources(
 ) -> IngestReport:
     """Compress `sources` into the store that `report` names, and fill the report.
 
-    `redo`: make videos again that the store holds complete, as where their chunks are damaged. Otherwise as `ingest`.
+    `redo`: make videos again that the store holds complete, as where their chunks are damaged: of these, what is
+    sound is kept. Otherwise as `ingest`.
     """
     place, address, device = absolute(report.store), options.address, options.device
     if Path(options.model).is_dir():  # the actors have working directories of their own
@@ -81,11 +82,8 @@ def ingest_sources(
         else:
             sampling = FrameSampling.chosen(options.fps, options.num_frames, opened.header.sampling)
             compressor = replace(compressor, dtype=opened.header.compute_dtype)
-        if redo:
-            for video in sorted({source.video for source in sources} & set(opened.ids())):
-                opened.redo(video)
         job = Job(report, opened, len(sources), options.stall_after, on_progress, on_event)
-        work = job.work(options.planner(sampling).judge(sources, opened))
+        work = job.work(options.planner(sampling, redo=redo).judge(sources, opened))
         telling.enter_context(job.progress_told())
         first = next(work, None)
         if first is not None:  # else Ray, and mostly the model, are not even imported

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vococache.errors import InputError
+from vococache.storage.checks import metadata_flaw
 from vococache.storage.objects import describe, redact
 from vococache.workers.video.source import file_system, is_url
 
@@ -20,9 +21,9 @@ Row = tuple[int, dict[str, Any]]  # its number, and its fields
 
 @dataclass(slots=True)
 class Manifest:
-    """The videos of a manifest: (location, id or None) of each. `extra`: names of fields that nothing is made of."""
+    """The videos of a manifest: (location, id or None, metadata) of each. `extra`: fields of which nothing is made."""
 
-    videos: list[tuple[str, str | None]] = field(default_factory=list)
+    videos: list[tuple[str, str | None, dict[str, Any]]] = field(default_factory=list)
     extra: set[str] = field(default_factory=set)
 
 
@@ -34,7 +35,8 @@ def is_manifest(text: str) -> bool:
 def read_manifest(manifest: str) -> Manifest:
     """The videos that a manifest at a path or URL names; relative paths are relative to it.
 
-    Tables and objects have a field `path` (or `video`) and may have an `id`. Raises `InputError`, which says where.
+    Tables and objects have a field `path` (or `video`) and may have an `id`; other texts and numbers that are not long
+    are metadata. Raises `InputError`, which says where.
     """
     found, name = Manifest(), redact(manifest)
     for number, row in manifest_rows(manifest):
@@ -46,8 +48,14 @@ def read_manifest(manifest: str) -> Manifest:
         video = row.get("id")
         if not isinstance(video, str | int | None) or isinstance(video, bool):
             raise InputError(f"manifest {name}, line {number}: expected text in 'id', found {video!r:.80}")
-        found.videos.append((_beside(manifest, location), None if video in (None, "") else str(video)))
-        found.extra.update(row.keys() - {*PATHS, "id"})
+        others = {name: value for name, value in row.items() if name not in (*PATHS, "id")}
+        metadata = {
+            name: value for name, value in others.items() if value != "" and metadata_flaw({name: value}) is None
+        }
+        if (flaw := metadata_flaw(metadata)) is not None:
+            raise InputError(f"manifest {name}, line {number}: {flaw}")
+        found.videos.append((_beside(manifest, location), None if video in (None, "") else str(video), metadata))
+        found.extra.update(name for name in others.keys() - metadata.keys() if others[name] not in ("", None))
     if not found.videos:
         raise InputError(f"manifest {name} names no video")
     return found

@@ -74,9 +74,9 @@ class IngestOptions:
         given = {"max_pixels": self.max_pixels, "max_damage": self.max_damage}
         return Limits(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
 
-    def planner(self, sampling: FrameSampling) -> Planner:
-        """How sources are judged that are sampled so."""
+    def planner(self, sampling: FrameSampling, *, redo: bool = False) -> Planner:
+        """How sources are judged that are sampled so. `redo`: as work, whatever the store holds of them."""
         return Planner(
             sampling=sampling, overwrite=self.overwrite, check_content=self.check_content,
-            retry_failed=self.retry_failed, reuse=self.reuse, local=self.address is None,
+            retry_failed=self.retry_failed, reuse=self.reuse, redo=redo, local=self.address is None,
         )  # fmt: skip

@@ -1,7 +1,7 @@
 """The driver's half of ingest: receipts come in, in any order; a video is completed when all of it is there."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -62,31 +62,35 @@ class Collector:
             video.end = row
         if row.timestamps is not None:
             if row.receipt is not None and (row.attempt, row.index) not in video.receipts:
-                self.open_segments += row.receipt.segments
+                self.open_segments += len(row.timestamps)
             video.receipts[row.attempt, row.index] = row.receipt
             video.timestamps[row.attempt, row.index] = row.timestamps
-        # Chunks of an abandoned attempt are waited for too: until they are in, one could still be written.
-        if video.end is None or video.end.end is None or len(video.receipts) < video.end.end.emitted:
+        if video.end is None or video.end.end is None:
             return None
-        return self._complete(row.video, video, video.end, video.end.end)
+        keys = [(video.end.attempt, index) for index in range(video.end.end.chunks)]
+        if not video.receipts.keys() >= set(keys):
+            return None
+        return self._complete(row.video, video, video.end, video.end.end, keys)
 
-    def _complete(self, name: str, video: _OpenVideo, row: Row, end: End) -> VideoInfo | None:
-        keys = [(row.attempt, index) for index in range(end.chunks)]
+    def _complete(
+        self, name: str, video: _OpenVideo, row: Row, end: End, keys: Sequence[tuple[int, int]]
+    ) -> VideoInfo | None:
         receipts = [receipt for key in keys if (receipt := video.receipts.get(key)) is not None]
         if len(receipts) == len(keys):
             times = np.concatenate([video.timestamps[key] for key in keys])
             try:
-                info = self._store.complete(name, row.intent, receipts, times, end.duration, end.findings)
+                info = self._store.complete(name, row.intent, receipts, times, end.duration, end.findings, end.metadata)
                 return self._settle(name, info)
             except (CorruptionError, StoreMismatchError):
-                pass  # another run or attempt overwrote a chunk, or began the video anew
+                pass  # another run removed a chunk, or began the video anew
         self._forget(name)
         return None
 
     def _failed(self, name: str, reason: str, end: End | None) -> VideoInfo:
         """Record a failure. But a complete video goes only with a content that is known to be another."""
         known = self._store.find(name)
-        if known and known.status == "complete" and (end is None or end.content_hash in (None, known.content_hash)):
+        same = known is not None and (end is None or end.content_hash in (None, known.content_hash))
+        if known is not None and same and known.status in ("complete", "growing"):
             return replace(known, status="failed", reason=f"{reason} (the cache that the store holds is kept)")
         origin = end or (
             known if known and known.source else None
@@ -104,4 +108,4 @@ class Collector:
 
     def _forget(self, name: str) -> None:
         video = self._open.pop(name, _OpenVideo())
-        self.open_segments -= sum(receipt.segments for receipt in video.receipts.values() if receipt)
+        self.open_segments -= sum(len(video.timestamps[key]) for key, receipt in video.receipts.items() if receipt)

@@ -37,14 +37,16 @@ class SourceState(Enum):
 class Decision(NamedTuple):
     """A verdict, why where nothing is done, and the file's size and time as far as they were looked at.
 
-    `moved`: of what is up to date, that the store has another place, size or time on record. `unknown`: of a file that
-    is missing, that the store holds nothing of it. `of`: the id of the video that has the same content.
+    Of what is up to date, `moved`: the store has another place, size or time on record, and `described`: a manifest
+    says something else of it than the store does. `unknown`: of a file that is missing, that the store holds nothing of
+    it. `of`: the id of the video that has the same content.
     """
 
     verdict: SourceState
     reason: str = ""
     stat: SourceStat | None = None
     moved: bool = False
+    described: bool = False
     unknown: bool = False
     of: str = ""
 
@@ -58,6 +60,7 @@ class Planner:
     check_content: bool = False
     retry_failed: bool = False
     reuse: bool = False
+    redo: bool = False
     local: bool = False  # are files read here, so that one that is missing here is missing?
 
     def judge(self, sources: Iterable[Source], store: Store) -> Iterator[tuple[Source, Decision]]:
@@ -68,7 +71,10 @@ class Planner:
         equal = _Equal(store, self.sampling) if self.reuse else None
 
         def judge(source: Source) -> tuple[Source, Decision]:
-            found = self._judge(source, store.find(source.video), store)
+            known = store.find(source.video)
+            found = self._judge(source, known, store)
+            if found.verdict is SourceState.UP_TO_DATE and known and source.metadata:
+                found = found._replace(described=source.metadata != known.metadata)
             if equal is not None and found.verdict is SourceState.WORK:
                 found = equal.judge(source, found)
             return source, found
@@ -93,8 +99,11 @@ class Planner:
         if known is None and is_url(source.location):  # whoever decodes it looks at it
             return Decision(SourceState.WORK, stat=source.stat)
         stat = source.stat or stat_source(source.location)
-        if known is None or known.status == "partial":
+        if known is None or known.status == "partial" or self.redo:
             return self._missing(source, stat, known) or Decision(SourceState.WORK, stat=stat)
+        if known.status == "growing":
+            reason = f"it grows, from {known.source}; `voco rm` takes it away where that has ended"
+            return Decision(SourceState.REFUSED, reason)
         if stat is None:  # gone, or out of reach
             if known.status == "failed":
                 return self._missing(source, stat, known) or Decision(SourceState.WORK)
@@ -107,6 +116,9 @@ class Planner:
             if self.retry_failed or not unchanged:
                 return Decision(SourceState.WORK, stat=stat)
             return Decision(SourceState.FAILED_BEFORE, f"{known.reason} (failed before; --retry-failed tries again)")
+        begun = known.begun
+        if begun is not None and (begun["source"], begun["sampling"]) == (source.location, self.sampling.to_dict()):
+            return Decision(SourceState.WORK, stat=stat)  # an ingest that was to make it anew did not come to its end
         if (self.check_content or not unchanged) and not _same_content(known, source, stat):
             if self.overwrite or known.source == source.location:  # edited since
                 return Decision(SourceState.WORK, stat=stat)

@@ -59,7 +59,7 @@ def repair(
             model=model or header.model, **json.loads(sampling), **as_made(header), dtype=header.compute_dtype,
             device=device, address=address,
         )  # fmt: skip
-        sources = [Source(info.id, info.source) for info in infos]
+        sources = [Source(info.id, info.source, metadata=info.metadata or {}) for info in infos]
         report = ingest_sources(sources, IngestReport(store=store), options, redo=True)
         found.done += report.done
         found.left |= report.failed | report.refused

@@ -4,7 +4,7 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -30,11 +30,15 @@ SYSTEM_FOLDERS = frozenset((
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One video: its id in the store, the absolute path or URL that it is read from, and what a listing said of it."""
+    """One video: its id in the store, the absolute path or URL that it is read from.
+
+    `stat`: what a listing said of it. `metadata`: what a manifest says.
+    """
 
     video: str
     location: str
     stat: SourceStat | None = None
+    metadata: dict[str, Any] = field(default_factory=dict, hash=False)
 
 
 class LeftOutFiles(Counter[str]):
@@ -60,13 +64,15 @@ def find_sources(inputs: Sequence[str], left_out: LeftOutFiles | None = None) ->
     named: dict[str, str] = {}
     found: list[str] = []
     stats: dict[str, SourceStat] = {}
+    about: dict[str, dict[str, Any]] = {}  # by id where a manifest gives one, else by location
     for text in inputs:
         if not is_manifest(text):
             found.extend(expand(text, left_out, stats))
             continue
         manifest = read_manifest(text)
         left_out.update(f"manifest field {name!r}" for name in manifest.extra)
-        for location, video in manifest.videos:
+        for location, video, metadata in manifest.videos:
+            about[location if video is None else safe_key(video)] = metadata
             if video is None:
                 found.append(location)
             elif named.setdefault(safe_key(video), location) != location:
@@ -75,7 +81,10 @@ def find_sources(inputs: Sequence[str], left_out: LeftOutFiles | None = None) ->
     unnamed = [location for location in dict.fromkeys(found) if location not in given]
     for video, location in give_ids(unnamed).items():
         claim(named, video, location)
-    return [Source(video, location, stats.get(location)) for video, location in sorted(named.items())]
+    return [
+        Source(video, location, stats.get(location), about.get(video) or about.get(location) or {})
+        for video, location in sorted(named.items())
+    ]
 
 
 def expand(text: str, left_out: LeftOutFiles, stats: dict[str, SourceStat]) -> Iterator[str]:

@@ -23,11 +23,11 @@ class PatientStage(decode.DecodeStage):
         for row in super().process(task):
             yield row
             if row.index == 3:
-                kv = Path(self.store_url) / "videos" / task.video / "kv"
+                videos = Path(self.store_url) / "videos"
                 deadline = time.monotonic() + PATIENCE_SECONDS
-                while not list(kv.glob("receipt.0.json")) and time.monotonic() < deadline:
+                while not list(videos.glob(f"{task.video}/index.*/c.0.*")) and time.monotonic() < deadline:
                     time.sleep(0.05)
-                found = "streamed" if list(kv.glob("receipt.0.json")) else "waited in vain"
+                found = "streamed" if list(videos.glob(f"{task.video}/index.*/c.0.*")) else "waited in vain"
                 Path(f"{self.store_url}.{found}").touch()
 
 

@@ -118,7 +118,7 @@ def test_a_node_that_dies_costs_time_alone(
     cluster = RayCluster([0, 1, 1], tmp_path, ray_folder)
     try:
         job = voco("ingest", long_video, "--store", "store", "--fps", FPS, "--address", cluster.address)
-        wait_for(lambda: list(tmp_path.glob("store/videos/long/kv/c.1.*")))
+        wait_for(lambda: list(tmp_path.glob("store/videos/long/index.*/c.1.*")))
         cluster.ask(f"kill {stage}")
         code, _, err = job.finish(timeout=280)
         assert (code, err) == (0, "")

@@ -22,9 +22,8 @@ def ingest(voco: Callable[..., Command], long_video: Path) -> Start:
 
 
 def stored(folder: Path) -> dict[str, int]:
-    """Chunks whose receipts are written, with their times of change."""
-    receipts = folder.glob("store/videos/long/kv/receipt.*.json")
-    chunks = [path.with_name(f"c.{path.name.split('.')[1]}.0.0.0.0.0") for path in receipts]
+    """Chunks that are stored, with their times of change."""
+    chunks = folder.glob("store/videos/long/kv.*/c.*")
     return {path.name: path.stat().st_mtime_ns for path in chunks}
 
 
@@ -99,8 +98,7 @@ def test_a_killed_driver_resumes_at_its_chunks(
     code, out, err = again.finish()
     assert (code, err) == (0, "")
     assert contents(str(tmp_path / "store")) == long_content
-    written = {name: (tmp_path / "store/videos/long/kv" / name).stat().st_mtime_ns for name in kept}
-    assert written == kept, "the stored chunks are not written again"
+    assert stored(tmp_path).items() >= kept.items(), "the stored chunks are not written again"
 
 
 @pytest.mark.parametrize("how", ENDINGS)

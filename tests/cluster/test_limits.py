@@ -68,7 +68,7 @@ def test_a_store_that_turns_read_only(
     store = small_disk / "store"
     command = ("ingest", long_video, "--store", store, "--fps", FPS)
     job = voco(*command)
-    wait_for(lambda: len(list(store.rglob("receipt.*"))) >= 2)
+    wait_for(lambda: len(list(store.rglob("index.*/c.*"))) >= 2)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     code, _, err = job.finish()
     assert code == 2

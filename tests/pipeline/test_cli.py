@@ -112,6 +112,41 @@ def test_ls_json_is_the_contract(voco: Voco, store: Path) -> None:
     assert text["reason"]
 
 
+def test_ls_where(voco: Voco, store: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(store, tmp_path / "own"))
+    opened = open_store(str(own), "a")
+    opened.record_metadata("plain", {"course": "art = \x1b", "year": 2024, "live": True})
+    opened.record_metadata("offset", {"year": "2024"})
+
+    def found(*where: str) -> list[str]:
+        rows = voco("ls", own, "--json", *(f"--where={each}" for each in where)).json
+        assert isinstance(rows, list)
+        return [row["id"] for row in rows]
+
+    assert found("year=2024") == ["offset", "plain"]
+    assert found("year=2024", "live=true") == ["plain"]
+    assert found("course=art = \x1b") == ["plain"]
+    assert found("colour=") == found("year=2025") == []
+    (row,) = json.loads(voco("ls", own, "--json", "--where", "live=true").out)
+    assert row["metadata"] == {"course": "art = \x1b", "year": 2024, "live": True}
+    assert "course=art = \\x1b, year=2024, live=true" in voco("ls", own).out
+    refused = voco("ls", own, "--where", "year")
+    assert (refused.code, refused.err) == (2, "voco: error: --where 'year': expected KEY=VALUE\n")
+
+
+def test_upgrade(voco: Voco, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(Path(__file__).parents[1] / "storage/data/v1", tmp_path / "own"))
+    assert voco("upgrade", own, "--layer", "0", "--json").json == {"done": ["clip", "second clip"], "left": {}}
+    assert open_store(str(own)).header.index == {"kind": "keys", "layer": 0, "shape": [2, 1, 4]}
+    next(own.glob("videos/clip/kv.*/c.0.*")).unlink()
+    assert voco("upgrade", own).out == "0 videos rewritten\n"
+    old = Path(shutil.copytree(Path(__file__).parents[1] / "storage/data/v2", tmp_path / "old"))
+    (old / "videos/clip/kv/c.0.0.0.0.0.0").unlink()
+    left = voco("upgrade", old)
+    assert (left.code, left.out) == (1, "1 videos rewritten\n")
+    assert left.err.startswith("left: clip: ")
+
+
 def test_ask_json_is_the_contract(voco: Voco, store: Path) -> None:
     result = voco("ask", store, "plain", "What?", "Who?", "--start", 1, "--end", 3, "--max-new-tokens", 3, "--json")
     assert result.code == 0
@@ -173,7 +208,8 @@ def test_a_dry_run_tells_and_does_nothing(voco: Voco, clips: Path, tmp_path: Pat
     assert found["segment_flops"] > 1e6
     by_itself = voco("ingest", clips, "--store", tmp_path / "none", "--dry-run", "--json").json
     assert by_itself["segments"] == 17, "the embedded model was made for two frames a second"  # type: ignore[call-overload, index]
-    assert found["bytes"] == 17 * 6 * 2 * 6 * 4 * 32 * 4  # layers, keys and values, heads, tokens, head size, bytes
+    # Layers, keys and values, heads, tokens, head size, bytes; and the index, which is the keys of one layer.
+    assert found["bytes"] == 17 * (6 * 2 * 6 * 4 * 32 * 4 + 6 * 4 * 32 * 2)
     assert not (tmp_path / "none").exists()
 
 
@@ -242,7 +278,7 @@ def test_looking_after_a_store(voco: Voco, store: Path, tmp_path: Path) -> None:
     assert [row["id"] for row in json.loads(voco("ls", tmp_path / "other", "--json").out)] == ["plain"]
     assert voco("rm", own, "offset").code == 0
     assert voco("gc", own).code == 0
-    (chunk,) = own.rglob("plain/kv/c*")
+    (chunk,) = own.rglob("plain/kv.*/c*")
     data = bytearray(chunk.read_bytes())
     data[7] ^= 1
     chunk.write_bytes(data)
@@ -257,14 +293,15 @@ def test_repair(voco: Voco, clips: Path, tmp_path: Path, other_model: Path, loca
     sources = [shutil.copy(clips / name, tmp_path) for name in ("plain.mp4", "offset.mkv", "short.mkv")]
     own = tmp_path / "own"
     vococache.ingest([*map(str, sources)], str(own), fps=2, tokens=1)
+    open_store(str(own), "a").record_metadata("plain", {"year": 2024})
     before = {path: path.read_bytes() for path in own.rglob("*") if path.is_file()}
     for video in ("plain", "offset"):
-        (chunk,) = own.rglob(f"{video}/kv/c*")
+        (chunk,) = own.rglob(f"{video}/kv.*/c*")
         chunk.write_bytes(b"x" + chunk.read_bytes()[1:])
     (own / "videos/short/zarr.json").write_bytes(b"{}")
     (tmp_path / "offset.mkv").rename(tmp_path / "away.mkv")
 
-    stray = own / "videos/plain/kv/stray"
+    stray = next(own.glob("videos/plain/kv.*")) / "stray"
     stray.write_bytes(b"x")
     damaged = {path: path.read_bytes() for path in own.rglob("*") if path.is_file()}
     refused = voco("verify", own, "--repair", "--model", other_model)
@@ -355,7 +392,7 @@ def test_nothing_of_a_store_reaches_the_terminal_raw(voco: Voco, store: Path, tm
 def write_version(store: Path, version: int) -> None:
     """As a newer release would have written the store."""
     path = store / "zarr.json"
-    path.write_text(re.sub(r'("format_version":\s*)1', rf"\g<1>{version}", path.read_text()))
+    path.write_text(re.sub(r'("format_version":\s*)\d+', rf"\g<1>{version}", path.read_text()))
 
 
 BAD_INPUTS: dict[str, tuple[tuple[str, ...], str]] = {

@@ -63,7 +63,7 @@ def test_requests_a_clip_and_of_a_run_that_has_nothing_to_do(place: str, s3_requ
         for row in decode.process(task):
             infos += [collector.add(compress.process(row))]
         requests = s3_requests()
-        assert len(requests) <= 13, requests
+        assert len(requests) <= 14, requests
         assert [line for line in requests if line.startswith("HEAD")] == []
         assert sum(task.source.rpartition("/")[2] in line for line in requests) == 1, "one GET of the video"
     decode.close()

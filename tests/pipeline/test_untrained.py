@@ -66,13 +66,13 @@ def test_an_estimate_counts_what_the_ingest_did(store: Path, model: Path, clips:
         [str(clips / "plain.mp4")], str(tmp_path / "none"), model=str(model), compression="pool", segment_frames=4
     )
     header = open_store(store).header
-    assert (found.segments, found.bytes) == (3, 3 * header.segment_bytes)
-    assert found.hour_bytes == 1800 * header.segment_bytes
+    assert (found.segments, found.bytes) == (3, 3 * (header.segment_bytes + header.index_segment_bytes))
+    assert found.hour_bytes == 1800 * (header.segment_bytes + header.index_segment_bytes)
 
 
 def test_damage_is_repaired_as_the_store_was_made(store: Path) -> None:
     before = open_store(store).read("plain")
-    chunk = next(store.glob("videos/plain/kv/c*"))
+    chunk = next(store.glob("videos/plain/kv.*/c*"))
     chunk.write_bytes(chunk.read_bytes()[:-1] + b"\xff")
     problems = list(maintenance.verify(open_store(store)))
     assert problems

@@ -5,6 +5,8 @@ import numpy.typing as npt
 
 from vococache.errors import StoreMismatchError
 from vococache.storage import ChunkReceipt, Intent, Store, StoreHeader, VideoInfo
+from vococache.storage.format import generation_of, placed
+from vococache.storage.index import index_vectors, keys_index
 
 HEADER = StoreHeader(
     fingerprint="f" * 64,
@@ -20,6 +22,7 @@ HEADER = StoreHeader(
     prompt={"newline_ids": [13], "system": "A chat."},
     chunk_segments=4,
     micro_batch=2,
+    index=keys_index(layers=2, kv_heads=1, tokens=2, head_dim=4, layer=1),
 )
 
 
@@ -33,6 +36,20 @@ def intent(chunk_segments: int = 3, content: str = "a") -> Intent:
         decoder="decord",
         chunk_segments=chunk_segments,
     )
+
+
+def name(array: str, content: str = "a", chunk_segments: int = 3) -> str:
+    """What an array of a video of `intent(chunk_segments, content)` is called."""
+    return placed(generation_of(intent(chunk_segments, content).token), f"{array}/")[:-1]
+
+
+# What they are called in the video that `add` makes when nothing is said.
+KV, INDEX, TIMES = map(name, ("kv", "index", "timestamps"))
+
+
+def vectors(segments: int, seed: int = 0, header: StoreHeader = HEADER) -> npt.NDArray[np.float16] | None:
+    """What the store keeps as the index of `kv(segments, seed)`."""
+    return index_vectors(header, kv(segments, seed, header))
 
 
 def kv(segments: int, seed: int = 0, header: StoreHeader = HEADER) -> npt.NDArray[np.float16]:

@@ -8,11 +8,11 @@ from typing import Any
 import google_crc32c
 import numpy as np
 import pytest
-from tests.storage.samples import HEADER, add, intent, kv, write
+from tests.storage.samples import HEADER, add, kv
 
 from vococache.errors import CorruptionError
 from vococache.storage import Store, maintenance, open_store
-from vococache.storage.documents import GROUP, RECEIPT, Fields, seal, unseal
+from vococache.storage.documents import GROUP, Fields, seal, unseal
 from vococache.storage.format import DOCUMENT
 
 HUGE = 10**30
@@ -53,7 +53,11 @@ SUMMARY = [
     ("intent|decoder", 3), ("intent|sampling", "fps"), ("intent|sampling", {"fps": {"a": {"b": 1}}}),
     ("intent|chunk_segments", 0), ("intent|chunk_segments", HUGE), ("intent|chunk_segments", "3"), ("reason", 7),
     ("damage", "much"), ("damage", {"packets": 1}), ("damage", {"packets": 1, "seconds": "x"}),
-    ("discontinuities", "2"),
+    ("discontinuities", "2"), ("generation", "0" * 16), ("generation", "../../secret"), ("generation", 7),
+    ("token", "x"), ("begun", {}), ("begun", "x"), ("begun", {"token": "0" * 64, "generation": "0" * 16, "intent": {}}),
+    ("begun", {"token": "0" * 64, "generation": "/etc", "intent": {}}), ("status", "growing"),
+    ("metadata", []), ("metadata", {"x": []}), ("metadata", {"": 1}), ("metadata", {"x": "y" * 1001}),
+    ("metadata", {"x": HUGE}), ("metadata", {str(n): n for n in range(65)}),
     ("video", 7), ("store", None), ("store", ["x"]),
 ]  # fmt: skip
 RECORD = [
@@ -61,6 +65,7 @@ RECORD = [
     ("chunks|crc32c", "0" * 80), ("chunks|crc32c", 7), ("chunks|crc32c", "zz" * 12), ("chunks", ...), ("objects", []),
     ("objects", {}), ("objects|kv/zarr.json", "x"), ("objects|kv/zarr.json", [1]),
     ("objects|timestamps/c.0.0", [HUGE, 1]),
+    ("index", []), ("index|length", 1), ("index|crc32c", "0" * 80), ("objects|index/zarr.json", ...),
     ("objects|timestamps/c.0.0", [None, None]), ("objects|kv/zarr.json", [[1, 2], [3]]),
 ]  # fmt: skip
 
@@ -129,17 +134,6 @@ def reseal(data: bytes) -> bytes:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("index", "x"), ("index", -1), ("length", HUGE), ("segments", None), ("token", 7), ("version", ...)],
-)
-def test_a_wrong_receipt_is_none(local_store: Store, field: str, value: object) -> None:
-    write(local_store, "clip", intent(), kv(7))
-    rewrite(Path(local_store.url, "videos/clip/kv/receipt.1.json"), put(field, value), RECEIPT)
-    assert sorted(local_store.begin("clip", intent())) == [0, 2]
-    add(local_store, "clip")
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
     [
         ("layers", HUGE), ("layers", 0), ("layers", "2"), ("tokens", True), ("chunk_segments", 10**6),
         ("dtype", "object"),
@@ -147,7 +141,8 @@ def test_a_wrong_receipt_is_none(local_store: Store, field: str, value: object) 
         ("fingerprint", None), ("micro_batch", 0), ("objects", ...),
         ("compression", 7), ("positions", "x"), ("sampling", [1]), ("sampling", {"fps": {"x": {"y": 1}}}),
         ("objects", {"videos/zarr.json": "x"}), ("quantization", "int1"), ("quantization", []),
-        ("frames_per_segment", -1),
+        ("frames_per_segment", -1), ("identity", "x"), ("index", 7), ("index", {"kind": "keys"}),
+        ("index|shape", [HUGE]), ("index|shape", [1] * 5), ("index|shape", [1 << 11, 1 << 11]), ("index|layer", 2),
     ],
 )  # fmt: skip
 def test_a_wrong_store_is_refused_in_one_line(store: Store, field: str, value: object) -> None:

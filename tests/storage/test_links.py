@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.storage.samples import HEADER, add, intent, kv, times, write
+from tests.storage.samples import HEADER, INDEX, KV, TIMES, add, intent, kv, times, write
 
 from vococache.errors import CorruptionError, StoreError
 from vococache.storage import Store, maintenance, open_store
@@ -20,7 +20,7 @@ Snapshot = Callable[[Store], dict[str, bytes]]
 def victim(tmp_path: Path) -> Path:
     """A folder of somebody else's, shaped as a video's group is: whatever is deleted by key exists there."""
     folder = tmp_path / "victim"
-    for name in ("zarr.json", "kv/zarr.json", "kv/c.0.0.0.0.0.0", "kv/receipt.0.json", "timestamps/c.0.0", ".tmp-1"):
+    for name in ("zarr.json", f"{KV}/zarr.json", f"{KV}/c.0.0.0.0.0.0", f"{TIMES}/c.0.0", ".tmp-1"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("mine")
     (folder / "empty").mkdir()
@@ -36,7 +36,7 @@ def untouched(victim: Path) -> Callable[[], bool]:
     return lambda: look() == before
 
 
-PLACES = ["extra", "kv", "kv/extra", "kv/c.1.0.0.0.0.0", "timestamps", "zarr.json", ".tmp-1", "kv/receipt.0.json"]
+PLACES = ["extra", KV, f"{KV}/extra", f"{KV}/c.1.0.0.0.0.0", TIMES, INDEX, "zarr.json", ".tmp-1"]
 
 
 def plant(store: Store, place: str, victim: Path) -> Path:
@@ -136,7 +136,7 @@ def make_socket(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("make", "kind"), [(os.mkfifo, "FIFO"), (make_socket, "socket")])
-@pytest.mark.parametrize("place", ["zarr.json", "kv/c.0.0.0.0.0.0", "timestamps/c.0.0", "extra"])
+@pytest.mark.parametrize("place", ["zarr.json", f"{KV}/c.0.0.0.0.0.0", f"{TIMES}/c.0.0", "extra"])
 def test_nothing_but_plain_files_is_opened(
     local_store: Store, make: Callable[[Path], None], kind: str, place: str
 ) -> None:
@@ -158,7 +158,7 @@ def test_nothing_but_plain_files_is_opened(
 
 def test_an_export_takes_nothing_from_behind_a_link(local_store: Store, victim: Path, tmp_path: Path) -> None:
     add(local_store, "clip")
-    plant(local_store, "kv", victim)
+    plant(local_store, KV, victim)
     with pytest.raises(CorruptionError, match="symbolic link"):
         maintenance.export(local_store, ["clip"], str(tmp_path / "copy"))
 

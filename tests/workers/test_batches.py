@@ -48,7 +48,7 @@ def test_batches_are_drawn_as_they_are_wanted() -> None:
 def rows(video: str, chunks: int, frames: int, receipt: ChunkReceipt | None = None) -> list[Row]:
     times = np.zeros((frames, 1))
     found = [Row(video=video, index=index, timestamps=times, receipt=receipt) for index in range(chunks)]
-    return [*found[:-1], replace(found[-1], end=End(chunks=chunks, emitted=chunks))]
+    return [*found[:-1], replace(found[-1], end=End(chunks=chunks))]
 
 
 def test_short_videos_share_a_group_and_long_ones_stream() -> None:
@@ -60,7 +60,7 @@ def test_short_videos_share_a_group_and_long_ones_stream() -> None:
 
 def test_what_the_store_has_changes_no_group() -> None:
     """Ray matches the blocks of a run that it repeats by their place."""
-    receipt = ChunkReceipt(index=0, segments=1, length=1, crc32c=1)
+    receipt = ChunkReceipt(index=0, length=1, crc32c=1)
     first = [*rows("a", 1, 2), *rows("b", 1, 2), *rows("c", 1, 2)]
     again = [*rows("a", 1, 2, receipt), *rows("b", 1, 2, receipt), *rows("c", 1, 2)]
     lengths = [[len(group) for group in row_groups(given, 5)] for given in (first, again)]

@@ -150,7 +150,7 @@ def test_relocate_and_reuse(copied: str, clips: Path, tmp_path: Path) -> None:
     assert vococache.ingest(str(renamed), copied, fps=2).up_to_date == ["renamed"]
 
     maintenance.remove(store, "renamed")
-    next(Path(copied).glob("videos/plain/kv/c.*")).write_bytes(b"damaged")
+    next(Path(copied).glob("videos/plain/kv.*/c.*")).write_bytes(b"damaged")
     report = vococache.ingest(str(renamed), copied, fps=2, reuse=True)
     assert (report.done, report.reused) == (["renamed"], [])
 
@@ -186,6 +186,53 @@ def test_what_is_missing_starts_no_ray(copied: str, tmp_path: Path, monkeypatch:
     manifest = tmp_path / "list.jsonl"
     manifest.write_text(f'{{"path": "{tmp_path}/gone.mp4"}}')
     assert vococache.ingest(str(manifest), copied, fps=2).failed["gone"].startswith("no such file on node")
+
+
+def test_what_a_manifest_says_is_kept_and_mended(copied: str, tmp_path: Path) -> None:
+    shutil.copy(make_clip(tmp_path / "new.mp4", frames=20, fps=10), tmp_path / "same.mp4")
+    manifest = tmp_path / "list.csv"
+    for title in ("a tlak", "a talk"):
+        manifest.write_text(f"path,title,year\nnew.mp4,{title},2024\n")
+        report = vococache.ingest(str(manifest), copied, fps=2)
+        assert (report.done, report.up_to_date) == ((["new"], []) if title == "a tlak" else ([], ["new"]))
+        assert open_store(copied).info("new").metadata == {"title": title, "year": "2024"}
+    assert vococache.ingest(str(tmp_path / "new.mp4"), copied, fps=2).up_to_date == ["new"]
+    assert open_store(copied).info("new").metadata == {"title": "a talk", "year": "2024"}
+    manifest.write_text("path,title\nsame.mp4,another\n")
+    assert vococache.ingest(str(manifest), copied, fps=2, reuse=True).reused == ["same"]
+    assert open_store(copied).info("same").metadata == {"title": "another"}
+
+
+def test_a_redo_that_was_interrupted_is_finished_and_until_then_the_old_is_read(copied: str, clips: Path) -> None:
+    store = open_store(copied, "a")
+    before = store.read("plain")
+    info = store.info("plain")
+    intent = Intent(
+        source=info.source, content_hash=str(info.content_hash), size=info.size, mtime_ns=info.mtime_ns,
+        sampling={"fps": 1.0}, decoder=str(info.decoder), chunk_segments=5,
+    )  # fmt: skip
+    store.begin("plain", intent)
+    np.testing.assert_array_equal(store.read("plain"), before)
+    assert vococache.ingest(str(clips / "plain.mp4"), copied, fps=2).up_to_date == ["plain"]
+    assert vococache.ingest(str(clips / "plain.mp4"), copied, fps=1).done == ["plain"]
+    assert store.info("plain").sampling == {"fps": 1.0}
+    assert store.info("plain").begun is None
+    assert len(store.read("plain")) == 5
+
+
+def test_a_growing_video_is_left_to_its_source(copied: str, tmp_path: Path) -> None:
+    file = make_clip(tmp_path / "live.mp4", frames=20, fps=10)
+    store = open_store(copied, "a")
+    intent = Intent(
+        source="rtsp://camera", content_hash="", size=0, mtime_ns=1, sampling={"fps": 2.0}, decoder="pyav",
+        chunk_segments=2,
+    )  # fmt: skip
+    store.begin("live", intent)
+    receipt = store.write_chunk("live", intent.token, 0, store.read("plain", 0, 2))
+    assert receipt is not None
+    store.append("live", intent.token, receipt, np.array([[0.0], [0.5]]), 1.0)
+    assert "it grows, from rtsp://camera" in vococache.ingest(file, copied, fps=2, overwrite=True).refused["live"]
+    assert store.info("live").status == "growing"
 
 
 def test_an_unfinished_video_outlives_a_missing_file(copied: str, tmp_path: Path) -> None:
@@ -231,7 +278,7 @@ def test_interrupted_work_resumes_at_its_chunks(tmp_path: Path, moved: bool) -> 
     )  # fmt: skip
     half.begin("long", intent)
     assert half.write_chunk("long", intent.token, 0, complete.read("long", 0, 150))
-    (chunk,) = Path(resumed).rglob("kv/c.0*")
+    (chunk,) = Path(resumed).rglob("kv.*/c.0*")
     written = chunk.stat().st_mtime_ns
     if moved:
         (tmp_path / "elsewhere").mkdir()

@@ -138,7 +138,20 @@ def test_what_is_a_manifest_and_what_is_left_of_it(tmp_path: Path, name: str, te
     left_out = LeftOutFiles()
     sources = find_sources([str(tmp_path / name)], left_out)
     assert {source.video: Path(source.location).name for source in sources} == {"one": "a.mp4", "b": "b.mp4"}
-    assert left_out.describe() == ["left out: 1 manifest field 'caption'"]
+    assert {source.video: source.metadata.get("caption") for source in sources} == {
+        "one": "x, y" if "x, y" in text else "x",
+        "b": None,
+    }
+    assert left_out.describe() == []
+
+
+def test_what_no_metadata_is_is_left_out(tmp_path: Path) -> None:
+    rows = [{"path": "a.mp4", "year": 2024, "live": True, "talk": "x" * 1001, "tags": ["y"], "none": None, "empty": ""}]
+    (tmp_path / "m.json").write_text(json.dumps(rows))
+    left_out = LeftOutFiles()
+    (source,) = find_sources([str(tmp_path / "m.json")], left_out)
+    assert source.metadata == {"year": 2024, "live": True}
+    assert left_out == {"manifest field 'talk'": 1, "manifest field 'tags'": 1}
 
 
 def test_a_list_of_paths(tmp_path: Path) -> None:
