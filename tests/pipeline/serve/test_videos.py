@@ -110,7 +110,7 @@ def test_pictures_are_a_strip_of_squares(service: str) -> None:
 
 def test_damage_costs_its_video_alone(shelf: Path, tmp_path: Path) -> None:
     shutil.copytree(shelf, tmp_path / "store")
-    [chunk] = (tmp_path / "store" / "videos" / "clip-0" / "kv").glob("c.*")
+    [chunk] = (tmp_path / "store" / "videos" / "clip-0").glob("kv.*/c.*")
     chunk.write_bytes(b"\0" * chunk.stat().st_size)
     body = {"model": "synthetic", "messages": [{"role": "user", "content": "what moves?"}]}
     with TestClient(make_app(open_reader(str(tmp_path / "store"), device="cpu"))) as made:
