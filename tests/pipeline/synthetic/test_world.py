@@ -49,7 +49,7 @@ def digest() -> str:
 
 
 def test_a_seed_makes_the_same_in_every_process() -> None:
-    code = "from tests.pipeline import test_world; print(test_world.digest())"
+    code = "from tests.pipeline.synthetic import test_world; print(test_world.digest())"
     for salt in ("1", "2"):  # of Python's hashes, and so of the order of its sets
         environment = os.environ | {"PYTHONHASHSEED": salt, "PYTHONPATH": os.pathsep.join(("src", "."))}
         command = [sys.executable, "-c", code]
