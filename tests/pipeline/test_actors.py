@@ -139,6 +139,7 @@ def test_what_drawing_raises_arrives_as_it_is() -> None:
         list(stages.run_stages(tasks(), Fake(), Fake(), pools, board.make_board()))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_what_ray_loses_is_run_again(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     passes: list[list[str]] = []
     whole = stages.run_stages

@@ -232,6 +232,7 @@ def test_damage_is_told_wherever_a_video_is(voco: Voco, tmp_path: Path, local_ra
     assert json.loads(report.read_text())["damage"] == row["damage"]
 
 
+@pytest.mark.slow
 def test_too_much_damage_is_a_failure(voco: Voco, tmp_path: Path, local_ray: None) -> None:
     data = make_clip(tmp_path / "torn.ts", frames=40, size=(192, 128)).read_bytes()
     (tmp_path / "torn.ts").write_bytes(data[: 188 * 60] + data[188 * 61 :])

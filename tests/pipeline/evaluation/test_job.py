@@ -280,6 +280,7 @@ def test_a_shard_does_not_take_another_shards_file(corpus: Corpus, tmp_path: Pat
     assert found == {known: "answered", f"v_{known}": "missing"}
 
 
+@pytest.mark.slow
 def test_a_store_made_with_settings_of_its_own_is_gone_on_with(corpus: Corpus, tmp_path: Path) -> None:
     """What it lacks is ingested as the rest was, not as the model would have it."""
     store = str(tmp_path / "store")

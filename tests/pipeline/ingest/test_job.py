@@ -330,6 +330,7 @@ def test_real_clips(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "ratio"), [("int8", 0.6), ("int4", 0.36)])
+@pytest.mark.slow
 def test_caches_in_fewer_bits(clips: Path, tmp_path: Path, kind: str, ratio: float) -> None:
     plain, small = str(tmp_path / "plain"), str(tmp_path / "small")
     vococache.ingest(str(clips / "plain.mp4"), plain, fps=4, dtype="bfloat16")

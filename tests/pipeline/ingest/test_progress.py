@@ -29,6 +29,7 @@ def test_rate_and_time_left() -> None:
     assert Event(event="progress", facts=progress(0, 9.0).facts()).describe().endswith("0.00 videos/s")
 
 
+@pytest.mark.slow
 def test_a_job_tells_how_far_it_is(
     clips: Path,
     tmp_path: Path,

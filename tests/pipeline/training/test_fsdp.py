@@ -54,6 +54,7 @@ def assert_close(one: Path, two: Path) -> None:
         torch.testing.assert_close(second[name], weight, atol=2e-4, rtol=1e-3, msg=name)
 
 
+@pytest.mark.slow
 def test_shards_train_what_one_process_does_with_twice_the_batch(
     settings: Any, run: Any, mostly_text: dict[str, Any], tmp_path: Path
 ) -> None:

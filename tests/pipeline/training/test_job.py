@@ -200,6 +200,7 @@ class TestResume:
 
 
 class TestParallel:
+    @pytest.mark.slow
     def test_two_processes_train_what_one_does_with_twice_the_batch(self, settings: Any, tmp_path: Path) -> None:
         train(settings(trainer={"max_steps": 5, "per_device_train_batch_size": 8}), tmp_path / "one")
         torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
