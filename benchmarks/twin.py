@@ -28,12 +28,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    bos = load_model(arguments.model).config.prompt.bos_id
     rows: list[tuple[object, ...]] = [("kind", "frames a segment", "tokens a clip", "prefix", "right", "95% interval")]
     results = []
 
     def ask(kind: str, frames: int, kept: int, *, prefix: bool = True) -> None:
-        own = load_model(arguments.model, dtype="float32")
-        bos = own.config.prompt.bos_id
         model = load_model(
             arguments.model, compression=kind, frames_per_segment=frames, dtype="float32",
             num_voco_tokens=None if kind == "full" else kept * frames // FRAMES,

@@ -39,9 +39,15 @@ def is_stage1(name: str, config: VoCoConfig) -> bool:
 def tensor_digest(name: str, tensor: Tensor, config: VoCoConfig) -> bytes:
     """sha256 of a weight's values; of the embedding, only the rows that stage 1 looks up."""
     if name == EMBEDDING:
-        voco = [] if config.untrained else [config.voco_token_id]
-        tensor = tensor[[*config.stage1_ids, *voco]]
+        tensor = tensor[looked_up(config)]
     return _values_digest(name, tensor)
+
+
+def looked_up(config: VoCoConfig) -> list[int]:
+    """The ids whose embeddings stage 1 looks up."""
+    if config.untrained or config.voco_token_id is None:
+        return list(config.stage1_ids)
+    return [*config.stage1_ids, config.voco_token_id]
 
 
 def _values_digest(name: str, tensor: Tensor) -> bytes:
@@ -61,9 +67,7 @@ def weights_sum(model: VoCoModel) -> int:
 
     As fast as memory is read, where a digest is not: a loaded model's digest is taken for good while this stays.
     """
-    voco = [] if model.config.untrained else [model.config.voco_token_id]
-    rows = [*model.config.stage1_ids, *voco]
-    total = 0
+    rows, total = looked_up(model.config), 0
     for name, tensor in model.state_dict().items():
         if is_stage1(name, model.config):
             data = (tensor[rows] if name == EMBEDDING else tensor).contiguous().flatten().view(torch.uint8)

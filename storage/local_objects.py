@@ -203,7 +203,7 @@ class LocalObjects(Objects):
                 return folder, os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=folder)
             except FileNotFoundError:  # a concurrent delete took the emptied folder away
                 os.close(folder)
-            except BaseException:
+            except BaseException:  # a descriptor is nobody else's to close
                 os.close(folder)
                 raise
 

@@ -17,7 +17,7 @@ from vococache.pipeline.ingest.sources import Source
 from vococache.storage import Store, VideoInfo
 from vococache.workers.rows import Row, VideoTask
 
-# What a dying worker of an earlier run overwrote, or Ray lost, is done again; more than twice is no accident.
+# What Ray lost is done again; more than twice is no accident.
 MAX_PASSES = 3
 PROGRESS_S = 60.0
 
@@ -122,52 +122,52 @@ class Job:
 
     def work(self, judged: Iterable[tuple[Source, Decision]]) -> Iterator[VideoTask]:
         """What the stages have to do; of all else it is noted what became of it."""
-        for source, judgement in judged:
-            verdict, stat = judgement.verdict, judgement.stat
-            if verdict is SourceState.WORK or (verdict is SourceState.EQUAL and not self._copy(source, judgement)):
+        for source, decision in judged:
+            state, stat = decision.state, decision.stat
+            if state is SourceState.WORK or (state is SourceState.EQUAL and not self._copy(source, decision)):
                 size, mtime_ns = (None, 0) if stat is None else (stat.size, stat.mtime_ns)
                 yield VideoTask(
                     video=source.video, source=source.location, size=size, mtime_ns=mtime_ns, metadata=source.metadata
                 )
             else:
                 self._needless += 1
-                self._settle(source, judgement)
+                self._settle(source, decision)
 
-    def _settle(self, source: Source, judgement: Decision) -> None:
+    def _settle(self, source: Source, decision: Decision) -> None:
         """Enter into the report what needs no stage."""
-        video, verdict, reason = source.video, judgement.verdict, judgement.reason
-        if verdict is SourceState.UP_TO_DATE:
-            if judgement.moved and judgement.stat is not None:
-                self.store.record_source(video, source.location, judgement.stat.size, judgement.stat.mtime_ns)
-            if judgement.described:
+        video, state, reason = source.video, decision.state, decision.reason
+        if state is SourceState.UP_TO_DATE:
+            if decision.moved and decision.stat is not None:
+                self.store.record_source(video, source.location, decision.stat.size, decision.stat.mtime_ns)
+            if decision.described:
                 self.store.record_metadata(video, source.metadata)
             self.report.up_to_date.append(video)
             self._tell(Event(event="up to date", video=video, stage="plan"))
-        elif verdict in (SourceState.FAILED_BEFORE, SourceState.MISSING):
-            if judgement.unknown:
+        elif state in (SourceState.FAILED_BEFORE, SourceState.MISSING):
+            if decision.unknown:
                 self.store.fail(video, reason, source=source.location)
             self.report.failed[video] = reason
             self._tell(Event(event="failed", video=video, stage="plan", facts={"reason": reason}))
-        elif verdict is SourceState.REFUSED:
+        elif state is SourceState.REFUSED:
             self.report.refused[video] = reason
             self._tell(Event(event="refused", video=video, stage="plan", facts={"reason": reason}))
 
-    def _copy(self, source: Source, judgement: Decision) -> bool:
+    def _copy(self, source: Source, decision: Decision) -> bool:
         """Copy what the store holds under another id; False where it is damaged there."""
-        assert judgement.stat is not None
+        assert decision.stat is not None
         try:
             info = self.store.copy(
-                judgement.of,
+                decision.of,
                 source.video,
                 source.location,
-                judgement.stat.size,
-                judgement.stat.mtime_ns,
+                decision.stat.size,
+                decision.stat.mtime_ns,
                 source.metadata,
             )
         except CorruptionError:
             return False
         self.report.reused.append(source.video)
-        facts = {"source": source.location, "of": judgement.of}
+        facts = {"source": source.location, "of": decision.of}
         self._tell(Event(event="reused", video=source.video, stage="store", facts=facts))
         self.report.bytes += info.bytes
         return True

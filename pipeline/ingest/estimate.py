@@ -86,7 +86,7 @@ def estimate(videos: str | Sequence[str], store: str, **options: Any) -> IngestE
         header = opened.header
         # A file that is missing is measured like the others, which tells why it cannot be.
         judged = replace(chosen.planner(sampling), local=False).judge(sources, opened)
-        work = {source.video: source.location for source, found in judged if found.verdict is SourceState.WORK}
+        work = {source.video: source.location for source, found in judged if found.state is SourceState.WORK}
     result = IngestEstimate(left_out=dict(left_out))
     measurable: list[str] = []
     with DecoderProcess() as decoder:

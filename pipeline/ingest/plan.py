@@ -35,14 +35,14 @@ class SourceState(Enum):
 
 
 class Decision(NamedTuple):
-    """A verdict, why where nothing is done, and the file's size and time as far as they were looked at.
+    """What is to be done, why where that is nothing, and the file's size and time as far as they were looked at.
 
     Of what is up to date, `moved`: the store has another place, size or time on record, and `described`: a manifest
     says something else of it than the store does. `unknown`: of a file that is missing, that the store holds nothing of
     it. `of`: the id of the video that has the same content.
     """
 
-    verdict: SourceState
+    state: SourceState
     reason: str = ""
     stat: SourceStat | None = None
     moved: bool = False
@@ -73,9 +73,9 @@ class Planner:
         def judge(source: Source) -> tuple[Source, Decision]:
             known = store.find(source.video)
             found = self._judge(source, known, store)
-            if found.verdict is SourceState.UP_TO_DATE and known and source.metadata:
+            if found.state is SourceState.UP_TO_DATE and known and source.metadata:
                 found = found._replace(described=source.metadata != known.metadata)
-            if equal is not None and found.verdict is SourceState.WORK:
+            if equal is not None and found.state is SourceState.WORK:
                 found = equal.judge(source, found)
             return source, found
 

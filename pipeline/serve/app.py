@@ -86,7 +86,7 @@ def make_app(
             events: asyncio.Queue[Event] = asyncio.Queue()
             loop = asyncio.get_running_loop()
             pending = engine.submit(checked, lambda event: _tell(loop, events, event), streamed=body.stream)
-        except BaseException:
+        except BaseException:  # a cancelled request too gives its place back
             engine.leave()
             raise
         answer = Answering(engine, metrics, pending, events, name)

@@ -39,7 +39,7 @@ def planned(place: str, store: Store) -> tuple[list[SourceState], list[VideoTask
         for source, found in judged
         if found.stat is not None
     ]
-    return [found.verdict for _, found in judged], tasks
+    return [found.state for _, found in judged], tasks
 
 
 def test_requests_a_clip_and_of_a_run_that_has_nothing_to_do(place: str, s3_requests: Callable[[], list[str]]) -> None:
