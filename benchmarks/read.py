@@ -31,7 +31,7 @@ def main() -> None:
     found: list[dict[str, float]] = []
     for segments in SEGMENTS:
         shape = (segments, config.layers, 2, config.kv_heads, config.num_voco_tokens, config.head_dim)
-        placed = model.place(VoCoCache(torch.zeros(shape, dtype=model.dtype, device=model.device)))
+        placed = model.place(VoCoCache(torch.randn(shape, dtype=model.dtype, device=model.device)))
         for questions in QUESTIONS:
             first = time_of(model, placed, questions, 1)
             token = (time_of(model, placed, questions, NEW) - first) / (NEW - 1)

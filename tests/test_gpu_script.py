@@ -10,7 +10,7 @@ import pytest
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu.sh"
 STEPS = ["smoke", "compress", "read", "efficiency", "load", "training", "fewer_bits"]
-LACKING = ("ray", "zarr", "av", "decord", "google_crc32c")
+LACKING = ("ray", "zarr", "av", "decord", "google_crc32c", "pydantic", "fastapi", "uvicorn", "starlette")
 
 
 def call(folder: Path, python: str, **environment: str) -> tuple[int, list[str]]:

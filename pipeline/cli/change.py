@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import asdict
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
@@ -10,7 +10,9 @@ from vococache.errors import InputError
 from vococache.pipeline.cli.store import from_option, json_option, status_option
 from vococache.pipeline.cli.terminal import say
 from vococache.pipeline.selection import select
-from vococache.storage import Store
+
+if TYPE_CHECKING:
+    from vococache.storage import Store
 
 EXIT_SOME_LEFT = 1
 SECONDS_AN_HOUR = 3600.0
@@ -18,7 +20,7 @@ SECONDS_AN_HOUR = 3600.0
 dry_run_option = click.option("--dry-run", is_flag=True, help="Show what would be removed; remove nothing.")
 
 
-def chosen_of(store: Store, videos: tuple[str, ...], status: str | None, listed: TextIO | None) -> list[str]:
+def chosen_of(store: "Store", videos: tuple[str, ...], status: str | None, listed: TextIO | None) -> list[str]:
     """The videos that a command means. Raises `InputError` where it names none: that may be a slip, and means a lot."""
     if not (videos or status or listed):
         raise InputError("no videos: expected ids, globs ('*' is all of them), --status or --from")
