@@ -11,6 +11,7 @@ import torch
 from common import figure, random_model_of, report
 
 from vococache.model.cache import VoCoCache
+from vococache.model.compiled import compile_layers
 from vococache.model.float8 import FLOAT8, use_float8
 from vococache.model.voco import VoCoModel
 from vococache.pipeline.paper.efficiency import QUESTION, median_seconds
@@ -37,6 +38,8 @@ def main() -> None:
     frames_a_second = {"bfloat16": CHUNK / median_seconds(work, model.device)}
     figure("fewer_bits", frames_per_s=frames_a_second)
     use_float8(model.language_model.layers)  # which then compresses and reads
+    torch.compiler.reset()
+    compile_layers(model)
     moved[FLOAT8] = logits(model, compress_frames(model, noise[:SEGMENTS], batch, "float16"))
     frames_a_second[FLOAT8] = CHUNK / median_seconds(work, model.device)
     shifts = {name: float((each - exact).norm() / exact.norm()) for name, each in moved.items()}

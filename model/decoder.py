@@ -48,10 +48,10 @@ def project_query(attention: Any, x_BQE: Tensor) -> Tensor:
     return attention.q_norm(query) if hasattr(attention, "q_norm") else query
 
 
-def attend(attention: Any, query_BHQD: Tensor, key_BGLD: Tensor, value_BGLD: Tensor, mask: Mask) -> Tensor:
-    """Attention output [B, Q, E]; without a mask Q = L."""
+def attend(query_BHQD: Tensor, key_BGLD: Tensor, value_BGLD: Tensor, mask: Mask, scale: float) -> Tensor:
+    """The heads' outputs, side by side: [B, Q, H * D]; without a mask Q = L."""
     if isinstance(mask, Spans):
-        out = mask.attend(query_BHQD, key_BGLD, value_BGLD, attention.scaling)
+        out = mask.attend(query_BHQD, key_BGLD, value_BGLD, scale)
     else:
         out = F.scaled_dot_product_attention(
             query_BHQD,
@@ -59,17 +59,36 @@ def attend(attention: Any, query_BHQD: Tensor, key_BGLD: Tensor, value_BGLD: Ten
             value_BGLD,
             attn_mask=mask,
             is_causal=mask is None,
-            scale=attention.scaling,
+            scale=scale,
             enable_gqa=query_BHQD.shape[1] != key_BGLD.shape[1],
         )
-    projected: Tensor = attention.o_proj(out.transpose(1, 2).flatten(2))
-    return projected
+    return out.transpose(1, 2).flatten(2)
 
 
 def fast_attention(device: torch.device) -> AbstractContextManager[Any]:
     """The attention kernel to train with: on a CPU, plain matrix products beat the fused kernel's backward pass."""
     fused = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
     return sdpa_kernel([SDPBackend.MATH] if device.type == "cpu" else [*fused, SDPBackend.MATH])
+
+
+def before_attention(
+    layer: Any, x_BLE: Tensor, angles: Angles, queries: int | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rotated queries of the last `queries` positions (None: all), rotated keys, keys before RoPE, values."""
+    attention, (cos, sin) = layer.self_attn, angles
+    normed = layer.input_layernorm(x_BLE)
+    key, value = project_key_value(attention, normed)
+    keys = rotate(key, angles)
+    if queries is not None:
+        normed, cos, sin = normed[:, -queries:], cos[-queries:], sin[-queries:]
+    return rotate(project_query(attention, normed), (cos, sin)), keys, key, value
+
+
+def after_attention(layer: Any, x_BQE: Tensor, attended_BQE: Tensor) -> Tensor:
+    """Hidden states [B, Q, E] behind the layer, from those before it and the heads' outputs."""
+    x_BQE = x_BQE + layer.self_attn.o_proj(attended_BQE)
+    mlp: Tensor = layer.mlp(layer.post_attention_layernorm(x_BQE))
+    return x_BQE + mlp
 
 
 def two_stage_layer(
@@ -80,35 +99,39 @@ def two_stage_layer(
     mask: Mask = None,
     key_values: KeyValues | None = None,
     queries: int | None = None,
+    before: Callable[..., Any] = before_attention,
+    after: Callable[..., Any] = after_attention,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One layer: hidden states of its last `queries` positions (None: all), its new keys before RoPE, its values.
 
     `key_values` extends the new rotated keys and values by the entries that came before. This is the `forward` of
     every layer (`bind`), so that what hooks a module's forward (FSDP, checkpointing) works.
     """
-    attention = layer.self_attn
-    normed = layer.input_layernorm(x_BLE)
-    key, value = project_key_value(attention, normed)
+    attention, length = layer.self_attn, x_BLE.shape[1]
     if queries == 0:
-        return x_BLE[:, :0], key, value
-    length = x_BLE.shape[1]
-    keys, values = rotate(key, angles), value
+        return x_BLE[:, :0], *project_key_value(attention, layer.input_layernorm(x_BLE))
+    query, keys, key, value = before(layer, x_BLE, angles, queries)
+    values = value
     if key_values is not None:
         keys, values = key_values(keys, values)
     if queries is not None and queries < length:
-        cos, sin = angles
-        x_BLE, normed, angles = x_BLE[:, -queries:], normed[:, -queries:], (cos[-queries:], sin[-queries:])
+        x_BLE = x_BLE[:, -queries:]
         mask = torch.ones(queries, length, dtype=torch.bool, device=x_BLE.device).tril(length - queries)
-    query = rotate(project_query(attention, normed), angles)
-    x_BLE = x_BLE + attend(attention, query, keys, values, mask)
-    mlp: Tensor = layer.mlp(layer.post_attention_layernorm(x_BLE))
-    return x_BLE + mlp, key, value
+    return after(layer, x_BLE, attend(query, keys, values, mask, attention.scaling)), key, value
 
 
-def bind(layers: nn.ModuleList) -> None:
-    """Make `two_stage_layer` the forward of every layer."""
+def bind(layers: nn.ModuleList, *, compiled: bool = False) -> None:
+    """Make `two_stage_layer` the forward of every layer.
+
+    `compiled`: what surrounds attention is fused by `torch.compile`, once for all layers and sizes. Attention itself
+    has its kernels, and what it is given (masks, a cache that grows) takes too many forms.
+    """
+    forward = two_stage_layer
+    if compiled:
+        before, after = (torch.compile(half, dynamic=True) for half in (before_attention, after_attention))
+        forward = partial(two_stage_layer, before=before, after=after)
     for layer in layers:
-        layer.forward = MethodType(two_stage_layer, layer)
+        layer.forward = MethodType(forward, layer)
 
 
 def call(module: Callable[..., Any], *args: Any, recompute: bool, **kwargs: Any) -> Any:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vococache.errors import InputError
 from vococache.model.cache import PlacedCache, put
-from vococache.model.packing import arrange_behind, pack
+from vococache.model.packing import additive, arrange_behind, pack
 from vococache.model.step import next_step, round_up
 
 if TYPE_CHECKING:
@@ -77,11 +77,11 @@ def generate(
     started = time.perf_counter()
     ids, text = pack(questions, model.device)
     length, longest = placed.prefix + ids.shape[1], max(limits)
-    positions, mask = arrange_behind(text, placed.lengths, caches)
+    positions, seen = arrange_behind(text, placed.lengths, caches)
     placed.rewind(round_up(length + longest * count, count, model) - placed.prefix)
     slots = torch.arange(placed.prefix, length, device=model.device)
     extend = partial(put, placed.buffer, slots=slots, width=length)
-    hidden = model.text_layers(ids, positions, mask, extend)[0]
+    hidden = model.text_layers(ids, positions, additive(seen, model.dtype), extend)[0]
     placed.length = length
     ends = torch.tensor([len(question) for question in questions], device=model.device).cumsum(0) - 1
     chooser = Chooser(sampling, count)
@@ -93,7 +93,7 @@ def generate(
     prefilled = time.perf_counter()
 
     # A question's last token has seen all that the question sees.
-    step = next_step(model, placed, positions[0, ends] + 1, mask[0, 0, ends])
+    step = next_step(model, placed, positions[0, ends] + 1, seen[0, 0, ends])
     made, at_once = 1, TOKENS_BETWEEN_LOOKS.get(model.device.type, 1)
     while going and made < longest:
         if 2 * len(going) <= len(active):  # a few that have ended cost less than another shape

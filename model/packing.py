@@ -57,6 +57,11 @@ def visible(text: Tensor, cached: Tensor, width: int) -> Tensor:
     return mask[:, None]
 
 
+def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """A boolean mask as what is added to the products of queries and keys; made once, not again in each layer."""
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, -torch.inf)
+
+
 def arrange_behind(text: Tensor, lengths: Sequence[int], caches: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Positions [1, N] and the mask [1, 1, N, P + N] of one packed row without padding; True where visible.
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vococache.model.cache import PlacedCache, put
+from vococache.model.packing import additive
 
 if TYPE_CHECKING:
     from vococache.model.voco import VoCoModel
@@ -67,7 +68,8 @@ class DecodingStep:
         """A step, all of it on the device: nothing is waited for."""
         self.seen.scatter_(1, self.slots[:, None], True)
         extend = partial(put, self.buffer, slots=self.slots, width=self.width)
-        hidden = self.model.text_layers(self.ids[None], self.positions[None], self.seen, extend)[0]
+        mask = additive(self.seen, self.model.dtype)
+        hidden = self.model.text_layers(self.ids[None], self.positions[None], mask, extend)[0]
         self.positions += 1
         self.slots += len(self.ids)
         return self.model.logits(hidden)

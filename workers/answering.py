@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vococache.errors import InputError, StoreError, VoCoError
+from vococache.model.compiled import compile_layers
 from vococache.model.fingerprint import model_digest
 from vococache.model.hub import is_hub_id
 from vococache.storage import open_store
@@ -51,6 +52,7 @@ class AnswerStage:
         if self._reason is None:
             reason = ReasonStage.of(open_store(self.store_url), self.model, dtype=self.dtype, device=self.device)
             reason.check_tokens(self.tokens)
+            compile_layers(reason.model)
             self._reason = reason
         return self._reason
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from vococache.errors import InputError, StoreMismatchError, VoCoError
+from vococache.model.compiled import compile_layers
 from vococache.model.fingerprint import compressor_fingerprint, compute_dtype
 from vococache.model.images import FrameGeometry
 from vococache.model.voco import VoCoModel
@@ -82,6 +83,7 @@ class CompressStage:
         self._model = self.compressor.load(self.device)
         self._store = open_store(self.store_url, "a")
         check_fingerprint(self._model, self._store.header, self.store_url)
+        compile_layers(self._model)
         self._computing = threading.Lock()
 
     def process(self, row: Row) -> Row:

@@ -10,6 +10,7 @@ from urllib.parse import quote
 import uvicorn
 
 from vococache.errors import InputError
+from vococache.model.compiled import compile_layers
 from vococache.pipeline.serve.app import make_app
 from vococache.workers.reason import ReasonStage
 
@@ -56,6 +57,7 @@ def serve(
     # Behind a token any name will do: a page that has it resolve to this machine does not know the token.
     hosts = None if token is not None else {"localhost", "127.0.0.1", "::1", address.host.lower()}
     listener = _listen(address)
+    compile_layers(stage.model)
     host, port = listener.getsockname()[:2]
     app = make_app(stage, token=token, hosts=hosts, sources=sources, waiting=waiting, cache_bytes=cache_bytes)
     named = f"[{host}]" if ":" in host else host

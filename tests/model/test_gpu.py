@@ -10,6 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import vococache
+from vococache.model.compiled import compile_layers
 from vococache.model.decoder import attend
 from vococache.model.float8 import CAPABILITY, FLOAT8
 from vococache.model.generate import TOKENS_BETWEEN_LOOKS, GenerationOptions, generate
@@ -121,15 +122,38 @@ def test_fewer_bits_stay_near_float32(dtype: str, most: float) -> None:
     assert (found - expected).abs().mean() < most * expected.abs().mean()
 
 
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 1e-4), ("bfloat16", 0.02), ("float8", 0.06)])
+def test_compiled_layers_stay_near_plain_ones(dtype: str, most: float, caplog: pytest.LogCaptureFixture) -> None:
+    model = vococache.load_model("synthetic", device=DEVICE, dtype=dtype)
+    side = model.config.geometry.size
+    pictures = np.random.default_rng(0).integers(0, 256, (5, 1, side, side, 3), dtype=np.uint8)
+    texts = [torch.arange(3, 3 + length) for length in (5, 9, 2)]
+
+    def outcome(segments: int) -> tuple[torch.Tensor, list[list[int]]]:
+        with torch.inference_mode():
+            cache = model.compress(model.pixel_values(pictures[:segments]))
+            ids = generate(model, model.place(cache), texts, 100, GenerationOptions(stop_ids=())).ids
+        return cache.data.float(), ids
+
+    plain = {segments: outcome(segments) for segments in (1, 5)}
+    torch.compiler.reset()
+    compile_layers(model)
+    assert not caplog.records
+    for segments, (cache, ids) in plain.items():
+        found = outcome(segments)
+        assert (found[0] - cache).abs().mean() < most * cache.abs().mean()
+        if dtype == "float32":
+            assert found[1] == ids
+
+
 def test_plain_causal_attention_reaches_the_flash_kernel() -> None:
     model = vococache.load_model("synthetic", device=DEVICE, dtype="bfloat16")
     heads, groups, width = model.config.heads, model.config.kv_heads, model.config.head_dim
     query, key, value = (
         torch.randn(2, count, 40, width, device=DEVICE, dtype=torch.bfloat16) for count in (heads, groups, groups)
     )
-    attention = model.language_model.layers[0].self_attn
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # refuses where that kernel cannot serve
-        found = attend(attention, query, key, value, None)
+        found = attend(query, key, value, None, width**-0.5)
     with sdpa_kernel(SDPBackend.MATH):
-        expected = attend(attention, query, key, value, None)
+        expected = attend(query, key, value, None, width**-0.5)
     torch.testing.assert_close(found, expected, atol=2e-2, rtol=2e-2)

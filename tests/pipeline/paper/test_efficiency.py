@@ -10,7 +10,7 @@ from vococache.model.baselines import full_cache
 from vococache.pipeline import machine
 from vococache.pipeline.cli.command import cli
 from vococache.pipeline.paper import efficiency
-from vococache.pipeline.paper.efficiency import ALL, NONE, VOCO, build, measure
+from vococache.pipeline.paper.efficiency import ALL, NONE, VOCO, build, first_token, measure, token_without_cache
 
 
 def test_rows_count_what_stands_in_front_of_the_question() -> None:
@@ -30,6 +30,19 @@ def test_rows_count_what_stands_in_front_of_the_question() -> None:
         assert (cost.entries, cost.cache_bytes) == (positions, 2 * bytes_)
     baseline, full, one, eight = costs[:4]
     assert baseline.flops > full.flops > eight.flops > one.flops
+
+
+def test_the_token_without_a_cache_is_that_behind_all_entries() -> None:
+    model = build("small", "cpu")
+    pixels = torch.randn(1, 3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        found = {token_without_cache(model, pixels, torch.arange(3, 9) + number) for number in range(40)}
+        for number in range(40):
+            question = torch.arange(3, 9) + number
+            assert token_without_cache(model, pixels, question) == first_token(
+                model, full_cache(model, pixels), question
+            )
+    assert len(found) > 3
 
 
 def test_what_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
