@@ -70,9 +70,10 @@ class Spans:
 
 def varlen(spans: Spans, query_NHD: Tensor, key_MGD: Tensor, value_MGD: Tensor, scale: float) -> Tensor:
     """All texts [N, H, D] in one call."""
+    grouped: dict[str, Any] = {"enable_gqa": True} if query_NHD.shape[1] != key_MGD.shape[1] else {}  # not before 2.12
     out = varlen_attn(
         query_NHD, key_MGD, value_MGD, spans.query_ends, spans.entry_ends, *spans.longest,
-        scale=scale, window_size=(-1, 0), enable_gqa=query_NHD.shape[1] != key_MGD.shape[1],
+        scale=scale, window_size=(-1, 0), **grouped,
     )  # fmt: skip
     assert isinstance(out, Tensor)
     return out

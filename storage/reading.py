@@ -31,6 +31,7 @@ from vococache.storage.objects import Objects
 
 Infos = list[VideoInfo]
 T = TypeVar("T")
+Take = Callable[[int, npt.NDArray[Any]], object]
 READABLE = ("complete", "growing")
 
 
@@ -132,6 +133,13 @@ class StoreReader:
         """
         return self._reading(video, lambda fields: self._read(video, fields, start, stop, "chunks"))
 
+    def read_parts(self, video: str, start: int, stop: int, take: Take) -> None:
+        """What `read` returns, chunk by chunk: `take(index, part)`, where index 0 is segment `start`.
+
+        Several threads call it, as chunks come; and again, from the first on, where the video is replaced meanwhile.
+        """
+        self._reading(video, lambda fields: self._read(video, fields, start, stop, "chunks", take))
+
     def vectors(self, video: str, start: int = 0, stop: int | None = None) -> npt.NDArray[Any]:
         """The index of segments [start, stop), checked: [segments, *header.index_shape], float16.
 
@@ -152,7 +160,9 @@ class StoreReader:
             data = self._checked(video, fields, "timestamps/c.0.0", Stamp(*fields["objects"]["timestamps/c.0.0"]))
         return np.frombuffer(data, "<f8").reshape(-1, self.header.frames_per_segment).astype(np.float64)
 
-    def _read(self, video: str, fields: Fields, start: int, stop: int | None, array: str) -> npt.NDArray[Any]:
+    def _read(
+        self, video: str, fields: Fields, start: int, stop: int | None, array: str, take: Take | None = None
+    ) -> npt.NDArray[Any]:
         stop = fields["segments"] if stop is None else stop
         if not 0 <= start <= stop <= fields["segments"]:
             raise InputError(
@@ -168,7 +178,7 @@ class StoreReader:
         first, last = start // length, -(-stop // length)
         chunks = documents.stamps_of(fields, array)
         try:
-            buffer = np.empty(((last - first) * length, *shape), dtype)
+            buffer = np.empty(((last - first) * length if take is None else 0, *shape), dtype)
         except MemoryError:
             raise StoreError(f"segments {start} to {stop} of video {video!r} do not fit memory: read fewer") from None
 
@@ -176,6 +186,8 @@ class StoreReader:
             key = placed(documents.generation(fields), self.chunk_key(array, index))
             trailer = documents.trailer_of(key)
             part = buffer[(index - first) * length : (index - first + 1) * length]
+            if take is not None:
+                part = np.empty((length, *shape), dtype)
             # Where nothing is quantized, an encoded chunk is its array's bytes.
             data = part.reshape(-1).view(np.uint8)
             if kind is not None:
@@ -184,6 +196,9 @@ class StoreReader:
             self.compare(video, key, chunks[index], found)
             if kind is not None:
                 quantize.decode(data, part, kind)
+            if take is not None:
+                before = max(start - index * length, 0)
+                take(index * length + before - start, part[before : stop - index * length])
 
         for _ in self.objects.map(read_chunk, range(first, last)):
             pass

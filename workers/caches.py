@@ -8,7 +8,7 @@ from vococache.model.config import VoCoConfig
 from vococache.model.voco import VoCoModel
 
 # Positions in one forward pass: enough to fill a GPU, small enough for a CPU's memory.
-BATCH_POSITIONS = 8192
+BATCH_POSITIONS = 16384
 
 
 def micro_batch(config: VoCoConfig) -> int:

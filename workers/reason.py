@@ -88,6 +88,17 @@ class ReasonStage:
         cache = VoCoCache(torch.from_numpy(self.store.read(span.video, span.start, span.stop)))
         return cache if tokens is None else cache.first_tokens(tokens)
 
+    def fetch(self, span: SegmentSpan, tokens: int) -> VoCoCache:
+        """Like `read`, but where the model is: chunks go there while others are still read."""
+        header = self.store.header
+        dtype = torch.from_numpy(np.empty(0, header.kv_dtype)).dtype
+        data = torch.empty((span.stop - span.start, *header.segment_shape), dtype=dtype, device=self.model.device)
+        self.store.read_parts(
+            span.video, span.start, span.stop,
+            lambda index, part: data[index : index + len(part)].copy_(torch.from_numpy(part)),
+        )  # fmt: skip
+        return VoCoCache(data).first_tokens(tokens)
+
     def load(
         self,
         videos: Sequence[str],
@@ -114,7 +125,7 @@ class ReasonStage:
     def place(self, spans: Sequence[SegmentSpan], k: int) -> Context:
         """These spans with the first `k` tokens of each segment, one after the other, placed for reading."""
         started = time.perf_counter()
-        caches = [self.read(span, k) for span in spans]
+        caches = [self.fetch(span, k) for span in spans]
         placed = self.model.place(VoCoCache.join(caches) if len(caches) > 1 else caches[0])
         return Context(spans=list(spans), tokens=k, placed=placed, load_seconds=time.perf_counter() - started)
 

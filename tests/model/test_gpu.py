@@ -138,7 +138,7 @@ def test_compiled_layers_stay_near_plain_ones(dtype: str, most: float, caplog: p
     plain = {segments: outcome(segments) for segments in (1, 5)}
     torch.compiler.reset()
     compile_layers(model)
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.name.startswith("vococache")]
     for segments, (cache, ids) in plain.items():
         found = outcome(segments)
         assert (found[0] - cache).abs().mean() < most * cache.abs().mean()

@@ -32,6 +32,11 @@ def test_a_video_comes_back_bit_for_bit(store: Store) -> None:
 def test_any_span_of_segments(store: Store, start: int, stop: int | None) -> None:
     add(store, "clip", segments=7)
     np.testing.assert_array_equal(store.read("clip", start, stop), kv(7)[start:stop])
+    parts: dict[int, np.ndarray] = {}
+    store.read_parts("clip", start, 7 if stop is None else stop, lambda index, part: parts.update({index: part}))
+    found = [parts[index] for index in sorted(parts)]
+    np.testing.assert_array_equal(np.concatenate([kv(0), *found]), kv(7)[start:stop])
+    assert sorted(parts) == [0, *np.cumsum([len(part) for part in found])][: len(parts)]
 
 
 @pytest.mark.filterwarnings("ignore:Object at (catalog|changed) is not recognized")  # Zarr lists all of the root
