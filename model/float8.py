@@ -35,7 +35,7 @@ class Float8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] as [..., out]."""
         values, scale = to_float8(x.flatten(0, -2))
-        out = product(values, self.weight, scale, self.scale, x.dtype).reshape(*x.shape[:-1], -1)
+        out: Tensor = product(values, self.weight, scale, self.scale, x.dtype).reshape(*x.shape[:-1], -1)
         return out if self.bias is None else out + self.bias
 
 

@@ -36,7 +36,10 @@ PAPER = {ALL: {"seconds": 64.8, "flops": 87.5}, VOCO: {"seconds": 69.6, "flops":
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    """What one way of answering costs. `seconds` is None where `why` it was not measured."""
+    """What one way of answering costs. `seconds` is None where `why` it was not measured.
+
+    `busy_seconds`: in which a GPU computed; for the rest it waited for its next launch.
+    """
 
     method: str
     segments: int
@@ -45,6 +48,7 @@ class Cost:
     cache_bytes: int
     flops: int
     seconds: float | None
+    busy_seconds: float | None = None
     why: str = ""
 
 
@@ -108,7 +112,8 @@ def _measured(
         cache = VoCoCache(torch.randn(shape, dtype=model.dtype, device=model.device))
         work = partial(first_token, model, cache, question)
     try:
-        return replace(cost, seconds=median_seconds(work, model.device, runs))
+        seconds = median_seconds(work, model.device, runs)
+        return replace(cost, seconds=seconds, busy_seconds=busy_seconds(work, model.device))
     except torch.OutOfMemoryError:
         return replace(cost, why="more memory than there is")
 
@@ -158,9 +163,35 @@ def median_seconds(work: Callable[[], object], device: torch.device, runs: int =
     return statistics.median(seconds[2:])
 
 
+@torch.inference_mode()
+def busy_seconds(work: Callable[[], object], device: torch.device) -> float | None:
+    """Time of all kernels and copies of `work` on a GPU, None elsewhere; nothing else may run there."""
+    if device.type != "cuda":
+        return None
+    profile: Any = torch.profiler.profile  # has no types
+    with profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiled:
+        work()
+        torch.cuda.synchronize(device)
+    kernels = [event for event in profiled.key_averages() if event.device_type.name == "CUDA"]
+    return sum(float(event.self_device_time_total) for event in kernels) / 1e6
+
+
 def table(costs: Sequence[Cost], device: torch.device) -> tuple[str, dict[str, Any]]:
     """Costs as Markdown, reductions against no cache beside them, and as JSON values."""
-    head = ("segments", "method", "K", "cached entries", "cache", "time", "less time", "TFLOPs", "fewer FLOPs", "paper")
+    head = (
+        "segments",
+        "method",
+        "K",
+        "cached entries",
+        "cache",
+        "time",
+        "less time",
+        "GPU busy",
+        "less",
+        "TFLOPs",
+        "fewer FLOPs",
+        "paper",
+    )
     lines = [head]
     for cost in costs:
         base = next(other for other in costs if (other.segments, other.method) == (cost.segments, NONE))
@@ -169,14 +200,20 @@ def table(costs: Sequence[Cost], device: torch.device) -> tuple[str, dict[str, A
         lines.append((
             str(cost.segments), cost.method, "-" if cost.tokens is None else str(cost.tokens), str(cost.entries),
             f"{cost.cache_bytes / 1e6:.3f} MB{less_bytes}",
-            cost.why if cost.seconds is None else f"{1000 * cost.seconds:.2f} ms",
-            _less(cost.seconds, base.seconds), f"{cost.flops / 1e12:.4g}", _less(cost.flops, base.flops), _paper(cost),
+            cost.why or _milliseconds(cost.seconds),
+            _less(cost.seconds, base.seconds), _milliseconds(cost.busy_seconds),
+            _less(cost.busy_seconds, base.busy_seconds), f"{cost.flops / 1e12:.4g}", _less(cost.flops, base.flops),
+            _paper(cost),
         ))  # fmt: skip
     return f"{markdown(lines)}\n", {
         "device": str(device),
         "costs": [asdict(cost) for cost in costs],
         "machine": machine(),
     }
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{1000 * seconds:.2f} ms"
 
 
 def _less(value: float | None, base: float | None) -> str:
