@@ -4,6 +4,7 @@
 and cached entries, over the memory's rate; that of a first token is the same text without a video.
 """
 
+import statistics
 from functools import partial
 
 import torch
@@ -11,11 +12,11 @@ from common import figure, memory_rate, random_model_of, report
 
 from vococache.model.cache import PlacedCache, VoCoCache
 from vococache.model.costs import cache_bytes_per_token
-from vococache.model.generate import GenerationOptions, generate
+from vococache.model.generate import Generation, GenerationOptions, generate
 from vococache.model.voco import VoCoModel
-from vococache.pipeline.paper.efficiency import QUESTION, median_seconds
+from vococache.pipeline.paper.efficiency import QUESTION, RUNS, median_seconds
 
-SEGMENTS, QUESTIONS, NEW = (1, 64, 256, 1024), (1, 8, 32), 17
+SEGMENTS, QUESTIONS, NEW = (1, 64, 256, 1024), (1, 8, 32), 33
 
 
 def main() -> None:
@@ -24,7 +25,7 @@ def main() -> None:
     rate = memory_rate(model.device)
     weights = sum(p.nbytes for part in (model.language_model.layers, model.lm_head) for p in part.parameters())
     entry = cache_bytes_per_token(config, str(model.dtype).removeprefix("torch."))
-    alone = time_of(model, model.place(model.empty_cache()), 1, 1)
+    alone = first_seconds(model, model.place(model.empty_cache()), 1)
     rows: list[tuple[object, ...]] = [
         ("segments", "questions", "first token", "over text alone", "a token", "over floor")
     ]
@@ -33,8 +34,8 @@ def main() -> None:
         shape = (segments, config.layers, 2, config.kv_heads, config.num_voco_tokens, config.head_dim)
         placed = model.place(VoCoCache(torch.randn(shape, dtype=model.dtype, device=model.device)))
         for questions in QUESTIONS:
-            first = time_of(model, placed, questions, 1)
-            token = (time_of(model, placed, questions, NEW) - first) / (NEW - 1)
+            first = first_seconds(model, placed, questions)
+            token = token_seconds(model, placed, questions)
             floor = (weights + entry * (placed.prefix + questions * (QUESTION + NEW // 2))) / rate
             rows.append((
                 segments, questions, f"{1000 * first:.2f} ms", f"{first / alone:.2f}",
@@ -53,10 +54,21 @@ def main() -> None:
     report("read", rows, result | {"rows": found}, ratios)
 
 
-def time_of(model: VoCoModel, placed: PlacedCache, questions: int, new: int) -> float:
-    """Seconds of `new` tokens each for so many questions in one pass."""
+def first_seconds(model: VoCoModel, placed: PlacedCache, questions: int) -> float:
+    """Seconds to the first tokens of so many questions in one pass."""
+    return median_seconds(partial(answers, model, placed, questions, 1), model.device)
+
+
+def token_seconds(model: VoCoModel, placed: PlacedCache, questions: int) -> float:
+    """Seconds of each later token of so many questions in one pass."""
+    runs = [answers(model, placed, questions, NEW).decode_seconds for _ in range(RUNS + 2)][2:]
+    return statistics.median(runs) / (NEW - 1)
+
+
+def answers(model: VoCoModel, placed: PlacedCache, questions: int, new: int) -> Generation:
+    """`new` tokens for each of so many questions."""
     texts = [torch.arange(QUESTION, device=model.device) % 100 + 3 + number for number in range(questions)]
-    return median_seconds(partial(generate, model, placed, texts, new, GenerationOptions(stop_ids=())), model.device)
+    return generate(model, placed, texts, new, GenerationOptions(stop_ids=()))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from vococache.model.config import VoCoConfig
 from vococache.model.decoder import fast_attention
 from vococache.model.objective import Objective
 from vococache.model.scratch import byte_tokenizer, llava_7b, random_model, small_config
-from vococache.model.training_costs import STATE_BYTES, TrainingStep, activation_bytes, step_flops
+from vococache.model.training_costs import STATE_BYTES, TrainingStep, activation_bytes, cast_bytes, step_flops
 
 STAGES = ("compress", "temporal", "reader")
 STEPS = 3
@@ -111,6 +111,8 @@ def measure(size: str, where: str, stage: str, checkpointing: str) -> dict[str, 
         config, step, checkpointing=checkpointing == "on", bytes_per_value=2 if case.half else 4,
         fused=device.type == "cuda", stored=stage == "reader",
     )  # fmt: skip
+    if case.half and checkpointing == "off":
+        counted += cast_bytes((*case.model.reading.layers.parameters(), *case.model.lm_head.parameters()))
     learned = sum(weight.numel() for weight in case.learned)
     frozen = sum(weight.numel() for weight in case.model.parameters()) - learned
     flops = step_flops(config, step, checkpointing=checkpointing == "on")

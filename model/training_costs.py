@@ -4,7 +4,11 @@ As in `costs`, norms and activation functions count nothing among FLOPs. The byt
 backward pass needs, so they are a lower bound: allocators and transient copies come on top.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from vococache.model.chunks import positions_at_once
 from vococache.model.config import VoCoConfig
@@ -75,6 +79,16 @@ def whole_gradient_bytes(config: VoCoConfig) -> int:
     """Bytes of float32 gradients, the tower frozen, that each process holds where batches accumulate unreduced."""
     counts = parameters(config)
     return 4 * (sum(counts.values()) - counts["vision_tower"])
+
+
+def cast_bytes(weights: Iterable[Tensor]) -> int:
+    """Bytes of the half-precision copies of frozen float32 weights that autocast makes and the backward pass needs.
+
+    Of all layers at once where they are not checkpointed. Those of weights that learn have gone by the time that their
+    gradients, already counted, have come.
+    """
+    frozen = [weight for weight in weights if weight.dim() == 2 and not weight.requires_grad]
+    return sum(2 * weight.numel() for weight in frozen if weight.dtype == torch.float32)
 
 
 def step_flops(config: VoCoConfig, step: TrainingStep, *, checkpointing: bool, adapters: bool = False) -> int:

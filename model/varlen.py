@@ -104,12 +104,12 @@ def works(device: torch.device, dtype: torch.dtype, heads: int, key_value_heads:
     spans = Spans.of(text, cached, 3, device)
     assert spans is not None
     generator = torch.Generator().manual_seed(0)
-    query, key, value = (
-        torch.randn(count, groups, head_dim, generator=generator).to(device, dtype).requires_grad_()
-        for count, groups in ((5, heads), (11, key_value_heads), (11, key_value_heads))
-    )
     try:
-        with torch.enable_grad():
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            query, key, value = (
+                torch.randn(count, groups, head_dim, generator=generator).to(device, dtype).requires_grad_()
+                for count, groups in ((5, heads), (11, key_value_heads), (11, key_value_heads))
+            )
             pairs = []
             for kernel in (varlen, one_by_one):
                 out = kernel(spans, query, key, value, head_dim**-0.5)

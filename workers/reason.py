@@ -92,7 +92,8 @@ class ReasonStage:
         """Like `read`, but where the model is: chunks go there while others are still read."""
         header = self.store.header
         dtype = torch.from_numpy(np.empty(0, header.kv_dtype)).dtype
-        data = torch.empty((span.stop - span.start, *header.segment_shape), dtype=dtype, device=self.model.device)
+        with torch.inference_mode(mode=False):  # which other threads are not in: they could not write to it
+            data = torch.empty((span.stop - span.start, *header.segment_shape), dtype=dtype, device=self.model.device)
         self.store.read_parts(
             span.video, span.start, span.stop,
             lambda index, part: data[index : index + len(part)].copy_(torch.from_numpy(part)),

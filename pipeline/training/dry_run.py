@@ -17,6 +17,7 @@ from vococache.model.training_costs import (
     STATE_BYTES,
     TrainingStep,
     activation_bytes,
+    cast_bytes,
     step_flops,
     waiting_gradient_values,
 )
@@ -93,6 +94,8 @@ def dry_run(settings: TrainSettings, *, processes: int | None = None) -> list[st
     activations = activation_bytes(
         model.config, _step(longest, batch), checkpointing=checkpointing, bytes_per_value=values, stored=stored
     )
+    if values == 2 and not checkpointing:
+        activations += cast_bytes((*model.reading.layers.parameters(), *model.lm_head.parameters()))
     shared = checkpointing and not stored and "language_model" in settings.train and settings.lora is None
     waiting = values * waiting_gradient_values(model.config) if shared else 0
     lines.append(

@@ -10,6 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import vococache
+from vococache.model import varlen
 from vococache.model.compiled import compile_layers
 from vococache.model.decoder import attend
 from vococache.model.float8 import CAPABILITY, FLOAT8
@@ -144,6 +145,13 @@ def test_compiled_layers_stay_near_plain_ones(dtype: str, most: float, caplog: p
         assert (found[0] - cache).abs().mean() < most * cache.abs().mean()
         if dtype == "float32":
             assert found[1] == ids
+
+
+def test_texts_of_a_batch_share_a_kernel_also_where_nothing_learns() -> None:
+    for learns in (True, False):
+        varlen.works.cache_clear()
+        with torch.inference_mode(mode=not learns):
+            assert varlen.works(torch.device(DEVICE), torch.bfloat16, 4, 4, 64) == (DEVICE == "cuda")
 
 
 def test_plain_causal_attention_reaches_the_flash_kernel() -> None:
