@@ -20,14 +20,16 @@ def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
             value = None if value is None else value.get(name)
         return value
 
+    batches = of("compress", "batches") or {}
+    own = next((row for name, row in batches.items() if name.endswith("(a worker's)")), {})
     floor = of("read", "ratios", "floor over a token")
     text = of("read", "ratios", "text alone over first token")
     return {
         "card": machine.get("gpu"),
         "matrix_tflops": of("compress", "matrix_tflops"),
         "memory_gb_s": of("read", "memory_gb_s"),
-        "stage1_share": of("compress", "ratios", "of the matrix rate"),
-        "stage1_frames_per_s": of("compress", "batches"),
+        "stage1_share": own.get("share"),
+        "stage1_frames_per_s": batches,
         "float8_over_bfloat16": of("fewer_bits", "ratios", "float8 over bfloat16"),
         "decode_over_floor": floor and 1 / floor,
         "first_token_over_text": text and 1 / text,

@@ -100,24 +100,30 @@ def works(device: torch.device, dtype: torch.dtype, heads: int, key_value_heads:
         return True
     if device.type not in DEVICES or dtype not in DTYPES:
         return False
-    text, cached = torch.tensor([[1, 1, 1, 2, 2, 0]]), torch.tensor([3])
-    spans = Spans.of(text, cached, 3, device)
-    assert spans is not None
-    generator = torch.Generator().manual_seed(0)
     try:
+        # Also where a caller only reads: what is made in inference mode could not learn.
         with torch.inference_mode(mode=False), torch.enable_grad():
-            query, key, value = (
-                torch.randn(count, groups, head_dim, generator=generator).to(device, dtype).requires_grad_()
-                for count, groups in ((5, heads), (11, key_value_heads), (11, key_value_heads))
-            )
-            pairs = []
-            for kernel in (varlen, one_by_one):
-                out = kernel(spans, query, key, value, head_dim**-0.5)
-                pairs.append([out, *torch.autograd.grad(out.square().sum(), (query, key, value))])
-        for found, expected in zip(*pairs, strict=True):
-            torch.testing.assert_close(found, expected, atol=0.05, rtol=0.05)
+            _compare(device, dtype, heads, key_value_heads, head_dim)
     except Exception as error:  # whatever a build without that kernel, or another one's, leads to
         reason = str(error).strip().splitlines()
         logger.warning("no variable-length attention here, so texts are read with a mask: %s", reason[:1])
         return False
     return True
+
+
+def _compare(device: torch.device, dtype: torch.dtype, heads: int, key_value_heads: int, head_dim: int) -> None:
+    """Raises where the kernel's values or gradients are not those of `one_by_one`."""
+    text, cached = torch.tensor([[1, 1, 1, 2, 2, 0]]), torch.tensor([3])
+    spans = Spans.of(text, cached, 3, device)
+    assert spans is not None
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(count, groups, head_dim, generator=generator).to(device, dtype).requires_grad_()
+        for count, groups in ((5, heads), (11, key_value_heads), (11, key_value_heads))
+    )
+    pairs = []
+    for kernel in (varlen, one_by_one):
+        out = kernel(spans, query, key, value, head_dim**-0.5)
+        pairs.append([out, *torch.autograd.grad(out.square().sum(), (query, key, value))])
+    for found, expected in zip(*pairs, strict=True):
+        torch.testing.assert_close(found, expected, atol=0.05, rtol=0.05)

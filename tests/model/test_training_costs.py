@@ -7,7 +7,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vococache.model.adapter import add_adapter
 from vococache.model.objective import Objective
-from vococache.model.training_costs import TrainingStep, activation_bytes, forward_flops, parameters, step_flops
+from vococache.model.training_costs import (
+    TrainingStep,
+    activation_bytes,
+    cast_bytes,
+    forward_flops,
+    parameters,
+    step_flops,
+)
 
 SHAPES = {
     "clip": {"family": "llama"},
@@ -135,3 +142,24 @@ def test_activations_with_checkpointing(kit):
     everything = activation_bytes(model.config, STEP, checkpointing=False, fused=False)
     assert inputs < everything / 10
     assert everything / model.config.layers < one_layer < 1.3 * everything / model.config.layers
+
+
+def test_copies_of_frozen_weights_that_autocast_keeps(kit):
+    model = kit.model(**WIDE)
+    model.requires_grad_(False)
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    x = torch.randn(1, 8, model.config.text.hidden_size, requires_grad=True)
+    kept = {}
+
+    def keep(tensor):
+        if tensor.dtype == torch.bfloat16 and tensor.shape[-2:] not in {x.shape[-2:]}:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+        model.lm_head(model.language_model.layers[0].self_attn.q_proj(x))
+    assert not weights & kept.keys()
+    used = [model.lm_head.weight, model.language_model.layers[0].self_attn.q_proj.weight]
+    assert sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) == cast_bytes(used)
+    assert cast_bytes(model.requires_grad_(True).parameters()) == 0
+    assert cast_bytes(model.requires_grad_(False).bfloat16().parameters()) == 0
