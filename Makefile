@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help demo test test-all lint bench bench-gpu train-embedded wheel clean
+.PHONY: help demo test test-all lint docs bench bench-gpu train-embedded wheel clean
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
@@ -17,12 +17,15 @@ test: $(STAMP)  ## the tests that need neither a GPU nor minutes
 test-all: $(STAMP)  ## all tests; those marked gpu only where there is CUDA
 	$(BIN)/python -m pytest -m "$$($(BIN)/python -c 'import torch; print("" if torch.cuda.is_available() else "not gpu")')"
 
-lint: $(STAMP)  ## style, layers, types, security
+lint: $(STAMP) docs  ## style, layers, types, security, the documentation's links
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 	$(BIN)/bandit -q -r -c pyproject.toml model storage workers pipeline src/vococache/__init__.py src/vococache/errors.py
+
+docs: $(STAMP)  ## the documentation as a site: build/site/index.html
+	$(BIN)/mkdocs build -q --strict -d build/site
 
 bench-gpu: $(STAMP)  ## the benchmarks at the shape of Vicuna-7B, on a GPU of 80 GB or more, into runs/gpu; goes on where it stopped
 	PYTHON=$(BIN)/python benchmarks/gpu.sh runs/gpu
