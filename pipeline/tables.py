@@ -1,4 +1,4 @@
-"""Rows of text as tables: aligned for a terminal, or Markdown."""
+"""Rows of text as tables, aligned for a terminal or Markdown; and numbers with their nouns."""
 
 from collections.abc import Sequence
 
@@ -12,6 +12,11 @@ def aligned(rows: Rows) -> str:
     widths = [max((len(row[column]) for row in cells if any(row[1:])), default=0) for column in range(columns)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
     return "\n".join(line.rstrip() for line in lines)
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 video`, `1,024 videos`."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def markdown(rows: Rows) -> str:

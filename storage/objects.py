@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import NamedTuple, TypeVar
+from datetime import datetime
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,15 @@ class Entry(NamedTuple):
     length: int
     modified: float
     kind: str = PLAIN
+
+
+def changed_at(info: dict[str, Any]) -> datetime | float | None:
+    """An object's last change, as the fsspec file system that described it names and tells it; None if it does not."""
+    for name in ("mtime", "LastModified", "last_modified", "updated", "created"):
+        value = info.get(name)
+        if isinstance(value, datetime | int | float):
+            return value
+    return None
 
 
 class Objects(ABC):

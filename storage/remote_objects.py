@@ -6,13 +6,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from vococache.storage.documents import Bytes, Stamp, stamp
-from vococache.storage.objects import Entry, Objects, redact
+from vococache.storage.objects import Entry, Objects, changed_at, redact
 
 _ALONE = threading.Lock()  # what lies in memory belongs to this process
 
@@ -150,7 +151,5 @@ def _check_bucket(error: Exception) -> None:
 
 def _modified(info: dict[str, Any]) -> float:
     """Time of an object's last change; now where the file system does not tell: never old enough for gc."""
-    for name in ("LastModified", "last_modified", "mtime", "updated", "created"):
-        if (value := info.get(name)) is not None and not isinstance(value, str):
-            return float(value.timestamp() if hasattr(value, "timestamp") else value)
-    return time.time()
+    found = changed_at(info)
+    return time.time() if found is None else found.timestamp() if isinstance(found, datetime) else found

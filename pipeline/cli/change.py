@@ -10,6 +10,7 @@ from vococache.errors import InputError
 from vococache.pipeline.cli.store import from_option, json_option, status_option
 from vococache.pipeline.cli.terminal import say
 from vococache.pipeline.selection import select
+from vococache.pipeline.tables import counted
 
 if TYPE_CHECKING:
     from vococache.storage import Store
@@ -71,7 +72,7 @@ def relocate_command(store: str, old: str, new: str) -> int:
     moved = maintenance.relocate(open_store(store, "a"), absolute(old), absolute(new))
     if not moved:
         raise InputError(f"no video of {store} comes from {absolute(old)}: `voco info {store} VIDEO` tells its source")
-    say(f"{len(moved)} videos now at {absolute(new)}")
+    say(f"{counted(len(moved), 'video')} now at {absolute(new)}")
     return 0
 
 
@@ -127,7 +128,7 @@ def export_command(store: str, videos: tuple[str, ...], status: str | None, list
     opened = open_store(store)
     chosen = chosen_of(opened, videos, status, listed)
     exported = maintenance.export(opened, chosen, target)
-    say(f"{len(chosen)} videos, {sum(info.bytes for info in exported.list()):,} bytes in {target}")
+    say(f"{counted(len(chosen), 'video')}, {sum(info.bytes for info in exported.list()):,} bytes in {target}")
     return 0
 
 
@@ -160,7 +161,10 @@ def prune_command(store: str, yes: bool, as_json: bool) -> int:
     for info in found.gone:
         say(f"{'removed' if yes else 'would remove'} {info.id} (of {info.source})")
     freed = sum(info.bytes for info in found.gone)
-    say(f"{len(found.gone)} videos, {freed:,} bytes" + ("" if yes or not found.gone else "; --yes removes them"))
+    say(
+        f"{counted(len(found.gone), 'video')}, {freed:,} bytes"
+        + ("" if yes or not found.gone else "; --yes removes them")
+    )
     return 0
 
 
@@ -184,7 +188,8 @@ def merge_command(store: str, other: str, as_json: bool) -> int:
     else:
         for video, reason in found.left.items():
             say(f"left: {video}: {reason}", err=True)
-        say(f"{len(found.copied)} videos copied, {len(found.present)} there already, {len(found.left)} left")
+        copied = counted(len(found.copied), "video")
+        say(f"{copied} copied, {len(found.present)} there already, {len(found.left)} left")
     return EXIT_SOME_LEFT if found.left else 0
 
 
@@ -211,7 +216,7 @@ def upgrade_command(store: str, layer: int | None, as_json: bool) -> int:
     else:
         for video, why in found.left.items():
             say(f"left: {video}: {why}", err=True)
-        say(f"{len(found.done)} videos rewritten")
+        say(f"{counted(len(found.done), 'video')} rewritten")
     return EXIT_SOME_LEFT if found.left else 0
 
 

@@ -29,6 +29,7 @@ from vococache.pipeline.cli.evaluate import dtype_option
 from vococache.pipeline.cli.store import json_option
 from vococache.pipeline.cli.terminal import escaped, say, say_lines
 from vococache.pipeline.ingest.events import OUTCOMES, Event
+from vococache.pipeline.tables import counted
 
 if TYPE_CHECKING:
     from vococache.pipeline.ingest.driver import IngestReport, Progress
@@ -213,16 +214,17 @@ def _print_report(report: "IngestReport") -> None:
             say(f"{title}: {video}: {reason}", err=True)
     for video, findings in sorted(report.damaged.items()):
         say(f"stored: {video}: {cli_store.describe_findings(findings)}", err=True)
-    parts = [f"{len(report.done)} videos ingested"]
+    parts = [f"{counted(len(report.done), 'video')} ingested"]
     if report.done:
         rate = report.segments / report.run_seconds
-        parts.append(f"{report.segments} segments, {report.bytes:,} bytes, {rate:.1f} segments/s")
+        parts.append(f"{counted(report.segments, 'segment')}, {report.bytes:,} bytes, {rate:.1f} segments/s")
     parts += [f"{len(report.reused)} copied from equal ones"] if report.reused else []
     parts += [f"{len(report.up_to_date)} up to date"] if report.up_to_date else []
     parts += [f"{len(report.failed)} failed"] if report.failed else []
     parts += [f"{len(report.refused)} refused"] if report.refused else []
     if not (report.done or report.reused or report.failed or report.refused):
-        parts = [f"nothing to do: {len(report.up_to_date)} videos are up to date"]
+        verb = "is" if len(report.up_to_date) == 1 else "are"
+        parts = [f"nothing to do: {counted(len(report.up_to_date), 'video')} {verb} up to date"]
     say(f"{report.store}: {'; '.join(parts)}")
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from vococache.pipeline.cli.terminal import say
+from vococache.pipeline.tables import counted
 
 
 @click.command("frames")
@@ -33,7 +34,7 @@ def frames_command(video: str, out: Path, **options: Any) -> int:
         contact_sheet(found).save(out)
     except (ValueError, OSError) as error:  # Pillow's, of a suffix that it does not know
         raise InputError(f"sheet {out} cannot be written: {error}") from None
-    say(f"{out}: {len(found)} frames from {found[0][0]:.2f} to {found[-1][0]:.2f} s")
+    say(f"{out}: {counted(len(found), 'frame')} from {found[0][0]:.2f} to {found[-1][0]:.2f} s")
     return 0
 
 

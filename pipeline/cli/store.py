@@ -10,6 +10,7 @@ import click
 from vococache.errors import InputError
 from vococache.pipeline.cli.terminal import escaped, say
 from vococache.pipeline.selection import STATUSES, select
+from vococache.pipeline.tables import counted
 
 EXIT_DAMAGED = 1
 SORTS = ("id", "status", "segments", "duration", "bytes")
@@ -100,7 +101,7 @@ def ls_command(store: str, status: str | None, where: tuple[str, ...], sort: str
             (
                 info.id,
                 info.status,
-                f"{info.segments} segments",
+                counted(info.segments, "segment"),
                 "" if info.duration is None else f"{info.duration:.1f} s",
                 f"{info.bytes:,} bytes",
                 "; ".join(filter(None, (info.reason or describe_findings(info.findings), told(info.metadata)))),

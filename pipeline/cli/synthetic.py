@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from vococache.pipeline.cli.terminal import say
+from vococache.pipeline.tables import counted
 
 LAYOUTS = ("msvd-qa", "msvd-qa-youtube", "msrvtt-qa", "activitynet-qa", "jsonl")
 
@@ -30,7 +31,7 @@ def synthetic_command(layout: str, folder: Path, clips: int, questions: int, see
     from vococache.pipeline.synthetic.layouts import write_dataset
 
     path = write_dataset(layout, folder, split=split, clips=clips, asked=questions, seed=seed)
-    say(f"{clips} clips with their questions: {path}")
+    say(f"{counted(clips, 'clip')} with questions: {path}")
     return 0
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from vococache.errors import VideoError
 from vococache.pipeline.ingest.options import IngestOptions
 from vococache.pipeline.ingest.sources import LeftOutFiles, find_sources
+from vococache.pipeline.tables import counted
 from vococache.workers.video.sampling import FrameSampling
 from vococache.workers.video.source import is_url
 
@@ -53,8 +54,8 @@ class IngestEstimate:
         lines = LeftOutFiles(self.left_out).describe()
         lines += [f"unknown: {video}: {reason}" for video, reason in sorted(self.unknown.items())]
         lines.append(
-            f"{self.videos} videos, about {self.segments} segments, {self.bytes:,} bytes of caches, about"
-            f" {self.seconds:.0f} s on this machine"
+            f"{counted(self.videos, 'video')}, about {counted(self.segments, 'segment')}, {self.bytes:,} bytes of"
+            f" caches, about {self.seconds:.0f} s on this machine"
         )
         if self.hour_bytes is not None and self.context_hours is not None:
             lines.append(

@@ -3,7 +3,7 @@
 import glob
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -205,7 +205,8 @@ def give_ids(locations: Iterable[str]) -> dict[str, str]:
     count = Counter(safe_key(stem) for stem in stems.values())
     ids: dict[str, str] = {}
     clashing = {location for location, stem in stems.items() if count[safe_key(stem)] > 1}
-    common = common_folder(clashing)
+    common = os.path.commonprefix(sorted(clashing))  # noqa: RUF071 (of URLs too; cut at a slash in the next line)
+    common = common[: common.rfind("/") + 1]
     for location, stem in stems.items():
         claim(ids, safe_key(stem if location not in clashing else location.removeprefix(common)), location)
     return ids
@@ -215,12 +216,3 @@ def claim(ids: dict[str, str], video: str, location: str) -> None:
     """Enter a location under its id. Raises `InputError` where another has it."""
     if ids.setdefault(video, location) != location:
         raise InputError(f"id {video!r} stands for {ids[video]} and {location}: name one in a manifest")
-
-
-def common_folder(locations: Collection[str]) -> str:
-    """The longest prefix of all `locations` that ends with a slash."""
-    if not locations:
-        return ""
-    shortest, longest = min(locations), max(locations)
-    same = next((i for i, (a, b) in enumerate(zip(shortest, longest, strict=False)) if a != b), len(shortest))
-    return shortest[: shortest.rfind("/", 0, same) + 1]

@@ -13,6 +13,7 @@ from vococache.pipeline.ask import ask, open_reader
 from vococache.pipeline.synthetic.render import FPS, contact_sheet, decoded
 from vococache.pipeline.synthetic.scene import SECONDS, split_scenes
 from vococache.pipeline.synthetic.trial import LOOKS_A_SECOND, Trial, ingest_clips, run_trial
+from vococache.pipeline.tables import counted
 
 if TYPE_CHECKING:
     from vococache.workers.reason import ReasonStage
@@ -33,11 +34,12 @@ def run_demo(out: Path, *, seed: int, clips: int, say: Callable[[str], None]) ->
     scenes = split_scenes(f"demo-{seed}", clips)
     report = ingest_clips(scenes, folder, store)
     paths = [folder / f"{name}.mp4" for name in scenes]
-    say(f"{clips} clips (H.264, {clips * SECONDS:.0f} s) in {folder}")
+    say(f"{counted(clips, 'clip')} (H.264, {clips * SECONDS:.0f} s) in {folder}")
     shown = [np.stack(list(decoded(str(path)))[:: FPS // LOOKS_A_SECOND]) for path in paths]
     sheet = contact_sheet(shown, out / f"clips-{seed}-{clips}.png")
     say(f"their frames, one row for each clip: {sheet}")
-    done = f"{len(report.done)} videos, {report.segments} segments" if report.done else "everything was there already"
+    done = f"{counted(len(report.done), 'video')}, {counted(report.segments, 'segment')}"
+    done = done if report.done else "everything was there already"
     say(f"ingested into {store}: {done} (Ray's start {report.startup_seconds:.1f} s, run {report.run_seconds:.1f} s)")
     stage = open_reader(store)
     if note := stage.model.config.extra.get("note"):

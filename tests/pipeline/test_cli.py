@@ -143,7 +143,7 @@ def test_upgrade(voco: Voco, tmp_path: Path) -> None:
     old = Path(shutil.copytree(Path(__file__).parents[1] / "storage/data/v2", tmp_path / "old"))
     (old / "videos/clip/kv/c.0.0.0.0.0.0").unlink()
     left = voco("upgrade", old)
-    assert (left.code, left.out) == (1, "1 videos rewritten\n")
+    assert (left.code, left.out) == (1, "1 video rewritten\n")
     assert left.err.startswith("left: clip: ")
 
 

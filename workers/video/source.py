@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from vococache.errors import VideoError
-from vococache.storage.objects import describe
+from vococache.storage.objects import changed_at, describe
 
 COPY_BYTES = 4 << 20
 
@@ -188,16 +188,12 @@ def file_system(url: str) -> tuple[Any, str]:
 
 
 def _mtime_ns(info: dict[str, Any]) -> int:
-    """fsspec's stores tell a time under several names, as a number of seconds or a datetime.
-
-    Of HTTP it is what tells versions apart: Last-Modified, with the ETag's hash in the place of the nanoseconds.
-    """
-    for name in ("mtime", "LastModified", "last_modified", "updated", "created"):
-        value = info.get(name)
-        if isinstance(value, datetime):
-            value = int(value.timestamp())  # listings tell fractions of a second, the answer about one object does not
-        if isinstance(value, int | float):
-            return int(value * 1e9)
+    """Of HTTP what tells versions apart: Last-Modified, with the ETag's hash in the place of the nanoseconds."""
+    found = changed_at(info)
+    if isinstance(found, datetime):
+        return int(found.timestamp()) * 10**9  # fractions are told in listings, not in the answer about one object
+    if found is not None:
+        return int(found * 1e9)
     seconds = 0
     with suppress(KeyError, ValueError, TypeError):
         seconds = int(parsedate_to_datetime(info["Last-Modified"]).timestamp())
