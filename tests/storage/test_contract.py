@@ -5,6 +5,7 @@ import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import fsspec
 import google_crc32c
@@ -26,6 +27,17 @@ def test_a_video_comes_back_bit_for_bit(store: Store) -> None:
     assert again.read("clip").dtype == np.float16
     assert again.info("clip") == info
     assert again.list() == [info]
+
+
+def test_files_are_as_open_as_the_umask_lets_them_be(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        add(open_store(tmp_path / "store", "a", header=HEADER), "clip")
+    finally:
+        os.umask(before)
+    found = [tmp_path / "store", *(tmp_path / "store").rglob("*")]
+    assert {path.stat().st_mode & 0o7777 for path in found if path.is_file()} == {0o640}
+    assert {path.stat().st_mode & 0o7777 for path in found if path.is_dir()} == {0o750}
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 7), (0, 1), (2, 4), (3, 6), (6, 7), (1, None), (5, 5), (0, 0)])

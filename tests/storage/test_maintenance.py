@@ -1,6 +1,7 @@
 """remove, gc, export on every kind of place."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,6 +59,24 @@ def test_gc_takes_leftovers_and_nothing_else(store: Store) -> None:
     assert {item.object for item in garbage} == leftovers
     assert {item.bytes for item in garbage} == {3}
     assert keys(store) == before
+
+
+def test_gc_leaves_a_video_that_changes_between_its_two_looks(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(store, "clip")
+    stray, fresh = "videos/clip/stray", f"videos/clip/{KV}/.tmp-1-a"
+    store.objects.put(stray, b"xyz")
+    judge = maintenance._garbage_of
+
+    def judged(*looked: Any) -> dict[str, str]:
+        found = judge(*looked)
+        store.objects.put(fresh, b"somebody is at it")
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(maintenance, "_garbage_of", judged)
+        assert maintenance.gc(store, older_than_s=-60) == []
+    assert {stray, fresh} <= keys(store)
+    assert {item.object for item in maintenance.gc(store, older_than_s=-60)} == {stray, fresh}
     assert {item.reason for item in maintenance.gc(store, older_than_s=-60, partial=True)} == {"partial video"}
     assert store.ids() == ["clip"]
     np.testing.assert_array_equal(store.read("clip"), kv(7))

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,23 @@ from vococache.pipeline.training.answers import exact_match_share, questions
 from vococache.pipeline.training.examples import Example, Text, encode_turns
 from vococache.pipeline.training.job import train
 from vococache.pipeline.training.media import NOTHING
+from vococache.pipeline.training.trainer import answer_accuracy
 
 
 def test_each_answer_has_what_stands_before_it() -> None:
     text = Text([1, 2, 3, 4, 5, 6, 7], [-100, -100, 3, 4, -100, 6, 7])
     assert list(questions(text)) == [([1, 2], [3, 4]), ([1, 2, 3, 4, 5], [6, 7])]
+
+
+def test_an_answer_ends_with_its_row() -> None:
+    labels = np.array([[5, -100, 7, 8], [9, 1, -100, 2]])  # 5 | 7 8 | 9 1 | 2
+    for wrong, right in (((), 4), (((0, 3),), 3), (((1, 0),), 3), (((0, 3), (1, 0)), 2), (((1, 0), (1, 1)), 3)):
+        predicted = labels.copy()
+        predicted[labels == -100] = 3  # what is not asked does not count
+        for place in wrong:
+            predicted[place] = 4
+        found = answer_accuracy(SimpleNamespace(predictions=predicted, label_ids=labels))
+        assert found == {"token_accuracy": pytest.approx(1 - len(wrong) / 6), "answer_accuracy": right / 4}
 
 
 @pytest.fixture(scope="module")
