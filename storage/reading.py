@@ -10,7 +10,14 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from vococache.errors import CorruptionError, InputError, StoreError, StoreMismatchError, VideoNotFoundError
+from vococache.errors import (
+    CorruptionError,
+    InputError,
+    StoreError,
+    StoreMismatchError,
+    VideoChangedError,
+    VideoNotFoundError,
+)
 from vococache.storage import catalog, checks, documents, quantize
 from vococache.storage.documents import Fields, Stamp, stamp
 from vococache.storage.format import (
@@ -124,14 +131,30 @@ class StoreReader:
         """Presentation times in seconds [segments, frames_per_segment], float64, checked."""
         return self._reading(video, lambda fields: self._timestamps(video, fields))
 
-    def read(self, video: str, start: int = 0, stop: int | None = None) -> npt.NDArray[Any]:
+    def read(
+        self, video: str, start: int = 0, stop: int | None = None, *, made_of: str | None = None
+    ) -> npt.NDArray[Any]:
         """Caches of segments [start, stop), checked: [segments, layers, 2, kv_heads, tokens, head_dim].
 
-        Of a growing video those are there that its document names at one moment. Raises `CorruptionError` if a stored
-        byte that it is made of changed, `VideoNotFoundError` if the store holds no readable video of that id,
-        `InputError` for segments that the video does not have.
+        Of a growing video those are there that its document names at one moment. `made_of`: the token of the intent
+        that the video must be made of (`made_of` tells it). Raises `CorruptionError` if a stored byte that it is made
+        of changed, `VideoNotFoundError` if the store holds no readable video of that id, `VideoChangedError` if it is
+        made of something else, `InputError` for segments that the video does not have.
         """
-        return self._reading(video, lambda fields: self._read(video, fields, start, stop, "chunks"))
+
+        def work(fields: Fields) -> npt.NDArray[Any]:
+            if made_of not in (None, fields["token"]):
+                raise VideoChangedError(f"video {video!r} was made again while it was asked about: ask again")
+            return self._read(video, fields, start, stop, "chunks")
+
+        return self._reading(video, work)
+
+    def made_of(self, video: str) -> str:
+        """The token of the intent that a readable video is made of: of equal tokens, equal segments are equal.
+
+        Raises `VideoNotFoundError`, `CorruptionError`.
+        """
+        return str(self.readable(video)["token"])
 
     def read_parts(self, video: str, start: int, stop: int, take: Take) -> None:
         """What `read` returns, chunk by chunk: `take(index, part)`, where index 0 is segment `start`.

@@ -1,12 +1,15 @@
 """`voco serve`: a page and an API over a store."""
 
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vococache.pipeline.cli.evaluate import dtype_option
 from vococache.pipeline.cli.terminal import say
+
+if TYPE_CHECKING:
+    from vococache.pipeline.serve.engine import Engine
 
 MIB = 1 << 20
 
@@ -32,19 +35,35 @@ MIB = 1 << 20
 @click.option("--model", help="Model to answer with.  [default: the one that made STORE]")
 @dtype_option
 @click.option("--device", help="cpu or cuda.  [default: cuda if available]")
-def serve_command(store: str, sources: bool, queue: int, cache_mib: int, **options: Any) -> int:
+@click.option(
+    "--engine",
+    type=click.Choice(["own", "vllm"]),
+    default="own",
+    show_default=True,
+    help="What answers; vllm needs --model from `voco export-decoder`.",
+)
+@click.argument("engine_options", nargs=-1, type=click.UNPROCESSED)
+def serve_command(
+    store: str, sources: bool, queue: int, cache_mib: int, engine: str, engine_options: tuple[str, ...], **options: Any
+) -> int:
     """Serve STORE: a page to look and ask, and OpenAI's chat protocol for programs (docs/serving.md).
 
-    Ctrl-C or SIGTERM ends it when what was asked is answered.
+    ENGINE_OPTIONS, behind `--`, are vLLM's own. Ctrl-C or SIGTERM ends it when what was asked is answered.
 
     \b
     Example:
       voco serve caches --sources
       voco serve s3://bucket/caches --host 0.0.0.0 --port 80
+      voco serve caches --engine vllm --model decoder -- --tensor-parallel-size 2
     """
     check_installed()
     loading = {name: options.pop(name) for name in ("model", "dtype", "device")}
-    return run(store, loading, sources=sources, waiting=queue, cache_bytes=cache_mib * MIB, **options)
+    limits = {"waiting": queue, "cache_bytes": cache_mib * MIB}
+    if engine == "vllm":
+        return _run_vllm(store, loading, engine_options, limits, sources=sources, **options)
+    if engine_options:
+        raise click.UsageError(f"unexpected arguments {' '.join(engine_options)!r}: they are for --engine vllm")
+    return run(store, loading, sources=sources, **limits, **options)
 
 
 def check_installed() -> None:
@@ -55,16 +74,40 @@ def check_installed() -> None:
         raise InputError("fastapi, uvicorn and prometheus_client serve a store: pip install 'vococache[serve]'")
 
 
-def run(store: str, loading: dict[str, Any], *, host: str, port: int, token: str | None, **limits: Any) -> int:
+def run(
+    store: str, loading: dict[str, Any], *, host: str, port: int, token: str | None, sources: bool, **limits: Any
+) -> int:
     """Serve until told to end; returns the exit code. `loading`: options of `open_reader`."""
     from vococache.pipeline.ask import open_reader
+    from vococache.pipeline.serve.engine import PackingEngine
+    from vococache.pipeline.serve.metrics import Metrics
+
+    engine = PackingEngine(open_reader(store, **loading), Metrics(), **limits)
+    return _serve(engine, sources=sources, host=host, port=port, token=token)
+
+
+def _run_vllm(
+    store: str, loading: dict[str, Any], options: tuple[str, ...], limits: dict[str, int], **place: Any
+) -> int:
+    """As `run`, by vLLM."""
+    from vococache.errors import InputError
+    from vococache.pipeline.serve.vllm import vllm_engine
+
+    if loading["model"] is None or loading["device"] is not None:
+        raise InputError(
+            "--engine vllm answers with --model FOLDER from `voco export-decoder MODEL FOLDER`, on the device that"
+            " vLLM was built for"
+        )
+    return _serve(vllm_engine(store, loading["model"], dtype=loading["dtype"], options=options, **limits), **place)
+
+
+def _serve(engine: "Engine", *, host: str, port: int, token: str | None, sources: bool) -> int:
     from vococache.pipeline.serve.service import Address, serve
 
-    stage = open_reader(store, **loading)
-    if note := stage.model.config.extra.get("note"):
+    if note := engine.stage.model.config.extra.get("note"):
         say(f"voco: {note}", err=True)
     try:
-        serve(stage, Address(host=host, port=port, token=token or None), say=say, **limits)
+        serve(engine, Address(host=host, port=port, token=token or None), say=say, sources=sources)
     except KeyboardInterrupt:  # as uvicorn raises it again, when all was answered
         say("voco: ended", err=True)
     return 0

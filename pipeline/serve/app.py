@@ -35,17 +35,10 @@ log = logging.getLogger(__name__)
 
 
 def make_app(
-    stage: ReasonStage,
-    *,
-    token: str | None = None,
-    hosts: Collection[str] | None = None,
-    sources: bool = False,
-    waiting: int = 256,
-    cache_bytes: int = 2 << 30,
+    engine: Engine, *, token: str | None = None, hosts: Collection[str] | None = None, sources: bool = False
 ) -> Guard:
-    """The service as an ASGI application. `token`, `hosts`: as `Guard`; `sources`: hand out files; else as `Engine`."""
-    metrics, pictures = Metrics(), Pictures()
-    engine = Engine(stage, metrics, waiting=waiting, cache_bytes=cache_bytes)
+    """The service as an ASGI application. `token`, `hosts`: as `Guard`; `sources`: hand out files."""
+    stage, metrics, pictures = engine.stage, engine.metrics, Pictures()
     name = model_name(stage)
 
     @asynccontextmanager

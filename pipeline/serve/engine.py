@@ -1,4 +1,6 @@
-"""Questions that wait together go through the model together: one thread, one pass after the other.
+"""What answers questions about a store: what all engines do before, and our own.
+
+Questions that wait together go through the model together: one thread, one pass after the other.
 
 A pass takes the questions that wait, oldest first, whatever videos they are about: the placed caches of several stand
 side by side in one row, and each question sees its own (`vococache.model.packing`). Nothing joins a pass under way.
@@ -7,6 +9,7 @@ side by side in one row, and each question sees its own (`vococache.model.packin
 import logging
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +28,8 @@ from vococache.workers.spans import SegmentSpan
 
 PASS_QUESTIONS = 64  # in one pass
 PASS_ENTRIES = 2048  # of several videos' caches in one pass: each question's scores are computed over all of them
+WAITING = 256  # most questions in the house, unless told
+CACHE_BYTES = 2 << 30  # of caches kept in memory, unless told
 KNOWN_WINDOWS = 4096  # whose segments are remembered
 
 log = logging.getLogger(__name__)
@@ -60,6 +65,7 @@ class Checked:
     spans: tuple[SegmentSpan, ...]
     ids: torch.Tensor
     entries: int  # cached ones in front of the text
+    made_of: tuple[str, ...] = ()  # the intent's token of each span's video, where an engine asks for it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,6 +91,7 @@ class Pending:
         self.ids: list[int] = []
         self.submitted = time.perf_counter()
         self.timings: dict[str, float] = {}
+        self.on_cancel: Callable[[], object] = lambda: None
         self._notify = notify
 
     def begin(self, load_seconds: float) -> None:
@@ -108,38 +115,36 @@ class Pending:
     def cancel(self) -> None:
         """Nobody waits for it any more: it is not begun, or ends with the token at hand."""
         self.cancelled = True
+        self.on_cancel()
 
 
-class Engine:
-    """A reader of one store. `waiting`: most questions in the house at once. `cache_bytes`: of placed caches kept."""
+class Engine(ABC):
+    """What every engine does before a question is answered. `waiting`: most questions in the house at once."""
 
-    def __init__(self, stage: ReasonStage, metrics: Metrics, *, waiting: int, cache_bytes: int) -> None:
+    def __init__(self, stage: ReasonStage, metrics: Metrics, *, waiting: int) -> None:
         self.stage = stage
         self.metrics = metrics
         self.waiting = waiting
-        self.contexts = PlacedContexts(cache_bytes)
         self._known: dict[Window, tuple[VideoInfo, SegmentSpan]] = {}
         self._inside = 0
-        self._queue: deque[Pending] = deque()
         self._changed = threading.Condition()
-        self._ending = False
-        self._thread = threading.Thread(target=self._run, name="reader", daemon=True)
 
+    @abstractmethod
     def start(self) -> None:
         """Begin to answer."""
-        self._thread.start()
 
+    @abstractmethod
     def stop(self) -> None:
         """Answer what waits, then end."""
-        with self._changed:
-            self._ending = True
-            self._changed.notify()
-        self._thread.join()
 
     @property
+    @abstractmethod
     def alive(self) -> bool:
         """Does it still answer?"""
-        return self._thread.is_alive()
+
+    @abstractmethod
+    def submit(self, checked: Checked, notify: Callable[[Event], None], *, streamed: bool) -> Pending:
+        """Have a question answered. `notify` is called with each of its events, the last one ends it."""
 
     def enter(self) -> None:
         """Take a place for a question, until `leave`. Raises `BusyError` where none is left."""
@@ -186,6 +191,35 @@ class Engine:
                 self._known.clear()
             self._known[window] = known
         return known
+
+
+class PackingEngine(Engine):
+    """Our own: questions packed into passes over one store. `cache_bytes`: of placed caches kept."""
+
+    def __init__(
+        self, stage: ReasonStage, metrics: Metrics, *, waiting: int = WAITING, cache_bytes: int = CACHE_BYTES
+    ) -> None:
+        super().__init__(stage, metrics, waiting=waiting)
+        self.contexts = PlacedContexts(cache_bytes)
+        self._queue: deque[Pending] = deque()
+        self._ending = False
+        self._thread = threading.Thread(target=self._run, name="reader", daemon=True)
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Answer what waits, then end."""
+        with self._changed:
+            self._ending = True
+            self._changed.notify()
+        self._thread.join()
+
+    @property
+    def alive(self) -> bool:
+        """Does it still answer?"""
+        return self._thread.is_alive()
 
     def submit(self, checked: Checked, notify: Callable[[Event], None], *, streamed: bool) -> Pending:
         """Put a question into the queue. `notify` is called with each of its events, the last one ends it."""

@@ -4,7 +4,14 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from vococache.errors import ContextLimitError, CorruptionError, InputError, StoreError, VideoNotFoundError
+from vococache.errors import (
+    ContextLimitError,
+    CorruptionError,
+    InputError,
+    StoreError,
+    VideoChangedError,
+    VideoNotFoundError,
+)
 from vococache.pipeline.serve.engine import BusyError
 
 # The first that fits: status, type, code.
@@ -13,6 +20,7 @@ KINDS: tuple[tuple[type[Exception], int, str, str], ...] = (
     (ContextLimitError, 400, "invalid_request_error", "context_length_exceeded"),
     (InputError, 400, "invalid_request_error", "invalid_request"),
     (VideoNotFoundError, 404, "invalid_request_error", "video_not_found"),
+    (VideoChangedError, 409, "invalid_request_error", "video_changed"),
     (CorruptionError, 500, "server_error", "video_damaged"),
     (StoreError, 503, "server_error", "store_unreachable"),
 )

@@ -6,10 +6,10 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
 class Metrics:
-    """Counters of one service, in a registry of their own."""
+    """Counters of one service. `registry`: where an engine has counters too; by default one of their own."""
 
-    def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry()
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry = registry or CollectorRegistry()
         self.answers = Counter("voco_answers", "Questions answered.", registry=registry)
         self.refused = Counter("voco_refused", "Questions refused because too many waited.", registry=registry)
         self.cancelled = Counter("voco_cancelled", "Questions whose client left.", registry=registry)

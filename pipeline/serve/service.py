@@ -12,7 +12,7 @@ import uvicorn
 from vococache.errors import InputError
 from vococache.model.compiled import compile_layers
 from vococache.pipeline.serve.app import make_app
-from vococache.workers.reason import ReasonStage
+from vococache.pipeline.serve.engine import Engine
 
 DRAIN_SECONDS = 30  # for answers under way, once the service is to end
 IDLE_SECONDS = 30  # that a connection is kept
@@ -37,15 +37,7 @@ class Address:
             return False
 
 
-def serve(
-    stage: ReasonStage,
-    address: Address,
-    *,
-    say: Callable[[str], None],
-    sources: bool = False,
-    waiting: int = 256,
-    cache_bytes: int = 2 << 30,
-) -> None:
+def serve(engine: Engine, address: Address, *, say: Callable[[str], None], sources: bool = False) -> None:
     """Serve until SIGTERM or Ctrl-C, which uvicorn raises again when all is answered. `say` gets where it listens.
 
     Where others than this machine can reach it a token is needed; one is made if there is none. Raises `InputError`
@@ -59,7 +51,7 @@ def serve(
     listener = _listen(address)
     compile_layers(stage.model)
     host, port = listener.getsockname()[:2]
-    app = make_app(stage, token=token, hosts=hosts, sources=sources, waiting=waiting, cache_bytes=cache_bytes)
+    app = make_app(engine, token=token, hosts=hosts, sources=sources)
     named = f"[{host}]" if ":" in host else host
     say(f"http://{named}:{port}/" + ("" if token is None else f"#token={quote(token)}"))
     config = uvicorn.Config(

@@ -44,3 +44,7 @@ class WorkersLostError(VoCoError, RuntimeError):
 
 class VideoNotFoundError(StoreError, LookupError):
     """The store holds no complete video of that id."""
+
+
+class VideoChangedError(StoreError):
+    """A video was made again between a look at it and the reading of its cache."""

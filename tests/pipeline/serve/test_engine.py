@@ -13,7 +13,7 @@ from vococache.model.generate import GenerationOptions
 from vococache.pipeline.ask import ask, open_reader
 from vococache.pipeline.serve.chat import Growing, parse_url
 from vococache.pipeline.serve.contexts import PlacedContexts, Window
-from vococache.pipeline.serve.engine import PASS_ENTRIES, PASS_QUESTIONS, Engine, Outcome, Question, fitting
+from vococache.pipeline.serve.engine import PASS_ENTRIES, PASS_QUESTIONS, Outcome, PackingEngine, Question, fitting
 from vococache.pipeline.serve.metrics import Metrics
 from vococache.pipeline.synthetic.render import write_clip
 from vococache.pipeline.synthetic.scene import make_scene
@@ -25,7 +25,7 @@ def question(*videos: str, text: str = "what moves?", **options: object) -> Ques
     return Question(windows=tuple(map(Window, videos)), question=text, **options)  # type: ignore[arg-type]
 
 
-def answer(engine: Engine, asked: Question) -> str:
+def answer(engine: PackingEngine, asked: Question) -> str:
     events: SimpleQueue[object] = SimpleQueue()
     engine.submit(engine.check(asked), events.put, streamed=False)
     outcome = events.get(timeout=120)
@@ -39,7 +39,7 @@ def test_a_video_that_was_made_again_is_not_answered_from_its_old_cache(tmp_path
 
     model = load_model("synthetic", device="cpu")
     store = open_store(str(tmp_path / "store"), "a", header=store_header(model))
-    engine = Engine(ReasonStage(model, store), Metrics(), waiting=4, cache_bytes=1 << 30)
+    engine = PackingEngine(ReasonStage(model, store), Metrics(), waiting=4, cache_bytes=1 << 30)
     engine.start()
     found = []
     for seed in ("serve 0", "serve 1", "serve 2"):
@@ -56,7 +56,7 @@ def test_a_video_that_was_made_again_is_not_answered_from_its_old_cache(tmp_path
 def test_placed_caches_keep_within_their_bytes(shelf: Path) -> None:
     stage = open_reader(str(shelf), device="cpu")
     one = stage.load(["clip-0"]).placed.bytes
-    engine = Engine(stage, Metrics(), waiting=4, cache_bytes=3 * one)
+    engine = PackingEngine(stage, Metrics(), waiting=4, cache_bytes=3 * one)
     engine.start()
     for number in range(24):
         answer(engine, question(f"clip-{number % 4}", max_new_tokens=8))
@@ -103,7 +103,7 @@ def test_a_pass_takes_the_oldest_and_what_fits_beside_it(waiting: list[Waiting],
 
 
 def test_a_fault_is_told_and_the_next_question_answered(stage: ReasonStage) -> None:
-    engine = Engine(stage, Metrics(), waiting=4, cache_bytes=1 << 30)
+    engine = PackingEngine(stage, Metrics(), waiting=4, cache_bytes=1 << 30)
     engine.start()
     events: SimpleQueue[object] = SimpleQueue()
     broken = engine.check(question("clip-0"))

@@ -15,8 +15,15 @@ from tests.pipeline.serve.service import hostile_id
 
 from vococache.pipeline.ask import open_reader
 from vococache.pipeline.serve.app import make_app
+from vococache.pipeline.serve.engine import PackingEngine
+from vococache.pipeline.serve.metrics import Metrics
+from vococache.pipeline.serve.security import Guard
 
 CLIPS = [f"clip-{number}" for number in range(4)]
+
+
+def app_over(store: Path, *, sources: bool = False) -> Guard:
+    return make_app(PackingEngine(open_reader(str(store), device="cpu"), Metrics()), sources=sources)
 
 
 def get(url: str, path: str, **options: object) -> httpx.Response:
@@ -73,7 +80,7 @@ def test_a_file_comes_whole_or_by_ranges(service: str, shelf: Path) -> None:
 def test_a_file_that_is_another_one_by_now_is_not_handed_out(shelf: Path, tmp_path: Path) -> None:
     clip = shelf.parent / "clip-3.mp4"
     before = clip.stat()
-    with TestClient(make_app(open_reader(str(shelf), device="cpu"), sources=True)) as made:
+    with TestClient(app_over(shelf, sources=True)) as made:
         assert made.get("/videos/clip-3/source").status_code == 200
         os.utime(clip, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
         try:
@@ -87,7 +94,7 @@ def test_a_file_that_is_another_one_by_now_is_not_handed_out(shelf: Path, tmp_pa
 
 
 def test_without_leave_no_file_is_handed_out_but_the_rest_is_there(shelf: Path) -> None:
-    with TestClient(make_app(open_reader(str(shelf), device="cpu"))) as made:
+    with TestClient(app_over(shelf)) as made:
         assert made.get("/videos/clip-0/source").status_code == 404
         assert made.get("/videos/clip-0").json()["has_source"] is False
         assert made.get("/videos/clip-0/thumbnails").status_code == 200
@@ -113,7 +120,7 @@ def test_damage_costs_its_video_alone(shelf: Path, tmp_path: Path) -> None:
     [chunk] = (tmp_path / "store" / "videos" / "clip-0").glob("kv.*/c.*")
     chunk.write_bytes(b"\0" * chunk.stat().st_size)
     body = {"model": "synthetic", "messages": [{"role": "user", "content": "what moves?"}]}
-    with TestClient(make_app(open_reader(str(tmp_path / "store"), device="cpu"))) as made:
+    with TestClient(app_over(tmp_path / "store")) as made:
         damaged = made.post("/v1/chat/completions", json=body | {"video": "clip-0"})
         assert (damaged.status_code, damaged.json()["error"]["code"]) == (500, "video_damaged")
         assert str(tmp_path) not in damaged.text
