@@ -58,7 +58,7 @@ def serve_command(
     """
     check_installed()
     loading = {name: options.pop(name) for name in ("model", "dtype", "device")}
-    limits = {"waiting": queue, "cache_bytes": cache_mib * MIB}
+    limits: dict[str, Any] = {"waiting": queue, "cache_bytes": cache_mib * MIB}
     if engine == "vllm":
         return _run_vllm(store, loading, engine_options, limits, sources=sources, **options)
     if engine_options:
@@ -87,7 +87,7 @@ def run(
 
 
 def _run_vllm(
-    store: str, loading: dict[str, Any], options: tuple[str, ...], limits: dict[str, int], **place: Any
+    store: str, loading: dict[str, Any], options: tuple[str, ...], limits: dict[str, Any], **place: Any
 ) -> int:
     """As `run`, by vLLM."""
     from vococache.errors import InputError

@@ -83,9 +83,7 @@ class VoCoConnector(KVConnectorBase_V1):
         self.loading: dict[str, str] = {}  # salt -> the request that loads it; others wait for its blocks
         # The worker's half.
         self.cache_bytes = int(extra["cache_bytes"])
-        self.entries: OrderedDict[Segments, Future[Tensor]] = (
-            OrderedDict()
-        )  # [Y, 2, P, G, D], least recently asked first
+        self.entries: OrderedDict[Segments, Future[Tensor]] = OrderedDict()  # [Y, 2, P, G, D], the last asked last
         self.waiting: list[tuple[Load, Future[Tensor]]] = []
         self.layers: dict[int, Any] = {}
 
@@ -96,7 +94,7 @@ class VoCoConnector(KVConnectorBase_V1):
         wanted = self._wanted(request)
         if wanted is not None:
             self.wanted[request.request_id] = wanted
-            self.salt(request, wanted)
+            self._salt(request, wanted)
 
     def _wanted(self, request: Any) -> Wanted | None:
         try:
@@ -112,7 +110,7 @@ class VoCoConnector(KVConnectorBase_V1):
         except Exception as error:  # whatever was asked for
             return Wanted(None, 1, f"{type(error).__name__}: {error}")
 
-    def salt(self, request: Any, wanted: Wanted) -> None:
+    def _salt(self, request: Any, wanted: Wanted) -> None:
         """Tell its blocks from others'. Those of a request that cannot be had are like no others."""
         segments, own = wanted.segments, f"refused:{request.request_id}"
         request.cache_salt = own if segments is None else segments.salt(self.store.identity)
@@ -177,16 +175,17 @@ class VoCoConnector(KVConnectorBase_V1):
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
         """Lay what has been read into its blocks; which requests can go on, and which failed?"""
-        results, waiting = KVConnectorTransferResults(), self.waiting
-        self.waiting = [(load, read) for load, read in waiting if not read.done()]
-        for load, read in waiting:
-            if read.done():
-                results.finished_recving.add(load.request)
-                try:
-                    self._lay(load, read.result())
-                except Exception as error:  # costs this request alone
-                    log.error("request %s: %s: %s", load.request, type(error).__name__, error)
-                    results.failed_recving.add(load.request)
+        results = KVConnectorTransferResults()
+        done = [read.done() for _, read in self.waiting]  # looked at once: a load is told of once
+        ready = [pair for pair, is_done in zip(self.waiting, done, strict=True) if is_done]
+        self.waiting = [pair for pair, is_done in zip(self.waiting, done, strict=True) if not is_done]
+        for load, read in ready:
+            results.finished_recving.add(load.request)
+            try:
+                self._lay(load, read.result())
+            except Exception as error:  # costs this request alone
+                log.error("request %s: %s: %s", load.request, type(error).__name__, error)
+                results.failed_recving.add(load.request)
         self._shrink()
         return results
 
