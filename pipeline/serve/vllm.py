@@ -180,6 +180,7 @@ class VllmEngine(Engine):
     async def _generated(self, checked: Checked) -> AsyncIterator[tuple[list[int], str | None]]:
         """New ids as they come, and the reason of the end with the last ones."""
         from vllm import SamplingParams
+        from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
         question, sampling = checked.question, checked.question.sampling
@@ -189,7 +190,7 @@ class VllmEngine(Engine):
             stop_token_ids=list(self.stage.model.config.prompt.stop_ids), output_kind=RequestOutputKind.DELTA,
             extra_args={"kv_transfer_params": segments(checked).to_params()},
         )  # fmt: skip
-        prompt = {"prompt_token_ids": [self.placeholder] * checked.entries + checked.ids.tolist()}
+        prompt = tokens_input([self.placeholder] * checked.entries + checked.ids.tolist())
         async for output in self.client.generate(prompt, params, uuid.uuid4().hex):
             [made] = output.outputs
             yield list(made.token_ids), made.finish_reason
