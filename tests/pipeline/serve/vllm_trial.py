@@ -8,6 +8,7 @@ import asyncio
 import json
 import sys
 import uuid
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import REGISTRY
@@ -99,7 +100,7 @@ def main() -> None:
         found = asyncio.run(trial(engine, job))
     finally:
         engine.stop()
-    with open(job["out"], "w") as file:
+    with Path(job["out"]).open("w") as file:
         json.dump(found, file)
 
 
