@@ -1,7 +1,8 @@
 """A service's questions a second and latency with 1, 8 and 64 clients on 1 and on 50 videos, and its memory.
 
-`python benchmarks/serve.py [--questions N]`. Beside it in the same run: the same questions in bare packed passes in
-this process, and a process a question (`voco ask`). The clients are one process more, on the same cores.
+`python benchmarks/serve.py [--questions N] [--vllm PYTHON]`. Beside it in the same run: the same questions in bare
+packed passes in this process, and a process a question (`voco ask`). The clients are one process more, on the same
+cores. With `--vllm .venv-vllm/bin/python` the service is `voco serve --engine vllm` by that Python.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from vococache.storage import open_store
 from vococache.workers.caches import compress_frames
 from vococache.workers.compress import Compressor, store_header
 from vococache.workers.reason import ReasonStage, question_ids
+from vococache.workers.vllm.decoder import export_decoder
 
 VIDEOS, SEGMENTS, CLIENTS, NEW_TOKENS = (1, 50), 16, (1, 8, 64), 16
 PASS = 64  # questions in a bare pass
@@ -42,7 +44,9 @@ def text(number: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--questions", type=int, default=2000, help="of each number of clients and videos")
-    asked = parser.parse_args().questions
+    parser.add_argument("--vllm", metavar="PYTHON", help="a Python that has vLLM, which then answers")
+    options = parser.parse_args()
+    asked, engine = options.questions, "own" if options.vllm is None else "vllm"
     model = Compressor(model="synthetic").load("cpu")
     header = store_header(model)
     size = model.config.geometry.size
@@ -55,7 +59,10 @@ def main() -> None:
         stage = ReasonStage(model, open_store(f"{folder}/store", "a", header=header))
         for number in range(max(VIDEOS)):
             fill(stage.store, f"v{number}", np.roll(kv, number, axis=0), header.chunk_segments)
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as load, serving(stage.store.url) as (url, child):
+        if options.vllm is not None:
+            export_decoder(model, f"{folder}/decoder")
+        service = serving(stage.store.url, options.vllm, f"{folder}/decoder")
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as load, service as (url, child):
             for videos in VIDEOS:
                 bare = bare_pass(stage, videos)
                 rows.append((videos, f"bare passes of {PASS}", f"{1 / bare:.0f}"))
@@ -77,11 +84,14 @@ def main() -> None:
                          "questions": count, "median_s": median, "p99_s": last, "rss": [before, after]}
                     )  # fmt: skip
                     figure("serve", **results[-1])
-                ratios[f"service over bare pass, 64 clients, {videos} videos"] = bare * count / seconds
+                name = "service" if engine == "own" else "service on vLLM"
+                ratios[f"{name} over bare pass, 64 clients, {videos} videos"] = bare * count / seconds
         alone = process_a_question(stage.store.url)
         rows.append((1, "a process a question", f"{1 / alone:.2f}", f"{1000 * alone:.0f} ms"))
         results.append({"videos": 1, "way": "process", "questions_s": 1 / alone, "median_s": alone})
-    report("serve", rows, {"segments": SEGMENTS, "new_tokens": NEW_TOKENS, "results": results}, ratios)
+    report(
+        "serve", rows, {"engine": engine, "segments": SEGMENTS, "new_tokens": NEW_TOKENS, "results": results}, ratios
+    )
 
 
 def bare_pass(stage: ReasonStage, videos: int) -> float:
@@ -99,9 +109,12 @@ def bare_pass(stage: ReasonStage, videos: int) -> float:
 
 
 @contextmanager
-def serving(store: str) -> Iterator[tuple[str, psutil.Process]]:
-    """A service in a process of its own."""
-    child = subprocess.Popen([*VOCO, "serve", store, "--port", "0"], stdout=subprocess.PIPE, text=True)
+def serving(store: str, vllm: str | None, decoder: str) -> Iterator[tuple[str, psutil.Process]]:
+    """A service in a process of its own, by the Python that has vLLM where there is one."""
+    command = [*VOCO, "serve", store, "--port", "0"]
+    if vllm is not None:
+        command = [vllm, *command[1:], "--engine", "vllm", "--model", decoder, "--", "--enforce-eager"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert child.stdout is not None
         yield child.stdout.readline().strip(), psutil.Process(child.pid)

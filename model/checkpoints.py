@@ -270,6 +270,18 @@ def _weight_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
+def stored_dtype(path_or_name: str | Path) -> str:
+    """The dtype that a checkpoint's embeddings are stored in: the one to write its weights in again.
+
+    Raises `ModelError`.
+    """
+    folder, name = locate(path_or_name)
+    for stored, tensor in _tensors(folder):
+        if stored.endswith("embed_tokens.weight"):
+            return dtype_name(tensor.dtype)
+    raise ModelError(f"model {name!r} has no embeddings among its weights")
+
+
 def _stored_names(folder: Path) -> set[str]:
     """The names of a folder's weights; none of them is read."""
     names: set[str] = set()

@@ -51,13 +51,15 @@ def export_command(
     \b
     Example:
       voco export-decoder synthetic decoder
-      voco export-decoder llava-hf/llava-onevision-qwen2-7b-ov-hf decoder --dtype bfloat16
+      voco export-decoder llava-hf/llava-onevision-qwen2-7b-ov-hf decoder
     """
     from vococache.model import load_model
+    from vococache.model.checkpoints import stored_dtype
     from vococache.workers.vllm.decoder import export_decoder
 
     template = None if chat_template is None else chat_template.read()
-    loaded = load_model(model, compression=compression, chat_template=template, dtype=dtype, device="cpu")
+    kept = dtype or stored_dtype(model)
+    loaded = load_model(model, compression=compression, chat_template=template, dtype=kept, device="cpu")
     if not export_decoder(loaded, out):
         say("voco: no chat template reproduces this tokenizer's ids: none is written, voco serve needs none", err=True)
     say(f"{out}: ready; next: voco serve STORE --engine vllm --model {out}")

@@ -6,6 +6,7 @@ stand for these (`vococache.workers.vllm`); its own HTTP server takes no part.
 
 import asyncio
 import copy
+import gc
 import logging
 import os
 import time
@@ -15,6 +16,7 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import torch
 from prometheus_client import REGISTRY
 
 from vococache.errors import InputError, VoCoError
@@ -109,7 +111,7 @@ def _configuration(store: Store, decoder: Decoder, dtype: str | None, options: S
     if args.kv_transfer_config is not None:
         raise InputError("--kv-transfer-config is set by `voco serve`: leave it out")
     args.model = args.tokenizer = str(decoder.folder)
-    args.dtype = dtype or decoder.dtype
+    args.dtype = dtype or computed_dtype(decoder)
     args.max_model_len = args.max_model_len or decoder.config.max_positions
     args.disable_sliding_window = True  # the context is as short as a window, where there is one
     args.skip_tokenizer_init = True
@@ -122,6 +124,13 @@ def _configuration(store: Store, decoder: Decoder, dtype: str | None, options: S
         return args.create_engine_config()
     except ValueError as error:  # pydantic's errors too
         raise InputError(f"vLLM refuses its options: {error}") from None
+
+
+def computed_dtype(decoder: Decoder) -> str:
+    """As `load_model` has it: float32 on a CPU, and on a GPU the weights' own, but bfloat16 for float32."""
+    if not torch.cuda.is_available():
+        return "float32"
+    return "bfloat16" if decoder.dtype == "float32" else decoder.dtype
 
 
 class VllmEngine(Engine):
@@ -139,11 +148,13 @@ class VllmEngine(Engine):
     def stop(self) -> None:
         """End its processes: uvicorn has waited for what was asked."""
         self.client.shutdown()
+        self.client = None
+        gc.collect()  # or it is ended once more at exit, when its modules are gone
 
     @property
     def alive(self) -> bool:
         """Does it still answer?"""
-        return not self.client.errored
+        return self.client is not None and not self.client.errored
 
     def check(self, question: Question) -> Checked:
         """As every engine, and of which intents the videos are made."""

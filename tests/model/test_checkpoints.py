@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import vococache
 from vococache.errors import ModelError
-from vococache.model.checkpoints import resolve_dtype, save_pretrained
+from vococache.model.checkpoints import resolve_dtype, save_pretrained, stored_dtype
 from vococache.model.fingerprint import compressor_fingerprint
 from vococache.model.scratch import byte_tokenizer, random_model, small_config
 
@@ -101,6 +101,13 @@ def test_half_precision_checkpoints(kit, tmp_path, dtype):
     assert vococache.load_model(tmp_path, device="cpu").dtype == torch.float32
     same_weights(model, vococache.load_model(tmp_path, dtype=dtype, device="cpu"))
     same_weights(model.float(), vococache.load_model(tmp_path, device="cpu"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_dtype_that_weights_are_stored_in_is_known_without_loading(kit, tmp_path, dtype):
+    save_pretrained(kit.model().to(dtype), tmp_path)
+    assert stored_dtype(tmp_path) == str(dtype).removeprefix("torch.")
+    assert stored_dtype("synthetic") == "float16"
 
 
 def test_sharded(kit, saved):
