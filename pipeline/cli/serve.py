@@ -98,7 +98,11 @@ def _run_vllm(
             "--engine vllm answers with --model FOLDER from `voco export-decoder MODEL FOLDER`, on the device that"
             " vLLM was built for"
         )
-    return _serve(vllm_engine(store, loading["model"], dtype=loading["dtype"], options=options, **limits), **place)
+    engine = vllm_engine(store, loading["model"], dtype=loading["dtype"], options=options, **limits)
+    try:
+        return _serve(engine, **place)
+    finally:
+        engine.stop()  # also where it could not listen
 
 
 def _serve(engine: "Engine", *, host: str, port: int, token: str | None, sources: bool) -> int:

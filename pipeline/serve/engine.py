@@ -18,6 +18,7 @@ import torch
 
 from vococache.errors import VoCoError
 from vococache.model.cache import PlacedCache
+from vococache.model.compiled import compile_layers
 from vococache.model.generate import GenerationOptions, generate
 from vococache.pipeline.ask import check_window
 from vococache.pipeline.serve.contexts import Key, PlacedContexts, Window
@@ -207,6 +208,7 @@ class PackingEngine(Engine):
 
     def start(self) -> None:
         """Begin to answer."""
+        compile_layers(self.stage.model)
         self._thread.start()
 
     def stop(self) -> None:

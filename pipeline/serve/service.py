@@ -10,7 +10,6 @@ from urllib.parse import quote
 import uvicorn
 
 from vococache.errors import InputError
-from vococache.model.compiled import compile_layers
 from vococache.pipeline.serve.app import make_app
 from vococache.pipeline.serve.engine import Engine
 
@@ -38,7 +37,7 @@ class Address:
 
 
 def serve(engine: Engine, address: Address, *, say: Callable[[str], None], sources: bool = False) -> None:
-    """Serve until SIGTERM or Ctrl-C, which uvicorn raises again when all is answered. `say` gets where it listens.
+    """Serve until SIGTERM or Ctrl-C, which uvicorn raises again when all is answered. `say`: where, once it answers.
 
     Where others than this machine can reach it a token is needed; one is made if there is none. Raises `InputError`
     where it cannot listen there.
@@ -49,17 +48,30 @@ def serve(engine: Engine, address: Address, *, say: Callable[[str], None], sourc
     # Behind a token any name will do: a page that has it resolve to this machine does not know the token.
     hosts = None if token is not None else {"localhost", "127.0.0.1", "::1", address.host.lower()}
     listener = _listen(address)
-    compile_layers(stage.model)
     host, port = listener.getsockname()[:2]
     app = make_app(engine, token=token, hosts=hosts, sources=sources)
     named = f"[{host}]" if ":" in host else host
-    say(f"http://{named}:{port}/" + ("" if token is None else f"#token={quote(token)}"))
+    url = f"http://{named}:{port}/" + ("" if token is None else f"#token={quote(token)}")
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, proxy_headers=False, ws="none",
         timeout_graceful_shutdown=DRAIN_SECONDS, timeout_keep_alive=IDLE_SECONDS, lifespan="on",
     )  # fmt: skip
     with listener:
-        uvicorn.Server(config).run(sockets=[listener])
+        _Server(config, lambda: say(url)).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """Tells when it answers: from then on a signal is uvicorn's, which drains."""
+
+    def __init__(self, config: uvicorn.Config, tell: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._tell = tell
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's."""
+        await super().startup(sockets)
+        if self.started:
+            self._tell()
 
 
 def _listen(address: Address) -> socket.socket:

@@ -6,7 +6,6 @@ stand for these (`vococache.workers.vllm`); its own HTTP server takes no part.
 
 import asyncio
 import copy
-import gc
 import logging
 import os
 import time
@@ -68,8 +67,12 @@ def vllm_engine(
 
     from vllm.v1.engine.async_llm import AsyncLLM
 
+    class Client(AsyncLLM):
+        def __del__(self) -> None:
+            """`VllmEngine.stop` ends it; at the interpreter's end, what vLLM's own method calls is gone."""
+
     try:
-        client = AsyncLLM.from_vllm_config(config)
+        client = Client.from_vllm_config(config)
     except RuntimeError as error:  # of its processes, whose logs say more
         raise InputError(f"vLLM did not start: {error}") from None
     return VllmEngine(stage, Metrics(REGISTRY), client, decoder.placeholder, waiting=waiting)
@@ -148,13 +151,11 @@ class VllmEngine(Engine):
     def stop(self) -> None:
         """End its processes: uvicorn has waited for what was asked."""
         self.client.shutdown()
-        self.client = None
-        gc.collect()  # or it is ended once more at exit, when its modules are gone
 
     @property
     def alive(self) -> bool:
         """Does it still answer?"""
-        return self.client is not None and not self.client.errored
+        return not self.client.errored
 
     def check(self, question: Question) -> Checked:
         """As every engine, and of which intents the videos are made."""
