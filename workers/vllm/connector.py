@@ -77,6 +77,7 @@ class VoCoConnector(KVConnectorBase_V1):
         if len(kv_cache_config.kv_cache_groups) != 1:
             raise InputError("expected one kind of attention in all layers: stored entries belong to each")
         self.block_size: int = kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
+        self.shares_blocks = bool(vllm_config.cache_config.enable_prefix_caching)
         # The scheduler's half.
         self.wanted: dict[str, Wanted] = {}  # of the requests about videos that are in the house
         self.starting: list[Load] = []
@@ -108,7 +109,7 @@ class VoCoConnector(KVConnectorBase_V1):
             )  # fmt: skip
             return Wanted(segments, entries)
         except Exception as error:  # whatever was asked for
-            return Wanted(None, 1, f"{type(error).__name__}: {error}")
+            return Wanted(None, 1, str(error))
 
     def _salt(self, request: Any, wanted: Wanted) -> None:
         """Tell its blocks from others'. Those of a request that cannot be had are like no others."""
@@ -119,12 +120,18 @@ class VoCoConnector(KVConnectorBase_V1):
         request.skip_reading_prefix_cache = False  # or the load of what is refused, which is to fail, would not begin
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
-        """The entries that are not in known blocks; None where another request is loading the same ones."""
+        """The entries that are not in known blocks; None where another request is loading whole blocks of them."""
         wanted = self.wanted.get(request.request_id)
         missing = 0 if wanted is None else max(0, wanted.entries - num_computed_tokens)
-        if missing and self.loading.get(request.cache_salt, request.request_id) != request.request_id:
+        loads = self.loading.get(request.cache_salt, request.request_id)
+        # What is left of a block is shared by nobody, so nobody waits for it.
+        if missing > self._unshared(missing + num_computed_tokens) and loads != request.request_id:
             return None, False
         return missing, missing > 0
+
+    def _unshared(self, entries: int) -> int:
+        """How many of so many entries lie in a block that is not full: a text follows them there."""
+        return entries % self.block_size if self.shares_blocks else entries
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         """Begin a load; or, when it is called again, the request goes on with its text: its blocks are known now."""
@@ -186,7 +193,8 @@ class VoCoConnector(KVConnectorBase_V1):
             except Exception as error:  # costs this request alone
                 log.error("request %s: %s: %s", load.request, type(error).__name__, error)
                 results.failed_recving.add(load.request)
-        self._shrink()
+        if ready:
+            self._shrink()
         return results
 
     def _reading(self, load: Load) -> "Future[Tensor]":
@@ -214,12 +222,12 @@ class VoCoConnector(KVConnectorBase_V1):
     @torch.inference_mode()
     def _lay(self, load: Load, entries: Tensor) -> None:
         """Write entries into a request's blocks, as the backend writes those that it computes."""
-        places = slots(load.block_ids, load.first, load.wanted.entries, self.block_size)
+        device = next(iter(self.layers.values())).kv_cache.device
+        places = slots(load.block_ids, load.first, load.wanted.entries, self.block_size).to(device)
+        entries = entries[:, :, load.first :].to(device)
         for index, layer in self.layers.items():
-            cache = layer.kv_cache
-            key, value = entries[index, :, load.first :].to(cache.device).unbind(0)
-            places = places.to(cache.device)
-            layer.impl.do_kv_cache_update(layer, key.contiguous(), value.contiguous(), cache, places)
+            key, value = entries[index].contiguous().unbind(0)
+            layer.impl.do_kv_cache_update(layer, key, value, layer.kv_cache, places)
 
     def _shrink(self) -> None:
         """Forget what failed, and of what was read the least recently asked until the limit is kept."""

@@ -110,6 +110,32 @@ def test_a_prefix_travels_with_the_decoder(tmp_path: Path) -> None:
     assert Decoder.at(tmp_path / "without").prefix() is None
 
 
+def test_without_voco_tokens_the_mediums_placeholder_stands_for_entries(tmp_path: Path) -> None:
+    """As with public checkpoints: a chat template's prefix, a placeholder, a question behind it."""
+    model = make()
+    tokenizer = model.tokenizer
+    tokenizer.add_tokens(["<video>", "<|im_end|>"], special_tokens=True)
+    video = tokenizer.convert_tokens_to_ids("<video>")
+    prompt = PromptPieces(
+        bos_id=None, newline_ids=(), text_newline_ids=(), stop_ids=(1,), medium="<video>",
+        prefix_ids=tuple(tokenizer.encode("user\n", add_special_tokens=False)),
+        template="\n{question}<|im_end|>\nassistant\n", followup="<|im_end|>\nuser\n{question}<|im_end|>\nassistant\n",
+        before_answer="",
+    )  # fmt: skip
+    text = hf_config(model.config.text.to_dict() | {"vocab_size": len(tokenizer)})
+    config = replace(model.config, text=text, voco_token_id=None, prompt=prompt, compression="cover", num_voco_tokens=2)
+    model = random_model(config, seed=6)
+    model.tokenizer, model.name = tokenizer, "untrained"
+    assert export_decoder(model, tmp_path / "out")
+    decoder = Decoder.at(tmp_path / "out")
+    assert (decoder.placeholder, decoder.config.prefix_entries) == (video, len("user\n"))
+    ids = AutoTokenizer.from_pretrained(tmp_path / "out").apply_chat_template(
+        TURNS, tokenize=True, return_dict=False, voco=4
+    )
+    history = [(TURNS[0]["content"], TURNS[1]["content"])]
+    assert ids == [video] * 4 + question_ids(decoder.shapes(), TURNS[2]["content"], history).tolist()
+
+
 def test_what_cannot_be_exported_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     model = make()
     (tmp_path / "full").mkdir()
