@@ -119,7 +119,7 @@ def _configuration(store: Store, decoder: Decoder, dtype: str | None, options: S
     args.generation_config = "vllm"  # what a question does not say is not sampled by a checkpoint's habits
     args.kv_transfer_config = KVTransferConfig(
         **CONNECTOR, kv_role="kv_consumer",
-        kv_connector_extra_config={"store": store.url, "cache_bytes": cache_bytes},
+        kv_connector_extra_config={"store": store.url, "cache_bytes": cache_bytes, "parent": os.getpid()},
     )  # fmt: skip
     try:
         return args.create_engine_config()

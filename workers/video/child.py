@@ -21,12 +21,12 @@ from typing import Any, BinaryIO
 
 from vococache.errors import VideoError
 from vococache.model.images import FrameGeometry
+from vococache.workers.parent import die_with
 from vococache.workers.video.container import Video, measure
 from vococache.workers.video.decoders import decord_frames, fitted, pyav_frames
 from vococache.workers.video.sampling import FrameSampling, Targets
 
 BEAT_SECONDS = 1.0
-_PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
@@ -129,14 +129,6 @@ def read_requests(inbox: "queue.SimpleQueue[dict[str, Any]]") -> None:
     for line in sys.stdin.buffer:
         inbox.put(json.loads(line))
     os._exit(0)
-
-
-def die_with(parent: int) -> None:
-    """Ask Linux to kill us with the parent; others rely on the end of stdin."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def set_limits(limits: dict[str, int]) -> None:

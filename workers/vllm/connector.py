@@ -29,6 +29,7 @@ from vococache.errors import InputError
 from vococache.model.cache import VoCoCache
 from vococache.model.rope import Rope
 from vococache.storage import open_store
+from vococache.workers.parent import die_with
 from vococache.workers.vllm.checks import check_engine, check_overrides, check_writes
 from vococache.workers.vllm.decoder import Decoder
 from vococache.workers.vllm.entries import local_heads, placed, slots
@@ -65,12 +66,14 @@ class Loads(KVConnectorMetadata):
 
 
 class VoCoConnector(KVConnectorBase_V1):
-    """`kv_connector_extra_config`: the `store`, and `cache_bytes` of placed entries that each worker keeps."""
+    """`kv_connector_extra_config`: `store`; `cache_bytes` of placed entries that each worker keeps; `parent`, a pid."""
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
         check_overrides(VoCoConnector, KVConnectorBase_V1)
         extra = self._kv_transfer_config.kv_connector_extra_config
+        if role == KVConnectorRole.SCHEDULER:
+            die_with(extra["parent"])  # vLLM's engine would outlive a service that was killed; its workers end with it
         self.store = open_store(extra["store"])
         self.decoder = Decoder.at(vllm_config.model_config.model)
         check_engine(vllm_config, self.store.header, self.decoder)

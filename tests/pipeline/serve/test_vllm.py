@@ -11,12 +11,14 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import openai
+import psutil
 import pytest
 from tests.pipeline.serve.service import client, keep
 
@@ -186,10 +188,10 @@ def own_shelf(shelf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "store"
 
 
-@pytest.fixture(scope="module")
-def service(own_shelf: Path, decoder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+@contextmanager
+def serving(store: Path, decoder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A service on vLLM, and its URL."""
-    command = ["-c", "from vococache.pipeline.cli import main; main()", "serve", str(own_shelf), "--port", "0"]
+    command = ["-c", "from vococache.pipeline.cli import main; main()", "serve", str(store), "--port", "0"]
     options = ["--engine", "vllm", "--model", str(decoder), "--", *OPTIONS]
     with (decoder.parent / "service.log").open("w") as log:
         child = subprocess.Popen(
@@ -204,6 +206,12 @@ def service(own_shelf: Path, decoder: Path) -> Iterator[tuple[subprocess.Popen[s
         child.terminate()
         child.wait(60)
         child.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def service(own_shelf: Path, decoder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    with serving(own_shelf, decoder) as started:
+        yield started
 
 
 def asked(made: openai.OpenAI, text: str, video: str, **options: Any) -> Any:
@@ -314,3 +322,11 @@ def test_who_leaves_frees_a_place_and_sigterm_drains(service: Any) -> None:
         child.terminate()
         assert [chunk.choices[0].finish_reason for chunk in last][-1] == "stop"
     assert child.wait(60) == 0
+
+
+def test_a_service_that_is_killed_leaves_nothing_running(own_shelf: Path, decoder: Path) -> None:
+    with serving(own_shelf, decoder) as (child, _):
+        theirs = psutil.Process(child.pid).children(recursive=True)
+        assert len(theirs) >= 2, "an engine and a worker"
+        child.kill()
+        until(lambda: not any(process.is_running() and process.status() != "zombie" for process in theirs))
