@@ -25,6 +25,7 @@ from vococache.pipeline.cli import signals
 from vococache.pipeline.cli import store as cli_store
 from vococache.pipeline.cli import synthetic as cli_synthetic
 from vococache.pipeline.cli import train as cli_train
+from vococache.pipeline.cli import watch as cli_watch
 from vococache.pipeline.cli.evaluate import dtype_option
 from vococache.pipeline.cli.store import json_option
 from vococache.pipeline.cli.terminal import escaped, say, say_lines
@@ -285,6 +286,7 @@ def demo(seed: int, clips: int, out: Path, serve: bool, as_json: bool) -> int:
 
 for module in (
     cli_ask, cli_bench, cli_change, cli_convert, cli_eval, cli_frames, cli_serve, cli_store, cli_synthetic, cli_train,
+    cli_watch,
 ):  # fmt: skip
     for command in module.COMMANDS:
         cli.add_command(command)
