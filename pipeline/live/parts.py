@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vococache.errors import InputError, VideoNotFoundError
-from vococache.pipeline.live.clock import is_moment, moment, name_of, place_in_hour
+from vococache.pipeline.live.clock import moment, name_of, place_in_hour, shown
 from vococache.storage.reading import READABLE
 
 if TYPE_CHECKING:
@@ -67,9 +67,9 @@ def newest_first(store: "Store", live: str) -> Iterator[LivePart]:
             yield part
 
 
-def is_live(store: "Store", video: str) -> bool:
-    """Is it the id of a live source, of which parts are there, and of no video?"""
-    return store.find(video) is None and next(newest_first(store, video), None) is not None
+def newest_part(store: "Store", video: str) -> LivePart | None:
+    """The newest part of the live source of this id; None where it is a video's, or nobody's."""
+    return next(newest_first(store, video), None) if store.find(video) is None else None
 
 
 def within(store: "Store", live: str, window: ClockWindow) -> list[LivePart]:
@@ -91,7 +91,7 @@ def within(store: "Store", live: str, window: ClockWindow) -> list[LivePart]:
             found.append(part)
     found = [part for part in found if part.end >= start]
     if not found:
-        raise InputError(f"live source {live!r} has nothing in that window: it ends at {newest.end:.0f}")
+        raise InputError(f"live source {live!r} has nothing in that window: it ends {shown(newest.end)}")
     return found[::-1]
 
 
@@ -120,15 +120,42 @@ def select_spans(stage: "ReasonStage", live: str, window: ClockWindow) -> "list[
     return found
 
 
-def clock_window(newest_end: float, start: str | None, end: str | None, last: float | None) -> ClockWindow:
-    """A window as it is written: `start` and `end` as moments. Raises `InputError`."""
-    for text in (start, end):
-        if text is not None and not is_moment(text):
-            raise InputError(f"{text!r}: of a live source expected a time such as 17:05, or --last 60s")
-    if last is not None and (start or end):
+def spans_of(
+    stage: "ReasonStage", video: str, start: float | str | None, end: float | str | None, last: float | None
+) -> "list[SegmentSpan]":
+    """The segments that are meant by a video, or a live source, and a window of it.
+
+    `start`, `end`: seconds; of a live source, or one of its parts, moments, as "17:05". `last`: the last so many
+    seconds. Raises `InputError` for a window of another kind, or an empty one.
+    """
+    if last is not None and not (start is None and end is None):
         raise InputError("expected --last or --start and --end, found both")
-    first = None if start is None else moment(start, newest_end)
-    final = None if end is None else moment(end, newest_end)
-    if first is not None and final is not None and first > final:
-        raise InputError(f"the window starts at {start}, after its end at {end}")
-    return ClockWindow(start=first, end=final, last=last)
+    newest = newest_part(stage.store, video)
+    if newest is not None:
+        window = ClockWindow(start=_moment(start, newest.end), end=_moment(end, newest.end), last=last)
+        if window.start is not None and window.end is not None and window.start > window.end:
+            raise InputError(f"the window starts at {start}, after its end at {end}")
+        return select_spans(stage, video, window)
+    if last is not None:
+        return [stage.select(video, max(0.0, (stage.store.info(video).duration or 0.0) - last), None)]
+    if isinstance(start, str) or isinstance(end, str):
+        info = stage.store.info(video)
+        part = part_of(info, str((info.metadata or {}).get("live")))
+        if part is None:
+            raise InputError(f"video {video!r} has no clock: expected --start and --end in seconds")
+        first, final = _moment(start, part.end), _moment(end, part.end)
+        start, end = (None if each is None else each - part.start for each in (first, final))
+    return [stage.select(video, start, end)]
+
+
+def _moment(text: float | str | None, near: float) -> float | None:
+    if isinstance(text, float | int):
+        raise InputError(f"{text:g}: of a live source expected a time such as 17:05, or --last 60s")
+    return None if text is None else moment(text, near)
+
+
+def edge_of(store: "Store", video: str) -> tuple[str, int]:
+    """What changes when more of a live source, or of a video, can be asked about."""
+    part = newest_part(store, video)
+    info = store.info(video) if part is None else part.info
+    return info.id, info.segments

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import av
@@ -17,6 +18,8 @@ from vococache.workers.video.live_input import SILENCE_SECONDS, Input, open_inpu
 from vococache.workers.video.picture import Presentation, rgb, view_of
 
 REPEATED_SECONDS = 60.0  # of what came last: so much of it a new connection may repeat
+SEAM_PACKETS = 2  # at most, from one that is flagged to the keyframe that tells that nothing is missing
+ARRIVAL_BASE = Fraction(1, 1_000_000)  # seconds, of times that are those of arrival
 RETRIES = 10_000  # of a read that gave nothing
 
 
@@ -79,15 +82,16 @@ class LiveStream:
         context = stream.codec_context
         if context.width * context.height > self.max_pixels:
             raise VideoError(f"frames of {context.width} x {context.height} pixels, more than {self.max_pixels}")
-        context.options = {"max_pixels": str(self.max_pixels)}
+        context.options = {"max_pixels": str(self.max_pixels), "err_detect": "explode"}  # else torn pictures are shown
         context.thread_count = 1  # a thread more is a frame of delay, and many sources share the cores
         context.copy_opaque = True
-        base = stream.time_base
+        base = stream.time_base if opened.has_times else ARRIVAL_BASE
         self._clock.connect(opened.container.format.name, base)
         view, shape, last, usual = Presentation(), None, 0, max(1, round(1 / (stream.average_rate or 25) / base))
         for number, (frame, arrived, repeated) in enumerate(self._decoded(opened, stream)):
-            pts = last + usual if frame.pts is None else frame.pts
-            last = pts
+            pts = last = last + usual if frame.pts is None else frame.pts
+            if not opened.has_times:
+                pts = round(arrived / ARRIVAL_BASE)
             if repeated:
                 self._clock.overlaps()
                 continue
@@ -115,16 +119,16 @@ class LiveStream:
     def _decoded(self, opened: Input, stream: Any) -> Iterator[tuple[Any, float, bool]]:
         """Frames as they are shown, when their packets arrived, and whether a connection before had them."""
         context, is_lost, overlaps = stream.codec_context, True, bool(self._seen)
-        for packet in self._packets(opened, stream):
-            if packet is not None and (packet.is_corrupt or (is_lost and not packet.is_keyframe)):
-                is_lost = True  # nothing can be shown up to the next keyframe
-                continue
+        for packet, is_behind_loss in _weighed(self._packets(opened, stream)):
+            is_lost = is_lost or is_behind_loss
             if packet is not None:
+                if is_lost and not packet.is_keyframe:
+                    continue  # nothing can be shown up to the next keyframe
                 if is_lost:
                     with suppress(av.FFmpegError):
                         context.flush_buffers()
                 is_lost = False
-                overlaps = self._remember(packet) and overlaps
+                overlaps = opened.has_times and self._remember(packet) and overlaps
                 packet.opaque = time.time(), overlaps
             try:
                 for frame in context.decode(packet):
@@ -162,6 +166,26 @@ class LiveStream:
         while next(iter(self._seen.values())) < now - REPEATED_SECONDS:
             self._seen.popitem(last=False)
         return known
+
+
+def _weighed(packets: Iterator[Any]) -> Iterator[tuple[Any, bool]]:
+    """Packets, and whether something is missing before each; None is the end.
+
+    Where a count breaks off, FFmpeg flags the packet before the one at which it does, as parsers lag behind. Right
+    before a keyframe this is no damage, but the seam of two segments, each with a count of its own.
+    """
+    held: list[Any] = []
+    is_behind_loss = False
+    for packet in packets:
+        if packet is not None and not packet.is_keyframe and (held or packet.is_corrupt):
+            held.append(packet)
+            if len(held) > SEAM_PACKETS:
+                held, is_behind_loss = [], True
+            continue
+        yield from ((each, is_behind_loss) for each in held)
+        held = []
+        yield packet, is_behind_loss
+        is_behind_loss = False
 
 
 def _video(container: Any) -> Any:

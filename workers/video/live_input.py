@@ -29,7 +29,7 @@ PROBE = {"probesize": "1000000", "analyzeduration": "1000000", "fpsprobesize": "
 ANY_CLOCK = {"correct_ts_overflow": "0"}  # we unwind it
 # HLS is refetched by us, so FFmpeg must not go on with a connection that it does not have.
 HLS = {"http_persistent": "0", "http_multiple": "0", "allowed_extensions": "ALL", "extension_picky": "0"}
-WALL_CLOCK = {"use_wallclock_as_timestamps": "1"}  # of what has no times of its own
+AT_ONCE = {"fpsprobesize": "0"}  # what has no times of its own has those of its arrival
 # Of each scheme that FFmpeg opens: the protocols that it may use, and options.
 NATIVE: dict[str, tuple[str, dict[str, str]]] = {
     "udp": ("udp", {"fifo_size": "100000", "overrun_nonfatal": "1", "buffer_size": "4194304"}),
@@ -45,9 +45,13 @@ Beat = Callable[[], None]
 
 @dataclass(kw_only=True)
 class Input:
-    """An open source. `span`: seconds that a file held already when it was opened, and `changed` when that was."""
+    """An open source. `span`: seconds that a file held already when it was opened, and `changed` when that was.
+
+    `has_times`: does it say when a picture is shown?
+    """
 
     container: Any
+    has_times: bool = True
     body: Any = None  # what the bytes are read from, where that is not FFmpeg
     span: float = 0.0
     changed: float = 0.0
@@ -244,7 +248,8 @@ class _Playlist:
 def _open_web(web: Web, again: bool) -> Input:
     body = web.open(web.url)
     if body.kind.startswith("multipart/"):
-        return Input(container=_read_from(body, ("mpjpeg", "mjpeg"), WALL_CLOCK, format="mpjpeg"), body=body)
+        container = _read_from(body, ("mpjpeg", "mjpeg"), AT_ONCE, format="mpjpeg")
+        return Input(container=container, body=body, has_times=False)
     if not body.is_playlist:
         return Input(container=_read_from(body), body=body)
     body.close()
