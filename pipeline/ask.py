@@ -92,8 +92,8 @@ def ask(
     `videos`: ids as `voco ls` tells them, the paths of files that were ingested, or ids of live sources.
     `store`: a path or URL, or `open_reader`'s result, which keeps the model loaded. Several videos are read one
     after the other as one context. `start`, `end`: seconds, of each video; of a live source moments, as "17:05".
-    `last`: only the last so many seconds of what is stored. `tokens`: read only the first so many VoCo tokens of each segment.
-    `temperature` 0 is greedy. `model`, `dtype`, `device`: as in `open_reader`.
+    `last`: only the last so many seconds of what is stored. `tokens`: read only the first so many VoCo tokens of each
+    segment. `temperature` 0 is greedy. `model`, `dtype`, `device`: as in `open_reader`.
 
     Raises `InputError` for an empty question or window, `ContextLimitError` where cache and question are too
     long, `VideoNotFoundError` (which names the nearest ids) and `CorruptionError` where stored bytes changed.

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -30,21 +31,39 @@ RELAX_SECONDS = 30.0
 Frames = npt.NDArray[np.uint8]
 
 
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Frames that are compressed together; `count`: its place among all that came of its part, kept or not."""
+
+    count: int
+    frames: list[LiveFrame]
+
+
 @dataclass(kw_only=True, slots=True)
 class Chunk:
-    """Segments of a part. frames [S, F, H, W, 3]; times [S, F]; `arrived`: of each segment's last frame.
-
-    `count`: the first one's place among all that came of the part, of which every `stride`-th is kept. `ends`: the part
-    ends with it; then there may be no segment.
-    """
+    """Segments of a part. `ends`: the part ends with it; then there may be none. `stride`: of so many one was kept."""
 
     part: GrowingPart
-    frames: Frames
-    times: Times
-    arrived: list[float]
-    count: int = 0
+    segments: list[Segment]
     stride: int = 1
     ends: bool = False
+
+    @property
+    def frames(self) -> Frames:
+        """[S, F, H, W, 3]; of no segment, an empty array."""
+        pictures = [np.stack([frame.pixels for frame in segment.frames]) for segment in self.segments]
+        return np.stack(pictures) if pictures else np.empty((0, 0, 0, 0, 3), np.uint8)
+
+    @property
+    def times(self) -> Times:
+        """[S, F], seconds from the part's first frame, to the microsecond."""
+        moments = [[frame.moment for frame in segment.frames] for segment in self.segments]
+        return np.round(np.array(moments, np.float64) - self.part.started, 6) + 0.0
+
+    @property
+    def arrived(self) -> list[float]:
+        """When each segment's last frame did, in seconds since the epoch."""
+        return [segment.frames[-1].arrived for segment in self.segments]
 
 
 @dataclass(kw_only=True)
@@ -80,8 +99,8 @@ class Feed:
     error: BaseException | None = None
     _part: GrowingPart | None = None
     _group: list[LiveFrame] = field(default_factory=list)
-    _segments: list[list[LiveFrame]] = field(default_factory=list)
-    _count: int = 0  # of segments in the part
+    _segments: list[Segment] = field(default_factory=list)
+    _count: int = 0  # of segments that came of the part
     _heard: float = field(default_factory=time.monotonic)
     _set: float = 0.0  # when the stride was
     _trouble: str = ""
@@ -155,10 +174,11 @@ class Feed:
             self._close_segment()
 
     def _close_segment(self) -> None:
-        self._count += 1
+        group, self._group = self._group, []
+        group += [group[-1]] * (self.plan.frames_per_segment - len(group))  # the last one is filled up
         if self._count % self.stride == 0:
-            self._segments.append(self._group)
-        self._group = []
+            self._segments.append(Segment(self._count, group))
+        self._count += 1
         if len(self._segments) == self.chunk_segments:
             self._hand_over(ends=False)
 
@@ -173,7 +193,7 @@ class Feed:
             chunk_segments=self.chunk_segments, number=frame.number, inode=inode_of(self.source),
             gap=round(gap, 3) if gap > 1e-3 else 0.0, after=after,
         )  # fmt: skip
-        self._count = -1  # the first segment is kept
+        self._count = 0
         return self._part
 
     def _is_taken(self, name: str) -> bool:
@@ -189,35 +209,21 @@ class Feed:
         part = self._part
         if part is None:
             return
-        if self._group:  # filled up with its last frame
-            self._group += [self._group[-1]] * (self.plan.frames_per_segment - len(self._group))
-            self._segments.append(self._group)
-            self._group = []
+        if self._group:
+            self._close_segment()
         self._hand_over(ends=True)
         self._part = None
 
     def _hand_over(self, *, ends: bool) -> None:
         """Give the open chunk to whoever compresses; a source that does not wait for us is thinned instead."""
         assert self._part is not None
-        part, segments, self._segments = self._part, self._segments, []
-        size, per_segment = self.plan.geometry.size, self.plan.frames_per_segment
-        frames = np.empty((len(segments), per_segment, size, size, 3), np.uint8)
-        for place, segment in enumerate(segments):
-            for index, frame in enumerate(segment):
-                frames[place, index] = frame.pixels
-        times = np.array([[each.moment - part.started for each in segment] for segment in segments], np.float64)
-        chunk = Chunk(
-            part=part, frames=frames, times=np.round(times.reshape(-1, per_segment), 6) + 0.0, stride=self.stride,
-            arrived=[segment[-1].arrived for segment in segments], ends=ends,
-            count=self._count - self._count % self.stride - (len(segments) - 1) * self.stride,
-        )  # fmt: skip
-        changed = self.plan.changed
+        chunk = Chunk(part=self._part, segments=self._segments, stride=self.stride, ends=ends)
+        self._segments, changed = [], self.plan.changed
         with changed:
-            if self.source.is_paced:
-                while self.waiting and not self.plan.stop.is_set():
-                    changed.wait(0.5)
+            while self.source.is_paced and self.waiting and not self.plan.stop.is_set():
+                changed.wait(0.5)
             self.waiting.append(chunk)
-            if len(self.waiting) > MOST_WAITING and not self.source.is_paced:
+            if sum(bool(each.segments) for each in self.waiting) > MOST_WAITING and not self.source.is_paced:
                 self._thin()
             changed.notify_all()
         if self.stride > 1:
@@ -225,37 +231,23 @@ class Feed:
 
     def _thin(self) -> None:
         """Compression cannot keep up: of what waits, and of what comes, every second segment is kept."""
+        self.stride, self._set = 2 * self.stride, time.monotonic()
         chunks, self.waiting = self.waiting, deque()
-        for chunk in chunks:
-            last = self.waiting[-1] if self.waiting else None
-            if last is not None and _may_join(last, chunk):
-                self.waiting[-1] = _every_second(last, chunk)
+        for _, group in groupby(chunks, key=lambda chunk: id(chunk.part)):
+            of_part = list(group)
+            kept = [each for chunk in of_part for each in chunk.segments if each.count % self.stride == 0]
+            part, ends, size = of_part[0].part, of_part[-1].ends, of_part[0].part.chunk_segments
+            while len(kept) >= size:
+                self.waiting.append(Chunk(part=part, segments=kept[:size], stride=self.stride))
+                del kept[:size]
+            if ends:
+                self.waiting.append(Chunk(part=part, segments=kept, stride=self.stride, ends=True))
             else:
-                self.waiting.append(chunk)
-        if len(self.waiting) < len(chunks):
-            self.stride, self._set = 2 * self.stride, time.monotonic()
-            self.plan.tell(self.source.id, f"compression cannot keep up: one frame of {self.stride} is kept")
+                self._segments = kept  # of the part that is open
+        self.plan.tell(self.source.id, f"compression cannot keep up: one frame of {self.stride} is kept")
 
     def _relax(self) -> None:
         if time.monotonic() - self._set > RELAX_SECONDS and self.plan.load() < RELAX_LOAD:
             self.stride, self._set = self.stride // 2, time.monotonic()
             kept = "all frames are" if self.stride == 1 else f"one frame of {self.stride} is"
             self.plan.tell(self.source.id, f"compression keeps up again: {kept} kept")
-
-
-def _may_join(first: Chunk, second: Chunk) -> bool:
-    """Are both full, one after the other, and not joined already?"""
-    full = first.part.chunk_segments
-    return first.part is second.part and len(first.frames) == len(second.frames) == full and not second.ends \
-        and not first.ends and first.stride == second.stride  # fmt: skip
-
-
-def _every_second(first: Chunk, second: Chunk) -> Chunk:
-    """One chunk of two: of these segments every second, as many as a chunk has, in step with what comes."""
-    start = first.count // first.stride % 2
-    half = slice(start, None, 2)
-    return Chunk(
-        part=first.part, frames=np.concatenate([first.frames, second.frames])[half],
-        times=np.concatenate([first.times, second.times])[half], arrived=[*first.arrived, *second.arrived][half],
-        count=first.count + start * first.stride, stride=2 * first.stride,
-    )  # fmt: skip

@@ -118,12 +118,12 @@ class Watch:
 
     def _store(self, batch: Sequence[tuple[Feed, Chunk]]) -> None:
         """Compress chunks of several sources in one batch, store each, and ask what is due."""
-        full = [chunk for _, chunk in batch if len(chunk.frames)]
+        full = [chunk for _, chunk in batch if chunk.segments]
         caches = dict(zip(map(id, full), self._compressed(full), strict=True))
         for feed, chunk in batch:
             self._commit(feed, chunk, caches.get(id(chunk)))
         for feed, chunk in batch:
-            if len(chunk.frames):
+            if chunk.segments:
                 self.standing.ask(feed.source.id)
 
     def _compressed(self, chunks: Sequence[Chunk]) -> list[Any]:
@@ -135,7 +135,7 @@ class Watch:
         try:
             frames = np.concatenate([chunk.frames for chunk in chunks])
             kv = compress_frames(self.model, frames, self.store.header.micro_batch, self.store.header.dtype)
-            return np.split(kv, np.cumsum([len(chunk.frames) for chunk in chunks])[:-1])
+            return np.split(kv, np.cumsum([len(chunk.segments) for chunk in chunks])[:-1])
         except InputError as error:
             if len(chunks) > 1:
                 return [cache for chunk in chunks for cache in self._compressed([chunk])]
@@ -166,21 +166,21 @@ class Watch:
                 self.plan.stop.wait(STORE_WAIT_SECONDS)
                 if self.plan.stop.is_set():
                     raise
-        if len(chunk.frames) and not part.is_lost:
+        if chunk.segments and not part.is_lost:
             self._count(feed, chunk)
             now = time.time()
             waited = [now - arrived for arrived in chunk.arrived]
             for seconds in waited:
                 self.metrics.askable.labels(source.id).observe(seconds)
             if self.on_stored is not None:
-                self.on_stored(Stored(source=source.id, video=part.video, segments=len(chunk.frames), waited=waited))
+                self.on_stored(Stored(source=source.id, video=part.video, segments=len(chunk.segments), waited=waited))
 
     def _count(self, feed: Feed, chunk: Chunk) -> None:
         name, metrics = feed.source.id, self.metrics
         if len(chunk.part.receipts) == 1:
             metrics.parts.labels(name).inc()
             metrics.gap.labels(name).inc(chunk.part.gap)
-        metrics.segments.labels(name).inc(len(chunk.frames))
+        metrics.segments.labels(name).inc(len(chunk.segments))
         metrics.connections.labels(name).set(feed.connections)
         metrics.stride.labels(name).set(feed.stride)
         metrics.waiting.labels(name).set(len(feed.waiting))

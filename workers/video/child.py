@@ -116,13 +116,12 @@ def watch(request: dict[str, Any], out: BinaryIO, limits: dict[str, int]) -> Non
                 request["fps"],
                 FrameGeometry.from_dict(request["geometry"]),
                 limits["max_pixels"],
-                request["floor"],
                 beater(out),
                 request["pipe"],
             )
         )
     resume = request["resume"]
-    for frame in _watched[0].connect(None if resume is None else Resume(**resume)):
+    for frame in _watched[0].connect(request["floor"], None if resume is None else Resume(**resume)):
         allow_cpu(limits["cpu_s"])  # to each frame, as the stream has no end
         header = {"moment": frame.moment, "arrived": frame.arrived, "number": frame.number, "begins": frame.begins}
         send(out, header | {"shape": frame.pixels.shape}, frame.pixels.data.cast("B"))

@@ -54,7 +54,6 @@ class LiveStream:
     fps: float
     geometry: FrameGeometry
     max_pixels: int
-    floor: float
     beat: Callable[[], None]
     pipe: int | None = None
     is_over: bool = False  # has the source itself ended?
@@ -63,10 +62,11 @@ class LiveStream:
     _seen: OrderedDict[tuple[int, int], float] = field(default_factory=OrderedDict)  # packets, and when they came
 
     def __post_init__(self) -> None:
-        self._clock, self._grid = LiveClock(self.floor), Grid(self.fps)
+        self._clock, self._grid = LiveClock(), Grid(self.fps)
 
-    def connect(self, resume: Resume | None = None) -> Iterator[LiveFrame]:
-        """The frames of one connection, until it ends."""
+    def connect(self, floor: float, resume: Resume | None = None) -> Iterator[LiveFrame]:
+        """The frames of one connection, until it ends. `floor`: none is of an earlier moment."""
+        self._clock.floor = floor
         opened = open_input(self.source, self.beat, pipe=self.pipe, again=bool(self._seen))
         try:
             yield from self._frames(opened, resume)

@@ -65,7 +65,7 @@ class LiveClock:
             if begins is None and (step < 0 or seconds > max(MAX_STEP_SECONDS, USUAL_STEPS * self._step)):
                 begins = "gap" if step > 0 and abs(passed - seconds) < TOLERANCE_SECONDS else "jump"
                 if begins == "jump":
-                    self._anchor = max(arrived, self._moment) - float(ticks * self._base)
+                    self._anchor = max(arrived, self._moment + self._step) - float(ticks * self._base)
             self._step = abs(seconds)
         self._ticks, self._arrived = ticks, arrived
         self._moment = self._anchor + float(ticks * self._base)
