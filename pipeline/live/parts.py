@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from vococache.workers.reason import ReasonStage
     from vococache.workers.spans import SegmentSpan
 
+ROUNDING_SECONDS = 1e-4  # of moments, which are floats of the epoch
+
 
 @dataclass(frozen=True, slots=True)
 class LivePart:
@@ -112,7 +114,8 @@ def select_spans(stage: "ReasonStage", live: str, window: ClockWindow) -> "list[
     found = []
     for part in parts:
         try:
-            found.append(stage.select(part.video, start - part.start, end - part.start))
+            first, final = start - part.start - ROUNDING_SECONDS, end - part.start + ROUNDING_SECONDS
+            found.append(stage.select(part.video, first, final))
         except InputError:  # the window touches a part between two of its frames
             continue
     if not found:
