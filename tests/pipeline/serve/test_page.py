@@ -247,7 +247,7 @@ def test_a_growing_video_is_shown_as_it_grows(browser: sync_api.Browser, shelf: 
         page.set_default_timeout(PATIENCE)
         page.goto(url)
         sync_api.expect(page.locator("#videos .growing")).to_have_text("live", timeout=PATIENCE)
-        open_video(page, "door")
+        open_video(page, "door.2026-11-26T17")
         sync_api.expect(page.locator("#length")).to_have_text("0:04", timeout=PATIENCE)
         assert "live · since 26/11/2026, 17:00:00" in page.locator("#facts").inner_text()
         assert "2.5 s are missing" in page.locator("#facts").inner_text()
