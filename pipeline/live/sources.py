@@ -46,13 +46,13 @@ class WatchSource:
     ask: tuple[Standing, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.id != safe_key(self.id) or len(self.id.encode()) > MOST_NAME:
-            raise InputError(f"id {self.id!r}: expected letters, digits, spaces, '-', '_' or '.', at most {MOST_NAME}")
         scheme = urlsplit(self.source).scheme if "://" in self.source else ""
         if scheme and scheme not in SCHEMES:
             raise InputError(f"source {self.id!r} is of {scheme}://: expected a path, - or one of {', '.join(SCHEMES)}")
         if not scheme and self.source != "-" and not Path(self.source).exists():
             raise InputError(f"source {public(self.source)}: no such file or device")
+        if self.id != safe_key(self.id) or len(self.id.encode()) > MOST_NAME:
+            raise InputError(f"id {self.id!r}: expected letters, digits, spaces, '-', '_' or '.', at most {MOST_NAME}")
         if self.fps is not None and not 0 < self.fps <= 1000:
             raise InputError(f"source {self.id!r}: expected fps above 0 and at most 1000, found {self.fps:g}")
 
@@ -112,8 +112,8 @@ def _id_of(source: str) -> str:
         return safe_key(PurePath(source).stem)
     parts = urlsplit(public(source))
     stem = PurePath(parts.path).stem if "..." not in parts.path else ""
-    host = (parts.hostname or "") if parts.port is None else f"{parts.hostname or ''}-{parts.port}"
-    return safe_key("-".join(filter(None, [host.replace(":", "-"), stem])) or parts.scheme)
+    host = (parts.hostname or parts.scheme).replace(":", "-")
+    return safe_key("-".join(filter(None, [host, str(parts.port or ""), stem])))
 
 
 def _read(path: Path, ask: tuple[Standing, ...], keep: float | None) -> list[WatchSource]:

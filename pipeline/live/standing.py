@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vococache.workers.reason import ReasonStage
 
 ATTEMPTS = 5
+FIRST_PAUSE_SECONDS = 1.0  # between attempts; each is twice as long as the one before
 TIMEOUT_SECONDS = 10.0
 MOST_WAITING = 1000  # answers for a webhook that does not take them; the oldest go
 
@@ -162,12 +163,17 @@ class Webhook:
                 self.lost += 1
                 self._say(f"webhook {public(self._url)}: {reason}; {self.lost} answers were not taken")
 
+    def _pause(self, seconds: float) -> None:
+        """Wait, but not once the watch ends."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._ending, seconds)
+
     def _send(self, data: bytes) -> str | None:
         """Why an answer could not be posted, after all attempts; None where it was."""
         reason = ""
         for attempt in range(ATTEMPTS):
-            if attempt and not self._ending:
-                time.sleep(2.0 ** (attempt - 1))
+            if attempt:
+                self._pause(FIRST_PAUSE_SECONDS * 2.0 ** (attempt - 1))
             try:
                 request = urllib.request.Request(self._url, data, {"content-type": "application/json"})
                 with self._opener.open(request, timeout=TIMEOUT_SECONDS):

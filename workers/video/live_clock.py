@@ -4,7 +4,8 @@ Runs in the decoder child; free of torch.
 """
 
 import math
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal
 
@@ -31,7 +32,7 @@ class LiveClock:
     _ticks: int | None = None  # unwound, of the frame before
     _moment: float = 0.0
     _arrived: float = 0.0
-    _step: float = 0.0
+    _steps: deque[float] = field(default_factory=lambda: deque([0.0], maxlen=2))  # seconds from frame to frame
     _modulus: int = 0
     _base: Fraction = Fraction(1)
     _joining: Begins | None = "start"
@@ -59,14 +60,14 @@ class LiveClock:
             ticks = pts
             self._anchor = max(arrived, self.floor, self._moment) - float(ticks * self._base)
         else:
-            step = self._nearest(pts - self._ticks)
+            step, usual = self._nearest(pts - self._ticks), min(self._steps)
             ticks = self._ticks + step
             seconds, passed = float(step * self._base), arrived - self._arrived
-            if begins is None and (step < 0 or seconds > max(MAX_STEP_SECONDS, USUAL_STEPS * self._step)):
+            if begins is None and (step < 0 or seconds > max(MAX_STEP_SECONDS, USUAL_STEPS * usual)):
                 begins = "gap" if step > 0 and abs(passed - seconds) < TOLERANCE_SECONDS else "jump"
                 if begins == "jump":
-                    self._anchor = max(arrived, self._moment + self._step) - float(ticks * self._base)
-            self._step = abs(seconds)
+                    self._anchor = max(arrived, self._moment + usual) - float(ticks * self._base)
+            self._steps.append(abs(seconds))
         self._ticks, self._arrived = ticks, arrived
         self._moment = self._anchor + float(ticks * self._base)
         return self._moment, begins

@@ -210,7 +210,7 @@ def test_the_command_line_from_start_to_end(tmp_path: Path, clips: list[bytes]) 
         yaml = tmp_path / "cameras.yaml"
         yaml.write_text(
             f"- id: door\n  source: http://anna:hemlich@{place}/live?token=hemlich\n"
-            "  ask: [{question: \"how many objects are there?\", every: 1s, over: 1s}]\n  keep: 7d\n"
+            '  ask: [{question: "how many objects are there?", every: 1s, over: 1s}]\n  keep: 7d\n'
         )
         child = command(tmp_path / "store", str(yaml), options=("--post", other.url))
         until(lambda: (tmp_path / "store" / "zarr.json").exists() or child.poll() is not None)
