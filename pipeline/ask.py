@@ -28,7 +28,7 @@ class AskAnswer:
     videos: list[str]
     segments: list[SegmentSpan]
     timings: dict[str, float]
-    clock: list[str] | None = None  # of a live source: when its first and last frame were, in local time
+    clock: tuple[str, str] | None = None  # of a live source: when its first and last frame were, in local time
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -99,6 +99,7 @@ def ask(
     long, `VideoNotFoundError` (which names the nearest ids) and `CorruptionError` where stored bytes changed.
     """
     from vococache.model.generate import GenerationOptions
+    from vococache.pipeline.live.parts import clock_of
     from vococache.workers.reason import question_ids
 
     asked = [questions] if isinstance(questions, str) else list(questions)
@@ -115,7 +116,7 @@ def ask(
     room = max(len(question_ids(stage.model, question)) for question in asked) + max_new_tokens
     context = _load(stage, named, start, end, last, tokens, room)
     answers = stage.answer(context, asked, max_new_tokens=max_new_tokens, sampling=sampling)
-    clock = _clock(stage, context.spans)
+    clock = clock_of(stage.store, context.spans)
     return [
         AskAnswer(
             question=answer.question,
@@ -174,17 +175,6 @@ def _load(
     context = stage.place(spans, k)
     context.load_seconds = time.perf_counter() - started
     return context
-
-
-def _clock(stage: "ReasonStage", spans: Sequence[SegmentSpan]) -> list[str] | None:
-    """When the first and last frame of parts of live sources were, as people write it; None of other videos."""
-    from vococache.pipeline.live.clock import shown
-
-    first, last = spans[0], spans[-1]
-    begun, ended = ((stage.store.info(span.video).metadata or {}).get("started") for span in (first, last))
-    if not isinstance(begun, float) or not isinstance(ended, float):
-        return None
-    return [shown(begun + first.start_time), shown(ended + last.end_time)]
 
 
 def video_id(text: str) -> str:

@@ -11,7 +11,7 @@ from itertools import groupby
 import numpy as np
 import numpy.typing as npt
 
-from vococache.errors import VideoError, VoCoError
+from vococache.errors import StoreError, VideoError
 from vococache.model.images import FrameGeometry
 from vococache.pipeline.live.clock import hour_of
 from vococache.pipeline.live.growth import GrowingPart, Times, inode_of
@@ -24,6 +24,7 @@ from vococache.workers.video.process import Limits
 
 MOST_WAITING = 4  # chunks of a source that goes on without us; beyond it is thinned
 BACKOFF_SECONDS = (0.5, 30.0)  # between connections: at first, and at most
+STORE_WAIT_SECONDS = 5.0  # before a store that failed is tried again
 QUIET_SECONDS = 10.0  # without a frame, after which what is there is closed
 RELAX_LOAD = 0.4  # below so much of the compressor's time, a thinned source gets twice the frames again
 RELAX_SECONDS = 30.0
@@ -120,9 +121,7 @@ class Feed:
         """Read until the source is over, or the job."""
         try:
             self._run()
-        except VoCoError as error:
-            self.error = error
-        except Exception as error:  # a fault of ours ends the job, which says so
+        except Exception as error:  # ends the job, which says so
             self.error = error
         finally:
             with self.plan.changed:
@@ -184,20 +183,26 @@ class Feed:
 
     def _begin(self, frame: LiveFrame, before: GrowingPart | None) -> GrowingPart:
         gap = max(0.0, frame.moment - self.edge) if self.edge else 0.0
-        after = frame.begins or ("hour" if before is not None else "silence")
+        after = "silence" if before is None else "removal" if before.is_lost else "hour"
         started = round(frame.moment, 6)
         name = part_id(self.source.id, started, self._is_taken)
         self._taken.add(name)
         self._part = GrowingPart(
             video=name, live=self.source.id, source=self.source.name, started=started, fps=self.fps,
             chunk_segments=self.chunk_segments, number=frame.number, inode=inode_of(self.source),
-            gap=round(gap, 3) if gap > 1e-3 else 0.0, after=after,
+            gap=round(gap, 3) if gap > 1e-3 else 0.0, after=frame.begins or after,
         )  # fmt: skip
         self._count = 0
         return self._part
 
     def _is_taken(self, name: str) -> bool:
-        return name in self._taken or self.plan.store.find(name) is not None
+        """Is there such a part? A store out of reach is asked again: what it has must not be made anew."""
+        while not self.plan.stop.is_set():
+            try:
+                return name in self._taken or self.plan.store.find(name) is not None
+            except StoreError:
+                self.plan.stop.wait(STORE_WAIT_SECONDS)
+        return False
 
     def _close_if_quiet(self) -> None:
         """What came before a silence can be asked about, though its chunk is not full."""

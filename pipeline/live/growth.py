@@ -139,5 +139,8 @@ def where_it_stopped(store: Store, source: WatchSource) -> tuple[float, Resume |
 
 
 def inode_of(source: WatchSource) -> int:
-    """What tells a file from others; 0 of what is none."""
-    return Path(source.source).stat().st_ino if source.is_paced and source.source != "-" else 0
+    """What tells a file from others; 0 of what is none, or not there."""
+    try:
+        return Path(source.source).stat().st_ino if source.is_paced and source.source != "-" else 0
+    except OSError:
+        return 0

@@ -4,7 +4,7 @@ An id is one name in a folder, hence the dot; hours are UTC. Which source a part
 was, is said by its metadata. Free of torch.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -149,6 +149,15 @@ def spans_of(
         first, final = _moment(start, part.end), _moment(end, part.end)
         start, end = (None if each is None else each - part.start for each in (first, final))
     return [stage.select(video, start, end)]
+
+
+def clock_of(store: "Store", spans: "Sequence[SegmentSpan]") -> tuple[str, str] | None:
+    """When the first and last frame of spans were, as people write it; None of other videos than parts."""
+    first, last = spans[0], spans[-1]
+    begun, ended = ((store.info(span.video).metadata or {}).get("started") for span in (first, last))
+    if not isinstance(begun, float) or not isinstance(ended, float):
+        return None
+    return shown(begun + first.start_time), shown(ended + last.end_time)
 
 
 def _moment(text: float | str | None, near: float) -> float | None:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from vococache.errors import InputError, VoCoError
 from vococache.pipeline.ask import MAX_NEW_TOKENS
 from vococache.pipeline.live.clock import shown
-from vococache.pipeline.live.parts import ClockWindow, newest_first, select_spans
+from vococache.pipeline.live.parts import ROUNDING_SECONDS, ClockWindow, clock_of, newest_first, select_spans
 from vococache.pipeline.live.sources import CHANGE, Standing, WatchSource, public
 
 if TYPE_CHECKING:
@@ -54,39 +54,38 @@ class StandingQuestions:
     def ask(self, live: str) -> None:
         """Ask what is due of a source, whose newest chunk has just been stored."""
         states = self._states[live]
-        part = next(newest_first(self.stage.store, live), None) if states else None
-        if part is None:
+        if not states:
             return
-        due: dict[float, list[_State]] = defaultdict(list)
-        for state in states:
-            if part.end >= state.due:
-                state.due = part.end + state.standing.every - 1e-3
-                due[state.standing.over].append(state)
-        for over, asked in due.items():
-            self._ask(live, over, asked)
+        try:
+            newest = next(newest_first(self.stage.store, live), None)
+            if newest is None:
+                return
+            due: dict[float, list[_State]] = defaultdict(list)
+            for state in states:
+                if newest.end >= state.due:
+                    state.due = newest.end + state.standing.every - ROUNDING_SECONDS
+                    due[state.standing.over].append(state)
+            for over, asked in due.items():
+                self._ask(live, over, asked)
+        except VoCoError as error:  # as where somebody removed a part: the next chunk brings another chance
+            self.tell({"id": live, "error": str(error)})
 
     def _ask(self, live: str, over: float, states: Sequence[_State]) -> None:
         started = time.perf_counter()
-        try:
-            spans = select_spans(self.stage, live, ClockWindow(last=over))
-            context = self.stage.place(spans, self.stage.check_tokens(None))
-            answers = self.stage.answer(
-                context, [state.standing.question for state in states], max_new_tokens=MAX_NEW_TOKENS
-            )
-        except VoCoError as error:  # as where somebody removed a part: the next chunk brings another chance
-            self.tell({"id": live, "error": str(error)})
-            return
-        clock = {part.video: part.start for part in newest_first(self.stage.store, live)}
+        spans = select_spans(self.stage, live, ClockWindow(last=over))
+        context = self.stage.place(spans, self.stage.check_tokens(None))
+        questions = [state.standing.question for state in states]
+        answers = self.stage.answer(context, questions, max_new_tokens=MAX_NEW_TOKENS)
+        clock = clock_of(self.stage.store, spans)
+        assert clock is not None, "they are of parts"
         for state, answer in zip(states, answers, strict=True):
             before, state.answer = state.answer, answer.answer
             if not is_told(state.standing.when, before, answer.answer):
                 continue
-            first, last = spans[0], spans[-1]
             self.tell(
                 {
                     "id": live, "question": answer.question, "answer": answer.answer, "before": before,
-                    "start": shown(clock[first.video] + first.start_time),
-                    "end": shown(clock[last.video] + last.end_time),
+                    "start": clock[0], "end": clock[1],
                     "segments": [asdict(span) for span in spans], "asked_at": shown(time.time()),
                     "seconds": round(time.perf_counter() - started, 3),
                 }

@@ -11,7 +11,7 @@ import numpy as np
 
 from vococache.errors import CorruptionError, InputError, StoreError, StoreMismatchError
 from vococache.pipeline.live import growth
-from vococache.pipeline.live.feed import Chunk, Feed, Plan
+from vococache.pipeline.live.feed import STORE_WAIT_SECONDS, Chunk, Feed, Plan
 from vococache.pipeline.live.metrics import LiveMetrics
 from vococache.pipeline.live.sources import WatchSource
 from vococache.pipeline.live.standing import StandingQuestions, Tell
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 LATENCY_SECONDS = 5.0
 LOAD_SECONDS = 20.0  # over which the compressor's load is told
 IMPATIENT_SECONDS = 2.0  # a signal so much later than the first one ends a watch at once; some senders send two
-STORE_WAIT_SECONDS = 5.0  # before a store that failed is tried again
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,8 +111,10 @@ class Watch:
                 if batch:
                     self.plan.changed.notify_all()
                     return batch
-                if all(feed.is_done for feed in self.feeds) or any(feed.error for feed in self.feeds):
+                if all(feed.is_done for feed in self.feeds):
                     return None
+                if any(feed.error for feed in self.feeds):
+                    self.plan.stop.set()  # the others close what is open
                 self.plan.changed.wait(0.5)
 
     def _store(self, batch: Sequence[tuple[Feed, Chunk]]) -> None:

@@ -19,6 +19,8 @@ from vococache.workers.video.picture import Presentation, rgb, view_of
 
 REPEATED_SECONDS = 60.0  # of what came last: so much of it a new connection may repeat
 SEAM_PACKETS = 2  # at most, from one that is flagged to the keyframe that tells that nothing is missing
+TIMED_LATE = ("rtsp", "sdp", "rtp")  # their first pictures come before it is known when they are shown
+USUAL_RATE, MOST_RATE = 25, 240  # frames a second, of what does not say, or claims nonsense
 ARRIVAL_BASE = Fraction(1, 1_000_000)  # seconds, of times that are those of arrival
 RETRIES = 10_000  # of a read that gave nothing
 
@@ -87,8 +89,13 @@ class LiveStream:
         context.copy_opaque = True
         base = stream.time_base if opened.has_times else ARRIVAL_BASE
         self._clock.connect(opened.container.format.name, base)
-        view, shape, last, usual = Presentation(), None, 0, max(1, round(1 / (stream.average_rate or 25) / base))
+        view, shape, last = Presentation(), None, 0
+        usual = max(1, round(1 / min(stream.average_rate or USUAL_RATE, MOST_RATE) / base))
+        is_timed = opened.container.format.name not in TIMED_LATE
         for number, (frame, arrived, repeated) in enumerate(self._decoded(opened, stream)):
+            is_timed = is_timed or frame.pts is not None
+            if not is_timed:
+                continue
             pts = last = last + usual if frame.pts is None else frame.pts
             if not opened.has_times:
                 pts = round(arrived / ARRIVAL_BASE)
