@@ -265,12 +265,13 @@ def serve_synthetic(port: Any) -> None:
 
 
 def tree_memory() -> float:
-    """MiB of this process and its decoder children, without what they share with others."""
+    """MiB of this process and its decoder children, without the libraries' own pages, which others share."""
     own = psutil.Process()
     mine = [
         each for each in own.children(recursive=True) if "vococache.workers.video.child" in " ".join(each.cmdline())
     ]
-    return sum(float(each.memory_full_info().uss) for each in (own, *mine)) / (1 << 20)
+    infos = [each.memory_info() for each in (own, *mine)]
+    return sum(float(info.rss - info.shared) for info in infos) / (1 << 20)
 
 
 def catch_up(folder: Path, clip: Path, seconds: int) -> dict[str, float]:
