@@ -1,6 +1,7 @@
 """Questions over precomputed caches: no video is opened, no pixel touched."""
 
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import PurePath
@@ -10,7 +11,7 @@ from vococache.errors import InputError
 from vococache.workers.spans import SegmentSpan
 
 if TYPE_CHECKING:
-    from vococache.workers.reason import ReasonStage
+    from vococache.workers.reason import Context, ReasonStage
 
 MAX_NEW_TOKENS = 64
 
@@ -27,6 +28,7 @@ class AskAnswer:
     videos: list[str]
     segments: list[SegmentSpan]
     timings: dict[str, float]
+    clock: tuple[str, str] | None = None  # of a live source: when its first and last frame were, in local time
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -51,8 +53,11 @@ def notes(stage: "ReasonStage", videos: Sequence[str]) -> list[str]:
     """What whoever asks about stored `videos` should know: the model's own note, and sampling it was not made for."""
     config = stage.model.config
     found = [str(config.extra["note"])] if config.extra.get("note") else []
+    from vococache.pipeline.live.parts import newest_part
+
     for video in map(video_id, videos):
-        sampling = stage.store.info(video).sampling
+        part = newest_part(stage.store, video)
+        sampling = (part.info if part is not None else stage.store.info(video)).sampling
         if config.sampling is not None and sampling is not None and sampling != config.sampling:
             found.append(
                 f"video {video!r} was sampled with {_readable(sampling)}, the model was made for"
@@ -70,8 +75,9 @@ def ask(
     videos: str | Sequence[str],
     questions: str | Sequence[str],
     *,
-    start: float | None = None,
-    end: float | None = None,
+    start: float | str | None = None,
+    end: float | str | None = None,
+    last: float | None = None,
     tokens: int | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
     temperature: float = 0.0,
@@ -83,15 +89,17 @@ def ask(
 ) -> list[AskAnswer]:
     """Answer `questions` about `videos` from a store, all in one pass over the same cached segments.
 
-    `videos`: ids as `voco ls` tells them, or the paths of files that were ingested.
+    `videos`: ids as `voco ls` tells them, the paths of files that were ingested, or ids of live sources.
     `store`: a path or URL, or `open_reader`'s result, which keeps the model loaded. Several videos are read one
-    after the other as one context. `start`, `end`: seconds, of each video. `tokens`: read only the first so many
-    VoCo tokens of each segment. `temperature` 0 is greedy. `model`, `dtype`, `device`: as in `open_reader`.
+    after the other as one context. `start`, `end`: seconds, of each video; of a live source moments, as "17:05".
+    `last`: only the last so many seconds of what is stored. `tokens`: read only the first so many VoCo tokens of each
+    segment. `temperature` 0 is greedy. `model`, `dtype`, `device`: as in `open_reader`.
 
     Raises `InputError` for an empty question or window, `ContextLimitError` where cache and question are too
     long, `VideoNotFoundError` (which names the nearest ids) and `CorruptionError` where stored bytes changed.
     """
     from vococache.model.generate import GenerationOptions
+    from vococache.pipeline.live.parts import clock_of
     from vococache.workers.reason import question_ids
 
     asked = [questions] if isinstance(questions, str) else list(questions)
@@ -106,8 +114,9 @@ def ask(
         stage = store
     sampling = GenerationOptions(temperature=temperature, top_p=top_p, seed=seed)
     room = max(len(question_ids(stage.model, question)) for question in asked) + max_new_tokens
-    context = stage.load(named, start=start, end=end, tokens=tokens, room=room)
+    context = _load(stage, named, start, end, last, tokens, room)
     answers = stage.answer(context, asked, max_new_tokens=max_new_tokens, sampling=sampling)
+    clock = clock_of(stage.store, context.spans)
     return [
         AskAnswer(
             question=answer.question,
@@ -119,6 +128,7 @@ def ask(
                 "prefill": answer.prefill_seconds,
                 "decode": answer.decode_seconds,
             },
+            clock=clock,
         )
         for answer in answers
     ]
@@ -129,8 +139,9 @@ def chat(
     videos: Sequence[str],
     questions: Iterator[str],
     *,
-    start: float | None = None,
-    end: float | None = None,
+    start: float | str | None = None,
+    end: float | str | None = None,
+    last: float | None = None,
     tokens: int | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
     temperature: float = 0.0,
@@ -139,7 +150,7 @@ def chat(
 ) -> Iterator[str]:
     """Answers to `questions` as they come: one conversation over one cache that is loaded and placed once."""
     check_window(start, end)
-    context = stage.load([video_id(text) for text in videos], start=start, end=end, tokens=tokens, room=max_new_tokens)
+    context = _load(stage, [video_id(text) for text in videos], start, end, last, tokens, max_new_tokens)
     from vococache.model.generate import GenerationOptions
 
     sampling = GenerationOptions(temperature=temperature, top_p=top_p, seed=seed)
@@ -150,6 +161,22 @@ def chat(
         yield answer.answer
 
 
+def _load(
+    stage: "ReasonStage", videos: Sequence[str], start: float | str | None, end: float | str | None,
+    last: float | None, tokens: int | None, room: int,
+) -> "Context":  # fmt: skip
+    """The segments that are asked about, placed for reading; refused before they are read where they leave no room."""
+    from vococache.pipeline.live.parts import spans_of
+
+    started = time.perf_counter()
+    k = stage.check_tokens(tokens)
+    spans = [span for video in videos for span in spans_of(stage, video, start, end, last)]
+    stage.check_room(spans, k, room)
+    context = stage.place(spans, k)
+    context.load_seconds = time.perf_counter() - started
+    return context
+
+
 def video_id(text: str) -> str:
     """The id in a store that `text` stands for: an id, or the path of a file that was ingested."""
     from vococache.storage import safe_key
@@ -157,7 +184,7 @@ def video_id(text: str) -> str:
     return safe_key(PurePath(text).stem) if "/" in text else text
 
 
-def check_window(start: float | None, end: float | None) -> None:
-    """Refuse a window that ends before it starts, before anything is loaded."""
-    if start is not None and end is not None and start > end:
+def check_window(start: float | str | None, end: float | str | None) -> None:
+    """Refuse a window that ends before it starts, before anything is loaded; one of moments is looked at later."""
+    if isinstance(start, float | int) and isinstance(end, float | int) and start > end:
         raise InputError(f"the window starts at {start:g} s, after its end at {end:g} s")

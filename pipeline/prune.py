@@ -16,9 +16,10 @@ class Pruned:
 
 
 def find_gone(store: Store) -> Pruned:
-    """Look at the source of each video of a store. Removes nothing."""
+    """Look at the source of each video of a store, but for parts of live sources. Removes nothing."""
     found = Pruned()
-    states = zip(infos := store.list(), store.objects.map(lambda info: is_gone(info.source), infos), strict=True)
+    infos = [info for info in store.list() if "live" not in (info.metadata or {})]
+    states = zip(infos, store.objects.map(lambda info: is_gone(info.source), infos), strict=True)
     for info, gone in states:
         if gone is None:
             found.out_of_reach.append(info)

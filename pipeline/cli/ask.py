@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from vococache.pipeline.cli.evaluate import answer_file, dtype_option
 from vococache.pipeline.cli.store import json_option
 from vococache.pipeline.cli.terminal import say, say_lines
 
+FOLLOW_SECONDS = 0.5  # between looks for more
 LOADING = ("model", "dtype", "device")
 
 
@@ -22,8 +24,10 @@ LOADING = ("model", "dtype", "device")
 @click.argument("video", required=False)
 @click.argument("asked", metavar="[QUESTIONS]...", nargs=-1)
 @click.option("--video", "more_videos", multiple=True, help="Another video, read after the first. Repeatable.")
-@click.option("--start", type=float, help="Start of the window, in seconds.")
-@click.option("--end", type=float, help="End of the window, in seconds.")
+@click.option("--start", help="Start of the window: seconds, or of a live source a time, as 17:05.")
+@click.option("--end", help="End of the window, likewise.")
+@click.option("--last", help="Only the last part of what is stored, as 60s or 10m.")
+@click.option("--follow", is_flag=True, help="Answer again whenever more of it is there.")
 @click.option("--tokens", type=int, help="VoCo tokens to read of each segment.  [default: all]")
 @click.option(
     "--max-new-tokens", type=click.IntRange(1), default=64, show_default=True, help="Most tokens of an answer."
@@ -49,9 +53,9 @@ LOADING = ("model", "dtype", "device")
 @json_option
 def ask_command(
     store: str, video: str | None, asked: tuple[str, ...], more_videos: tuple[str, ...], server: str | None,
-    questions: Path | None, out: Path | None, address: str | None, as_json: bool, **options: Any,
+    questions: Path | None, out: Path | None, address: str | None, as_json: bool, follow: bool, **options: Any,
 ) -> int:  # fmt: skip
-    """Answer QUESTIONS about VIDEO (an id in STORE) from its cache. Without a question: chat.
+    """Answer QUESTIONS about VIDEO (an id in STORE, or a live source's) from its cache. Without a question: chat.
 
     With --questions FILE --out FILE instead of a video: many questions about many videos, each video's in one pass. An
     interrupted run goes on.
@@ -61,22 +65,43 @@ def ask_command(
       voco ask caches holiday "What happens first?" "How many people are there?"
       voco ask caches holiday --video party --start 60 --end 120 "What is different?" --json
       voco ask caches holiday "Who speaks?" --server http://127.0.0.1:8765
+      voco ask caches door --last 60s "Is somebody at the door?" --follow
       voco ask caches --questions questions.jsonl --out answers.jsonl
     """
     if questions is not None or out is not None or address is not None:
         if questions is None or out is None or video is not None:
             raise InputError("expected --questions FILE with --out FILE, and no video beside them")
+        if follow or options.pop("last") is not None:
+            raise InputError("with --questions whole videos are asked about: no --last, --follow")
         return _from_file(store, questions, out, address, options)
     if video is None:
         raise InputError(f"no video: expected an id of {store} (`voco ls` lists them), or --questions FILE")
     from vococache.pipeline.ask import check_window
 
     videos = [video, *more_videos]
+    options |= _window(options)
     check_window(options["start"], options["end"])
     loading = {key: options.pop(key) for key in LOADING}
+    if follow and (server or not asked):
+        raise InputError("--follow needs a question, and no --server")
     if server:
         return _ask(_service(server, store, loading), videos, asked, as_json, options)
-    return _ask(Here(store, loading), videos, asked, as_json, options)
+    here = Here(store, loading)
+    return _follow(here, videos, asked, as_json, options) if follow else _ask(here, videos, asked, as_json, options)
+
+
+def _window(options: dict[str, Any]) -> dict[str, Any]:
+    """`start` and `end` as seconds or moments, `last` as seconds. Raises `InputError`."""
+    from vococache.pipeline.live.clock import is_moment, seconds
+
+    found: dict[str, Any] = {}
+    for name in ("start", "end"):
+        text = options[name]
+        try:
+            found[name] = text if text is None or is_moment(text) else float(text)
+        except ValueError:
+            raise InputError(f"--{name} {text!r}: expected seconds, or a time such as 17:05") from None
+    return found | {"last": None if options["last"] is None else seconds(options["last"], "--last")}
 
 
 class Here:
@@ -85,7 +110,7 @@ class Here:
     def __init__(self, store: str, loading: dict[str, Any]) -> None:
         from vococache.pipeline import ask as asking
 
-        stage = asking.open_reader(store, **loading)
+        stage = self.stage = asking.open_reader(store, **loading)
         self.notes = partial(asking.notes, stage)
         self.ask = partial(asking.ask, stage)
         self.chat = partial(asking.chat, stage)
@@ -100,9 +125,11 @@ def _service(server: str, store: str, loading: dict[str, Any]) -> Any:
     return Service.at(server, store)
 
 
-def _ask(reader: Any, videos: list[str], asked: tuple[str, ...], as_json: bool, options: dict[str, Any]) -> int:
-    """Ask a reader, here or far away, and print."""
-    for note in reader.notes(videos):
+def _ask(
+    reader: Any, videos: list[str], asked: tuple[str, ...], as_json: bool, options: dict[str, Any], noted: bool = False
+) -> int:
+    """Ask a reader, here or far away, and print. `noted`: its notes have been told."""
+    for note in [] if noted else reader.notes(videos):
         say(f"voco: {note}", err=True)
     if not asked:
         for text in reader.chat(videos, _read_lines(), **options):
@@ -117,8 +144,23 @@ def _ask(reader: Any, videos: list[str], asked: tuple[str, ...], as_json: bool, 
         say_lines("\n".join(f"  {line}" for line in answer.answer.splitlines() or [""]))
     seconds = ", ".join(f"{name.replace('_', ' ')} {1000 * value:.0f} ms" for name, value in found[0].timings.items())
     spans = ", ".join(f"{s.video} {s.start_time:g}-{s.end_time:g} s" for s in found[0].segments)
+    if found[0].clock is not None:
+        spans = " to ".join(found[0].clock)
     say(f"({spans}; {seconds})", err=True)
     return 0
+
+
+def _follow(here: Here, videos: list[str], asked: tuple[str, ...], as_json: bool, options: dict[str, Any]) -> int:
+    """Ask, and again whenever there is more to ask about, until Ctrl-C."""
+    from vococache.pipeline.live.parts import edge_of
+
+    seen: list[Any] = []
+    while True:
+        found = [edge_of(here.stage.store, video) for video in videos]
+        if found != seen:
+            _ask(here, videos, asked, as_json, options, noted=bool(seen))
+            seen = found
+        time.sleep(FOLLOW_SECONDS)
 
 
 def _from_file(store: str, questions: Path, out: Path, address: str | None, options: dict[str, Any]) -> int:

@@ -25,6 +25,7 @@ from vococache.pipeline.cli import signals
 from vococache.pipeline.cli import store as cli_store
 from vococache.pipeline.cli import synthetic as cli_synthetic
 from vococache.pipeline.cli import train as cli_train
+from vococache.pipeline.cli import watch as cli_watch
 from vococache.pipeline.cli.evaluate import dtype_option
 from vococache.pipeline.cli.store import json_option
 from vococache.pipeline.cli.terminal import escaped, say, say_lines
@@ -264,17 +265,26 @@ class ProgressBar:
 @click.option("--clips", type=click.IntRange(1, 100), default=6, show_default=True, help="Number of clips.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("demo"), show_default=True)
 @click.option("--serve", is_flag=True, help="Then open the web page over the demo's store.")
+@click.option(
+    "--live", is_flag=True, help="Watch a synthetic live stream instead, with standing questions and the page."
+)
 @json_option
-def demo(seed: int, clips: int, out: Path, serve: bool, as_json: bool) -> int:
+def demo(seed: int, clips: int, out: Path, serve: bool, live: bool, as_json: bool) -> int:
     """Make synthetic clips, ingest them through Ray, ask about them from the store, and tell what is right.
 
     \b
     Example:
       voco demo --seed 1
       voco demo --serve
+      voco demo --live
     """
-    if serve:
+    if serve or live:
         cli_serve.check_installed()
+    if live:
+        from vococache.pipeline.synthetic.live_demo import watched_demo
+
+        with watched_demo(out, seed=seed, say=say) as store:
+            return cli_serve.run(store, {}, host="127.0.0.1", port=0, token=None)
     from vococache.pipeline.synthetic.demo import run_demo
 
     result = run_demo(out, seed=seed, clips=clips, say=lambda line: say(line, err=as_json))
@@ -285,6 +295,7 @@ def demo(seed: int, clips: int, out: Path, serve: bool, as_json: bool) -> int:
 
 for module in (
     cli_ask, cli_bench, cli_change, cli_convert, cli_eval, cli_frames, cli_serve, cli_store, cli_synthetic, cli_train,
+    cli_watch,
 ):  # fmt: skip
     for command in module.COMMANDS:
         cli.add_command(command)

@@ -46,12 +46,19 @@ class Metrics:
 def served(port: int) -> Iterator[Metrics]:
     """Metrics at `http://THIS_MACHINE:port/metrics`, on every address of it. Raises `InputError`."""
     metrics = Metrics()
+    with serve_registry(metrics.registry, port):
+        yield metrics
+
+
+@contextmanager
+def serve_registry(registry: CollectorRegistry, port: int) -> Iterator[None]:
+    """What `registry` holds at `http://THIS_MACHINE:port/metrics`. Raises `InputError`."""
     try:
-        server, thread = start_http_server(port, registry=metrics.registry)
+        server, thread = start_http_server(port, registry=registry)
     except OSError as error:
         raise InputError(f"--metrics-port {port}: {error.strerror}") from None
     try:
-        yield metrics
+        yield
     finally:
         server.shutdown()
         server.server_close()

@@ -97,7 +97,8 @@ REFUSED = (
 class ChatRequest(BaseModel):
     """The body of `POST /v1/chat/completions`. `start`, `end`: seconds, of videos without a fragment of their own.
 
-    `tokens`: read only the first so many of each segment. The default temperature is 0, greedy.
+    `last`: instead, the last so many seconds of what is stored of each. `tokens`: read only the first so many of each
+    segment. The default temperature is 0, greedy.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -115,6 +116,7 @@ class ChatRequest(BaseModel):
     video: str | Annotated[list[str], Field(max_length=MAX_VIDEOS)] | None = None
     start: Seconds | None = None
     end: Seconds | None = None
+    last: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     tokens: Annotated[int, Field(ge=1)] | None = None
 
     def question(self) -> Question:
@@ -145,11 +147,13 @@ class ChatRequest(BaseModel):
     def _windows(self) -> tuple[Window, ...]:
         """The videos that are asked about, each once, in the order in which they are named first."""
         named = [] if self.video is None else [self.video] if isinstance(self.video, str) else self.video
-        windows = [Window(video, self.start, self.end) for video in named]
+        if self.last is not None and not (self.start is None and self.end is None):
+            raise InputError("expected last, or start and end, found both")
+        windows = [Window(video, self.start, self.end, self.last) for video in named]
         for url in (url for message in self.messages for url in message.urls):
             window = parse_url(url)
             if window.start is None and window.end is None:
-                window = Window(window.video, self.start, self.end)
+                window = Window(window.video, self.start, self.end, self.last)
             windows.append(window)
         unique = tuple(dict.fromkeys(windows))
         if not unique:

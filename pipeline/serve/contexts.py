@@ -6,18 +6,20 @@ from dataclasses import dataclass
 
 from vococache.storage import VideoInfo
 from vococache.workers.reason import Context
+from vococache.workers.spans import SegmentSpan
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A part of a stored video: seconds from `start` to `end`, None for its own ends."""
+    """A part of a stored video: seconds from `start` to `end`, None for its own ends. Or its `last` seconds."""
 
     video: str
     start: float | None = None
     end: float | None = None
+    last: float | None = None
 
 
-Key = tuple[tuple[Window, ...], int]  # windows in their order, tokens of a segment
+Key = tuple[tuple[SegmentSpan, ...], int]  # spans in their order, tokens of a segment
 
 
 class PlacedContexts:

@@ -21,6 +21,7 @@ from vococache.model.cache import PlacedCache
 from vococache.model.compiled import compile_layers
 from vococache.model.generate import GenerationOptions, generate
 from vococache.pipeline.ask import check_window
+from vococache.pipeline.live.parts import spans_of
 from vococache.pipeline.serve.contexts import Key, PlacedContexts, Window
 from vococache.pipeline.serve.metrics import Metrics
 from vococache.storage import VideoInfo
@@ -172,26 +173,30 @@ class Engine(ABC):
         infos, spans = [], []
         for window in question.windows:
             check_window(window.start, window.end)
-            info, span = self._look_up(window)
-            infos.append(info)
-            spans.append(span)
+            for info, span in self._look_up(window):
+                infos.append(info)
+                spans.append(span)
         ids = question_ids(stage.model, question.question, question.history)
         stage.check_room(spans, k, len(ids) + question.max_new_tokens)
         return Checked(
-            question=question, key=(question.windows, k), infos=tuple(infos), spans=tuple(spans), ids=ids,
+            question=question, key=(tuple(spans), k), infos=tuple(infos), spans=tuple(spans), ids=ids,
             entries=stage.model.config.prefix_entries + k * sum(span.stop - span.start for span in spans),
         )  # fmt: skip
 
-    def _look_up(self, window: Window) -> tuple[VideoInfo, SegmentSpan]:
-        """A window's video and segments as they are in the store now. Of a known one only the document is read."""
-        info = self.stage.store.info(window.video)
+    def _look_up(self, window: Window) -> list[tuple[VideoInfo, SegmentSpan]]:
+        """A window's videos and segments as they are in the store now. Of a known one only the document is read."""
+        store = self.stage.store
+        info = store.find(window.video)
+        if info is None or window.last is not None:  # a live source, or what comes last
+            spans = spans_of(self.stage, window.video, window.start, window.end, window.last)
+            return [(store.info(span.video), span) for span in spans]
         known = self._known.get(window)
         if known is None or known[0] != info:
             known = info, self.stage.select(window.video, window.start, window.end)
             if len(self._known) >= KNOWN_WINDOWS:
                 self._known.clear()
             self._known[window] = known
-        return known
+        return [known]
 
 
 class PackingEngine(Engine):

@@ -13,10 +13,13 @@ from fastapi.responses import FileResponse, Response
 from vococache.pipeline.ask import notes
 from vococache.pipeline.serve.pictures import MAX_PICTURES, Pictures, source_file
 from vococache.storage import VideoInfo
+from vococache.storage.reading import READABLE
 from vococache.workers.reason import ReasonStage
 
 MOST = 500  # videos on a page
 FRESH_SECONDS = 2.0  # that a listing is believed; or, of a large store, ten times what it took
+# Of a part of a live source: its id, the moment of its first frame, what came before it, and how it was thinned.
+LIVE_FIELDS = ("live", "started", "after", "gap", "thinned")
 PICTURES_KEPT = "private, max-age=3600"
 
 
@@ -42,9 +45,11 @@ class Listing:
 
 def row(info: VideoInfo) -> dict[str, Any]:
     """What clients are told of a video: not where its file lies."""
+    about = info.metadata or {}
     return {
         "id": info.id, "status": info.status, "reason": info.reason, "segments": info.segments,
         "duration": info.duration, "sampling": info.sampling, "bytes": info.bytes, **info.findings,
+        **{name: about[name] for name in LIVE_FIELDS if name in about},
     }  # fmt: skip
 
 
@@ -56,7 +61,7 @@ def routes(stage: ReasonStage, pictures: Pictures, *, sources: bool) -> APIRoute
     @router.get("/videos")
     def videos(
         search: Annotated[str, Query(max_length=200)] = "",
-        status: Annotated[str | None, Query(pattern="^(complete|failed|partial)$")] = None,
+        status: Annotated[str | None, Query(pattern="^(complete|growing|failed|partial)$")] = None,
         after: Annotated[str, Query(max_length=800)] = "",
         limit: Annotated[int, Query(ge=1, le=MOST)] = 100,
     ) -> dict[str, Any]:
@@ -77,10 +82,13 @@ def routes(stage: ReasonStage, pictures: Pictures, *, sources: bool) -> APIRoute
 
     @router.get("/videos/{video}")
     def video(video: str) -> dict[str, Any]:
-        """One video, with its segments' times in seconds (first and last frame) and what is to be known of it."""
+        """One video, with its segments' times in seconds (first and last frame) and what is to be known of it.
+
+        Of a part of a live source also its `live` id and the moment of its first frame, `started`.
+        """
         info = stage.store.info(video)
         told = row(info) | {"times": [], "notes": [], "has_source": False, "has_pictures": False}
-        if info.status == "complete":
+        if info.status in READABLE:
             times = stage.store.timestamps(video)
             at_hand = source_file(info) is not None
             told |= {

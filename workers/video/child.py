@@ -24,9 +24,11 @@ from vococache.model.images import FrameGeometry
 from vococache.workers.parent import die_with
 from vococache.workers.video.container import Video, measure
 from vococache.workers.video.decoders import decord_frames, fitted, pyav_frames
+from vococache.workers.video.live import LiveStream, Resume
 from vococache.workers.video.sampling import FrameSampling, Targets
 
 BEAT_SECONDS = 1.0
+_watched: list[LiveStream] = []  # at most one: a child watches one source, over all its connections
 
 
 def main() -> None:
@@ -53,6 +55,8 @@ def serve(request: dict[str, Any], out: BinaryIO, limits: dict[str, int]) -> Non
             send(out, {"probe": probe(request["path"], limits["max_pixels"])})
         elif request["do"] == "measure":
             send(out, {"measured": measured(request["path"], limits["max_pixels"], beater(out))})
+        elif request["do"] == "watch":
+            watch(request, out, limits)
         else:
             decode(request, out, limits["max_pixels"])
     except VideoError as error:
@@ -101,6 +105,27 @@ def decode(request: dict[str, Any], out: BinaryIO, max_pixels: int) -> None:
         for moment, count, picture in fitted(decoded, FrameGeometry.from_dict(request["geometry"])):
             send(out, {"time": moment, "count": count, "shape": picture.shape}, picture.data.cast("B"))
         send(out, {"findings": video.findings(request["max_damage"]), "duration": video.duration()})
+
+
+def watch(request: dict[str, Any], out: BinaryIO, limits: dict[str, int]) -> None:
+    """Send the chosen frames of a live stream while one connection lasts; the next request connects again."""
+    if not _watched:
+        _watched.append(
+            LiveStream(
+                request["source"],
+                request["fps"],
+                FrameGeometry.from_dict(request["geometry"]),
+                limits["max_pixels"],
+                beater(out),
+                request["pipe"],
+            )
+        )
+    resume = request["resume"]
+    for frame in _watched[0].connect(request["floor"], None if resume is None else Resume(**resume)):
+        allow_cpu(limits["cpu_s"])  # to each frame, as the stream has no end
+        header = {"moment": frame.moment, "arrived": frame.arrived, "number": frame.number, "begins": frame.begins}
+        send(out, header | {"shape": frame.pixels.shape}, frame.pixels.data.cast("B"))
+    send(out, {"duration": None, "over": _watched[0].is_over})
 
 
 def send(out: BinaryIO, header: dict[str, Any], payload: memoryview | bytes = b"") -> None:

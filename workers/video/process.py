@@ -8,7 +8,7 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -68,9 +68,13 @@ class DecoderProcess:
     One video is decoded at a time; opening the next one abandons it. A context manager.
     """
 
-    def __init__(self, *, timeout_s: float = TIMEOUT_SECONDS, limits: Limits | None = None) -> None:
+    def __init__(
+        self, *, timeout_s: float = TIMEOUT_SECONDS, limits: Limits | None = None, inherited: Sequence[int] = ()
+    ) -> None:
+        """`inherited`: descriptors that the child may read."""
         self.timeout_s = timeout_s
         self.limits = limits or Limits()
+        self.inherited = inherited
         self._child: subprocess.Popen[bytes] | None = None
         self._log = tempfile.TemporaryFile("a+b")  # noqa: SIM115 (closed with the decoder)
         self._busy = False
@@ -90,12 +94,12 @@ class DecoderProcess:
         """
         decoder = decoder or available_decoders()[0]
         request = {"do": "decode", "path": path, "decoder": decoder, "max_damage": self.limits.max_damage}
-        self._request(request | {"sampling": sampling.to_dict(), "geometry": geometry.to_dict()})
+        self.request(request | {"sampling": sampling.to_dict(), "geometry": geometry.to_dict()})
         return DecodedFrames(self, decoder, self.receive(decoder)["expected_frames"])
 
     def probe(self, path: str) -> Probe:
         """What the headers of a local file say. Raises `VideoError`."""
-        self._request({"do": "probe", "path": path})
+        self.request({"do": "probe", "path": path})
         reply = self.receive("pyav")
         self._busy = False
         return Probe(**reply["probe"])
@@ -105,7 +109,7 @@ class DecoderProcess:
 
         Where the file has no index of all its frames, their packets are read.
         """
-        self._request({"do": "measure", "path": path})
+        self.request({"do": "measure", "path": path})
         reply = self.receive("pyav")
         self._busy = False
         return float(reply["measured"])
@@ -120,8 +124,11 @@ class DecoderProcess:
         """The child's process id while it lives."""
         return self._child.pid if self._child is not None and self._child.poll() is None else None
 
-    def receive(self, decoder: str) -> dict[str, Any]:
-        """The child's next reply; a frame's pixels under "pixels". Raises `VideoError` if there is none."""
+    def receive(self, decoder: str, *, alive: bool = False) -> dict[str, Any]:
+        """The child's next reply; a frame's pixels under "pixels". Raises `VideoError` if there is none.
+
+        `alive`: also a mere sign of life.
+        """
         try:
             while True:
                 reply: dict[str, Any] = json.loads(self._read(*struct.unpack(">I", self._read(4))))
@@ -129,7 +136,7 @@ class DecoderProcess:
                     reply["pixels"] = np.frombuffer(self._read(int(np.prod(reply["shape"]))), np.uint8).reshape(
                         reply["shape"]
                     )
-                if "alive" not in reply:
+                if "alive" not in reply or alive:
                     break
         except TimeoutError:
             self.stop()
@@ -142,6 +149,12 @@ class DecoderProcess:
         if "duration" in reply:
             self._busy = False
         return reply
+
+    def is_heard(self, seconds: float) -> bool:
+        """Does the child say something, or end, within so many seconds?"""
+        assert self._child is not None
+        assert self._child.stdout is not None
+        return bool(select.select([self._child.stdout], [], [], seconds)[0])
 
     def stop(self) -> None:
         """Kill the child, with whatever it started."""
@@ -157,7 +170,8 @@ class DecoderProcess:
                     pipe.close()
         self._child = None
 
-    def _request(self, request: dict[str, Any]) -> None:
+    def request(self, request: dict[str, Any]) -> None:
+        """Ask the child for something; what it was at is abandoned. `receive` has the replies."""
         if self._busy or self.pid is None:
             self.stop()
             self._start()
@@ -187,6 +201,7 @@ class DecoderProcess:
             stderr=self._log,
             bufsize=0,
             env=os.environ | {"PYTHONPATH": path},
+            pass_fds=self.inherited,
             start_new_session=True,
         )
         if sys.platform == "linux" and child.stdout is not None:

@@ -7,7 +7,8 @@ import { Talk } from "./talk.js";
 import { Timeline } from "./timeline.js";
 
 // others: videos that are asked about as well, by id; then: what is done once the video that was asked for is shown.
-const state = { video: null, others: new Map(), asked: 0, then: null };
+const GROWS = 1500; // milliseconds between looks at a video that grows
+const state = { video: null, others: new Map(), asked: 0, then: null, timer: null };
 let shelf, talk, timeline;
 
 function about() {
@@ -51,7 +52,8 @@ async function show(id) {
     found = { id, status: "failed", reason: error.message };
   }
   if (ticket !== state.asked) return; // another one was opened meanwhile
-  const ready = found.status === "complete";
+  clearTimeout(state.timer);
+  const ready = found.status === "complete" || found.status === "growing";
   document.body.classList.add("viewing");
   document.title = `${id} · VoCoCache`;
   $("welcome").hidden = true;
@@ -68,11 +70,9 @@ async function show(id) {
     return;
   }
   $("title").textContent = id;
-  const facts = [clock(found.duration ?? 0), `${found.segments} segments`];
-  if (found.damage) facts.push(`damaged: ${found.damage.seconds.toFixed(1)} s lost`);
-  if (found.discontinuities) facts.push(`its clock jumps ${found.discontinuities} times`);
-  $("facts").textContent = facts.join(" · ");
+  showFacts(found);
   timeline.open(found);
+  if (found.status === "growing") state.timer = setTimeout(() => grow(id, ticket), GROWS);
   talk.open(id);
   const notes = found.notes.filter(Boolean);
   $("note").hidden = notes.length === 0;
@@ -80,6 +80,42 @@ async function show(id) {
   showAbout();
   state.then?.();
   state.then = null;
+}
+
+function showFacts(found) {
+  const facts = [clock(found.duration ?? 0), `${found.segments} segments`];
+  if (found.started) facts.unshift(`since ${new Date(1000 * found.started).toLocaleString()}`);
+  if (found.status === "growing") facts.unshift("live");
+  if (found.gap) facts.push(`${found.gap.toFixed(1)} s are missing before it`);
+  if (found.thinned) facts.push(`one frame of ${found.thinned} at times`);
+  if (found.damage) facts.push(`damaged: ${found.damage.seconds.toFixed(1)} s lost`);
+  if (found.discontinuities) facts.push(`its clock jumps ${found.discontinuities} times`);
+  $("facts").textContent = facts.join(" · ");
+}
+
+// A video that grows is looked at again and again, until it is complete or another one is open.
+async function grow(id, ticket) {
+  const found = await loadVideo(id).catch(() => null); // next time, perhaps
+  if (ticket !== state.asked) return;
+  if (found && found.times.length) {
+    state.video = found;
+    showFacts(found);
+    timeline.grow(found);
+    if (found.status !== "growing") {
+      $("lastof").hidden = true;
+      shelf.load();
+      return;
+    }
+  }
+  state.timer = setTimeout(() => grow(id, ticket), GROWS);
+}
+
+// A span of a live source's part as people tell the time; else seconds.
+function told(span) {
+  const started = span.video === state.video?.id ? state.video.started : undefined;
+  const text = (seconds) =>
+    started === undefined ? clock(seconds, true) : new Date(1000 * (started + seconds)).toLocaleTimeString();
+  return `${text(span.start_time)} – ${text(span.end_time)}`;
 }
 
 function route() {
@@ -164,7 +200,7 @@ async function begin() {
     $("welcome").querySelector("p").textContent = error.message;
     return;
   }
-  talk = new Talk({ model, about, seek });
+  talk = new Talk({ model, about, seek, told });
   $("where").replaceChildren(el("span", {}, model.voco.store), el("span", { class: "chip", title: model.voco.note ?? "" }, model.id));
   $("back").addEventListener("click", () => document.body.classList.remove("viewing"));
   $("keys").addEventListener("click", () => $("help").showModal());

@@ -3,7 +3,7 @@
 import { videos as load, place } from "./api.js";
 import { $, clock, el } from "./dom.js";
 
-const STATES = { complete: "", failed: "failed", partial: "in work" };
+const STATES = { complete: "", growing: "live", failed: "failed", partial: "in work" };
 
 export class Shelf {
   constructor({ open, toggle }) {
@@ -51,12 +51,15 @@ export class Shelf {
   }
 
   item(row) {
-    const ready = row.status === "complete";
+    const growing = row.status === "growing";
+    const ready = row.status === "complete" || growing;
     const facts = ready
       ? [clock(row.duration ?? 0), `${row.segments} segment${row.segments === 1 ? "" : "s"}`].join(" · ")
       : (row.reason ?? "not finished");
     const picture = el("span", { class: "thumb" });
-    if (ready) {
+    if (row.live) {
+      picture.append("●");
+    } else if (ready) {
       const image = el("img", { alt: "", loading: "lazy", decoding: "async", src: `${place(row.id)}/thumbnails` });
       image.addEventListener("error", () => image.remove());
       picture.append(image);

@@ -1,15 +1,16 @@
 // Questions and answers about the open video, streamed; each answer tells the seconds that it rests on.
 
 import { chat, reference } from "./api.js";
-import { $, clock, el } from "./dom.js";
+import { $, el } from "./dom.js";
 
 const MOST_TURNS = 8; // earlier ones that go along
 
 export class Talk {
-  constructor({ model, about, seek }) {
+  constructor({ model, about, seek, told }) {
     this.model = model;
     this.about = about; // what is asked about now: [{id, start, end}]
     this.seek = seek;
+    this.told = told; // a span in words
     this.talks = new Map(); // of each video: its element and turns
     $("ask").addEventListener("submit", (event) => {
       event.preventDefault();
@@ -94,7 +95,7 @@ export class Talk {
           onclick: () => this.seek(span),
         }, // prettier-ignore
         segments.length > 1 ? el("span", { class: "name" }, span.video) : null,
-        `${clock(span.start_time, true)} – ${clock(span.end_time, true)}`,
+        this.told(span),
       ),
     );
     return el("p", { class: "rests" }, "read from ", ...links);

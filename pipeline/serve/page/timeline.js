@@ -23,12 +23,15 @@ export class Timeline {
     $("range").addEventListener("submit", (event) => event.preventDefault());
     for (const id of ["from", "to"]) $(id).addEventListener("change", () => this.typed());
     $("unrange").addEventListener("click", () => this.choose(null, null));
+    $("last").addEventListener("change", () => this.follow());
   }
 
   open(video) {
-    this.duration = Math.max(video.duration ?? 0, video.times.at(-1)?.[1] ?? 0, 0.001);
-    $("length").textContent = clock(this.duration);
-    $("timeline").setAttribute("aria-valuemax", String(this.duration));
+    this.duration = 0;
+    this.start = this.end = null;
+    $("last").value = "";
+    $("lastof").hidden = video.status !== "growing";
+    this.grow(video);
     const player = $("player");
     player.hidden = !video.has_source;
     $("noplayer").hidden = video.has_source;
@@ -43,6 +46,15 @@ export class Timeline {
     $("strip").hidden = !video.has_pictures;
     if (video.has_pictures) $("strip").src = `${place(video.id)}/thumbnails?count=${count}`;
     else $("strip").removeAttribute("src");
+    this.choose(null, null);
+    this.show(0);
+  }
+
+  // What may change while a video grows: its edge moves, and with it the last seconds, if these are asked about.
+  grow(video) {
+    this.duration = Math.max(video.duration ?? 0, video.times.at(-1)?.[1] ?? 0, 0.001);
+    $("length").textContent = clock(this.duration);
+    $("timeline").setAttribute("aria-valuemax", String(this.duration));
     const ticks = video.times.length <= MOST_TICKS ? video.times.map(([first]) => first) : [];
     $("ticks").replaceChildren(
       ...ticks.map((seconds) => {
@@ -51,8 +63,14 @@ export class Timeline {
         return tick;
       }),
     );
-    this.choose(null, null);
-    this.show(0);
+    if ($("last").value) this.follow();
+    else this.choose(this.start, this.end);
+  }
+
+  // Ask about the last seconds, wherever the edge is.
+  follow() {
+    const seconds = Number($("last").value);
+    this.choose(seconds ? Math.max(0, this.duration - seconds) : null, null, true);
   }
 
   withoutPlayer(why) {
@@ -85,7 +103,8 @@ export class Timeline {
   }
 
   // Ask about what lies between two times; null: its own ends.
-  choose(start, end) {
+  choose(start, end, follows = false) {
+    if (!follows && (start !== this.start || end !== this.end)) $("last").value = "";
     if (start !== null && end !== null && start > end) [start, end] = [end, start];
     this.start = start;
     this.end = end;

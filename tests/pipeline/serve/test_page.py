@@ -5,11 +5,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from tests.pipeline.serve.service import hostile_id, serving
 
 from vococache.pipeline.ask import ask
+from vococache.pipeline.live.growth import GrowingPart, finish, write
+from vococache.storage import open_store
 from vococache.workers.reason import ReasonStage
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -224,3 +227,37 @@ def test_the_page_asks_for_the_token(browser: sync_api.Browser, shelf: Path) -> 
         sync_api.expect(page.locator("#player")).to_have_js_property("readyState", 4, timeout=PATIENCE)
         assert put_question(page, "what moves?").locator(".took").count() == 1
         context.close()
+
+
+def test_a_growing_video_is_shown_as_it_grows(browser: sync_api.Browser, shelf: Path, tmp_path: Path) -> None:
+    """Its edge moves, the last seconds can be asked about, and the answer tells the time of the day."""
+    place = tmp_path / "live"
+    store = open_store(place, "a", header=open_store(shelf).header)
+    part = GrowingPart(
+        video="door.2026-11-26T17", live="door", source="", started=1_795_712_400.5, fps=2.0, chunk_segments=8, gap=2.5
+    )
+    kv = open_store(shelf).read("clip-0")
+
+    def grow() -> None:
+        write(store, part, kv, np.arange(8.0)[:, None] / 2 + 4 * len(part.receipts))
+
+    grow()
+    with serving(place) as (_, url):
+        page = browser.new_page(timezone_id="UTC", locale="en-GB")
+        page.set_default_timeout(PATIENCE)
+        page.goto(url)
+        sync_api.expect(page.locator("#videos .growing")).to_have_text("live", timeout=PATIENCE)
+        open_video(page, "door.2026-11-26T17")
+        sync_api.expect(page.locator("#length")).to_have_text("0:04", timeout=PATIENCE)
+        assert "live · since 26/11/2026, 17:00:00" in page.locator("#facts").inner_text()
+        assert "2.5 s are missing" in page.locator("#facts").inner_text()
+        page.select_option("#last", "10")
+        grow()
+        grow()
+        sync_api.expect(page.locator("#length")).to_have_text("0:12", timeout=PATIENCE)
+        assert page.input_value("#from") == "2"
+        answer = put_question(page, "how many objects are there?")
+        assert "17:00:02 – 17:00:12" in answer.locator(".rests").inner_text()
+        finish(store, part)
+        sync_api.expect(page.locator("#lastof")).to_be_hidden(timeout=PATIENCE)
+        page.close()

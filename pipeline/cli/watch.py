@@ -1,0 +1,95 @@
+"""`voco watch`: live sources go into a store as they run."""
+
+import json
+from contextlib import ExitStack
+from typing import Any
+
+import click
+
+from vococache.pipeline.cli.evaluate import dtype_option
+from vococache.pipeline.cli.terminal import say
+
+
+@click.command("watch")
+@click.argument("sources", nargs=-1, required=True)
+@click.option("--store", required=True, help="Path or URL of the store; created if missing.")
+@click.option("--fps", type=float, help="Frames per second to sample.  [default: the model's, or 1]")
+@click.option("--keep", help="Drop parts that are older, as 24h or 7d.  [default: keep all]")
+@click.option("--latency", type=float, default=5.0, show_default=True, help="Close a chunk after so many seconds.")
+@click.option("--ask", "asked", multiple=True, help="A standing question. Repeatable.")
+@click.option("--every", default="10s", show_default=True, help="How often it is asked.")
+@click.option("--over", default="30s", show_default=True, help="About how long before.")
+@click.option("--when", help="Tell when the answer becomes this, or `change`.  [default: each answer]")
+@click.option("--post", help="URL that each answer told is posted to, as JSON.")
+@click.option("--model", default="synthetic", show_default=True, help="Model: folder, hub id, or `synthetic`.")
+@click.option(
+    "--compression",
+    type=click.Choice(["voco", "cover", "pool", "full"]),
+    help="Compression method.  [default: the model's]",
+)
+@click.option("--tokens", type=int, help="Tokens kept per segment (K).  [default: the model's]")
+@click.option("--segment-frames", type=int, help="Frames per segment (F).  [default: the model's]")
+@dtype_option
+@click.option("--quantize", type=click.Choice(["int8", "int4"]), help="Quantize the caches of a new store.")
+@click.option("--device", help="cpu or cuda.  [default: cuda if available]")
+@click.option("--metrics-port", type=click.IntRange(1, 65535), help="Serve Prometheus metrics on this port.")
+def watch_command(
+    sources: tuple[str, ...], store: str, fps: float | None, keep: str | None, latency: float, asked: tuple[str, ...],
+    every: str, over: str, when: str | None, post: str | None, quantize: str | None, device: str | None,
+    metrics_port: int | None, **compressor: Any,
+) -> int:  # fmt: skip
+    """Watch live SOURCES: URLs (http, rtsp, udp, ...), growing files, cameras (/dev/video0), standard input (-), or a
+    YAML list of {id, source, fps, keep, ask}. NAME=SOURCE names one.
+
+    Ctrl-C or SIGTERM closes what is open. Started again, it goes on (docs/live.md).
+
+    \b
+    Example:
+      voco watch door=rtsp://camera.local/stream --store caches --keep 24h
+      voco watch http://127.0.0.1:8080/live.m3u8 --store caches --ask "is somebody at the door?" --when yes
+      voco watch cameras.yaml --store caches --post http://127.0.0.1:9000/alarm
+    """
+    from vococache.pipeline.ingest.metrics import serve_registry
+    from vococache.pipeline.live.clock import seconds
+    from vococache.pipeline.live.sources import Standing, find_sources
+    from vococache.pipeline.live.standing import Webhook
+    from vococache.pipeline.live.watch import open_watch
+    from vococache.workers.compressor import Compressor
+
+    spans = seconds(every, "--every"), seconds(over, "--over")
+    standing = [Standing(question=text, every=spans[0], over=spans[1], when=when) for text in asked]
+    found = find_sources(sources, standing, None if keep is None else seconds(keep, "--keep"))
+    made_by = Compressor(
+        model=compressor["model"], compression=compressor["compression"], dtype=compressor["dtype"],
+        tokens=compressor["tokens"], frames=compressor["segment_frames"],
+    )  # fmt: skip
+    with ExitStack() as stack:
+        webhook = None if post is None else stack.enter_context(Webhook(post, _say))
+
+        def tell(answer: dict[str, Any]) -> None:
+            click.echo(json.dumps(answer))
+            if webhook is not None:
+                webhook.post(answer)
+
+        watch = open_watch(
+            found, store, made_by, fps=fps, latency=latency, quantize=quantize, device=device,
+            say=lambda source, line: _say(f"{source}: {line}"), tell=tell,
+        )  # fmt: skip
+        if metrics_port is not None:
+            stack.enter_context(serve_registry(watch.metrics.registry, metrics_port))
+        if standing and (note := watch.model.config.extra.get("note")):
+            _say(str(note))
+        for source in found:
+            _say(f"watching {source.name} as {source.id}")
+        try:
+            watch.run()
+        except KeyboardInterrupt:
+            _say("ended; what was open is closed")
+    return 0
+
+
+def _say(line: str) -> None:
+    say(f"voco: {line}", err=True)
+
+
+COMMANDS = (watch_command,)

@@ -1,0 +1,1 @@
+"""Live sources: watched as they run, asked about while they do."""

@@ -1,0 +1,146 @@
+"""A source's parts in the store: begun, grown chunk by chunk, completed, dropped when they are old."""
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vococache.pipeline.live.clock import hour_of
+from vococache.pipeline.live.parts import newest_first
+from vococache.pipeline.live.sources import WatchSource
+from vococache.storage import ChunkReceipt, Intent, Store, maintenance
+from vococache.workers.video.live import Resume
+
+Times = npt.NDArray[np.float64]  # [segments, frames], seconds from a part's first frame
+
+
+@dataclass(kw_only=True, slots=True)
+class GrowingPart:
+    """A part that is being written. `started`: moment of its first frame, seconds since the epoch.
+
+    `number`: that frame's place among all of its connection, and `inode` of the file, by which a watch goes on with a
+    file. `gap`: seconds between the part before and this one; `after`: what came between them.
+    """
+
+    video: str
+    live: str
+    source: str
+    started: float
+    fps: float
+    chunk_segments: int
+    number: int = 0
+    inode: int = 0
+    gap: float = 0.0
+    after: str = "start"
+    thinned: int = 1  # one frame of so many was kept, at most
+    receipts: list[ChunkReceipt] = field(default_factory=list)
+    times: list[Times] = field(default_factory=list)
+    is_lost: bool = False  # somebody removed it, or made another video of that name
+    _recorded: int = 1  # of `thinned`
+
+    @property
+    def intent(self) -> Intent:
+        """What its chunks are made of: this source, from this moment on."""
+        digest = hashlib.sha256(f"{self.live} {self.started!r}".encode()).hexdigest()
+        return Intent(
+            source=self.source, content_hash=digest, size=0, mtime_ns=round(self.started * 1e9),
+            sampling={"fps": float(self.fps)}, decoder="pyav", chunk_segments=self.chunk_segments,
+        )  # fmt: skip
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What its row says."""
+        found: dict[str, Any] = {"live": self.live, "started": self.started, "after": self.after, "gap": self.gap}
+        found |= {"number": self.number, "inode": self.inode} if self.inode else {}
+        return found | ({"thinned": self.thinned} if self.thinned > 1 else {})
+
+    @property
+    def hour(self) -> int:
+        """Parts turn over with the hour."""
+        return hour_of(self.started)
+
+    def duration(self, times: Times) -> float:
+        """Seconds up to the end of the last of `times`."""
+        return float(times[-1, -1]) + 1 / self.fps
+
+
+def write(store: Store, part: GrowingPart, kv: npt.NDArray[Any], times: Times) -> None:
+    """Store the next chunk of a part; a full one can be read from then on. May be called again after a `StoreError`."""
+    if not part.receipts:
+        store.begin(part.video, part.intent)
+    token, index = part.intent.token, len(part.receipts)
+    receipt = store.write_chunk(part.video, token, index, kv)
+    if receipt is None:
+        part.is_lost = True
+        return
+    if len(times) == part.chunk_segments:
+        store.append(part.video, token, receipt, times, part.duration(times), part.metadata)
+        if part.receipts and part.thinned != part._recorded:
+            store.record_metadata(part.video, part.metadata)
+        part._recorded = part.thinned
+    part.receipts.append(receipt)
+    part.times.append(times)
+
+
+def finish(store: Store, part: GrowingPart) -> None:
+    """Complete a part, if there is anything in it."""
+    if part.receipts and not part.is_lost:
+        times = np.concatenate(part.times)
+        token, duration = part.intent.token, part.duration(times)
+        store.complete(part.video, token, part.receipts, times, duration, metadata=part.metadata)
+
+
+def recover(store: Store, live: str) -> list[str]:
+    """Complete what a killed watch of this source left growing, as far as it was committed; the parts' names."""
+    found = []
+    for name in store.ids():
+        info = store.find(name) if name.startswith(f"{live}.") else None
+        if info is None:
+            continue
+        if info.status == "growing":
+            [(intent, _)] = store.intents(name)[-1:]
+            times = store.timestamps(name)
+            chunks = len(times) // intent.chunk_segments
+            stored = store.begin(name, intent)
+            receipts = [stored[index] for index in range(chunks)]
+            store.complete(name, intent.token, receipts, times, info.duration or 0.0, metadata=info.metadata)
+            found.append(name)
+        elif info.status == "partial" and info.source and not info.size:  # nothing of it was committed
+            maintenance.remove(store, name)
+    return found
+
+
+def drop_old(store: Store, live: str, keep: float) -> list[str]:
+    """Remove the parts of a source that ended more than `keep` seconds before its newest frame; their names."""
+    edge: float | None = None
+    old = []
+    for part in newest_first(store, live):
+        edge = part.end if edge is None else edge
+        if part.end < edge - keep and part.info.status == "complete":
+            old.append(part.video)
+    for name in old:
+        maintenance.remove(store, name)
+    return old
+
+
+def where_it_stopped(store: Store, source: WatchSource) -> tuple[float, Resume | None]:
+    """The end of what is stored of a source, and, of a file that is still the same, where to go on."""
+    newest = next(newest_first(store, source.id), None)
+    if newest is None:
+        return 0.0, None
+    about = newest.info.metadata or {}
+    if not source.is_paced or source.source == "-" or about.get("inode") != inode_of(source):
+        return newest.end, None
+    last = newest.start + float(store.timestamps(newest.video)[-1, -1])
+    return newest.end, Resume(int(about["number"]), newest.start, last)
+
+
+def inode_of(source: WatchSource) -> int:
+    """What tells a file from others; 0 of what is none, or not there."""
+    try:
+        return Path(source.source).stat().st_ino if source.is_paced and source.source != "-" else 0
+    except OSError:
+        return 0

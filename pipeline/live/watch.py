@@ -1,0 +1,241 @@
+"""The job of `voco watch`: sources are read each in a thread, compressed together, and asked about while they run."""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vococache.errors import CorruptionError, InputError, StoreError, StoreMismatchError
+from vococache.pipeline.live import growth
+from vococache.pipeline.live.feed import STORE_WAIT_SECONDS, Chunk, Feed, Plan
+from vococache.pipeline.live.metrics import LiveMetrics
+from vococache.pipeline.live.sources import WatchSource
+from vococache.pipeline.live.standing import StandingQuestions, Tell
+from vococache.storage import Store, open_store
+from vococache.workers.compressor import Compressor
+from vococache.workers.video.process import Limits
+from vococache.workers.video.sampling import FrameSampling
+
+if TYPE_CHECKING:
+    from vococache.model.voco import VoCoModel
+
+LATENCY_SECONDS = 5.0
+LOAD_SECONDS = 20.0  # over which the compressor's load is told
+IMPATIENT_SECONDS = 2.0  # a signal so much later than the first one ends a watch at once; some senders send two
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stored:
+    """A chunk can be asked about: `segments` of part `video`; seconds from the arrival of each until now."""
+
+    source: str
+    video: str
+    segments: int
+    waited: list[float]
+
+
+@dataclass(kw_only=True)
+class Watch:
+    """Sources that are watched, in one process with one model. Made by `open_watch`; `run` ends with `stop`."""
+
+    model: "VoCoModel"
+    store: Store
+    feeds: list[Feed]
+    plan: Plan
+    standing: StandingQuestions
+    metrics: LiveMetrics
+    on_stored: Callable[[Stored], None] | None = None
+    error: BaseException | None = None
+    _busy: list[tuple[float, float]] = field(default_factory=list)  # when the compressor worked
+    _since: float = field(default_factory=time.monotonic)
+    _ended: threading.Event = field(default_factory=threading.Event)
+
+    def run(self) -> None:
+        """Watch until all sources are over, `stop`, or Ctrl-C, which is raised again when what was open is closed.
+
+        Raises what made it impossible to go on.
+        """
+        threads = [threading.Thread(target=feed.run, name=feed.source.id, daemon=True) for feed in self.feeds]
+        compressor = threading.Thread(target=self._compress, name="compressor", daemon=True)
+        for thread in (*threads, compressor):
+            thread.start()
+        interrupt: KeyboardInterrupt | None = None
+        since = 0.0
+        while not self._ended.is_set():
+            try:
+                self._ended.wait(0.5)  # not `join`: interrupted, it takes a thread for dead (Python 3.11)
+            except KeyboardInterrupt as error:
+                if interrupt is not None and time.monotonic() - since > IMPATIENT_SECONDS:
+                    raise
+                interrupt, since = error, since or time.monotonic()
+                self.stop()
+        for failure in (self.error, *(feed.error for feed in self.feeds), interrupt):
+            if failure is not None:
+                raise failure
+
+    def stop(self) -> None:
+        """Close the open chunks, and end."""
+        self.plan.stop.set()
+        with self.plan.changed:
+            self.plan.changed.notify_all()
+
+    def load(self) -> float:
+        """The share of the last seconds in which the compressor worked."""
+        now = time.monotonic()
+        first = max(self._since, now - LOAD_SECONDS)
+        self._busy = [each for each in self._busy if each[1] > first]
+        return sum(end - max(start, first) for start, end in self._busy) / max(1e-3, now - first)
+
+    def _compress(self) -> None:
+        try:
+            while (batch := self._next()) is not None:
+                started = time.monotonic()
+                self._store(batch)
+                self._busy.append((started, time.monotonic()))
+                self.metrics.load.set(self.load())
+        except Exception as error:  # told by `run`
+            self.error = error
+        finally:
+            self.stop()
+            self._ended.set()
+
+    def _next(self) -> list[tuple[Feed, Chunk]] | None:
+        """The oldest waiting chunk of each source; None when nothing will come any more."""
+        with self.plan.changed:
+            while True:
+                batch = [(feed, feed.waiting.popleft()) for feed in self.feeds if feed.waiting]
+                if batch:
+                    self.plan.changed.notify_all()
+                    return batch
+                if all(feed.is_done for feed in self.feeds):
+                    return None
+                if any(feed.error for feed in self.feeds):
+                    self.plan.stop.set()  # the others close what is open
+                self.plan.changed.wait(0.5)
+
+    def _store(self, batch: Sequence[tuple[Feed, Chunk]]) -> None:
+        """Compress chunks of several sources in one batch, store each, and ask what is due."""
+        full = [chunk for _, chunk in batch if chunk.segments]
+        caches = dict(zip(map(id, full), self._compressed(full), strict=True))
+        for feed, chunk in batch:
+            self._commit(feed, chunk, caches.get(id(chunk)))
+        for feed, chunk in batch:
+            if chunk.segments:
+                self.standing.ask(feed.source.id)
+
+    def _compressed(self, chunks: Sequence[Chunk]) -> list[Any]:
+        """Each chunk's caches; None where the store's dtype does not hold them."""
+        from vococache.workers.caches import compress_frames
+
+        if not chunks:
+            return []
+        try:
+            frames = np.concatenate([chunk.frames for chunk in chunks])
+            kv = compress_frames(self.model, frames, self.store.header.micro_batch, self.store.header.dtype)
+            return np.split(kv, np.cumsum([len(chunk.segments) for chunk in chunks])[:-1])
+        except InputError as error:
+            if len(chunks) > 1:
+                return [cache for chunk in chunks for cache in self._compressed([chunk])]
+            self.plan.tell(chunks[0].part.live, str(error))
+            return [None]
+
+    def _commit(self, feed: Feed, chunk: Chunk, kv: Any) -> None:
+        """Write a chunk, and complete its part with it where it ends. A store out of reach is waited for."""
+        part, source, is_told = chunk.part, feed.source, False
+        while not part.is_lost:
+            try:
+                if kv is not None:
+                    part.thinned = max(part.thinned, chunk.stride)
+                    growth.write(self.store, part, kv, chunk.times)
+                    kv = None
+                if chunk.ends:
+                    growth.finish(self.store, part)
+                    if source.keep is not None:
+                        growth.drop_old(self.store, source.id, source.keep)
+                break
+            except (StoreMismatchError, CorruptionError, InputError):  # removed or made anew by others
+                part.is_lost = True
+                self.plan.tell(source.id, f"part {part.video} was changed by others: what comes goes into another one")
+            except StoreError as error:
+                if not is_told:
+                    self.plan.tell(source.id, f"{error}; trying again until it can be written")
+                    is_told = True
+                self.plan.stop.wait(STORE_WAIT_SECONDS)
+                if self.plan.stop.is_set():
+                    raise
+        if chunk.segments and not part.is_lost:
+            self._count(feed, chunk)
+            now = time.time()
+            waited = [now - arrived for arrived in chunk.arrived]
+            for seconds in waited:
+                self.metrics.askable.labels(source.id).observe(seconds)
+            if self.on_stored is not None:
+                self.on_stored(Stored(source=source.id, video=part.video, segments=len(chunk.segments), waited=waited))
+
+    def _count(self, feed: Feed, chunk: Chunk) -> None:
+        name, metrics = feed.source.id, self.metrics
+        if len(chunk.part.receipts) == 1:
+            metrics.parts.labels(name).inc()
+            metrics.gap.labels(name).inc(chunk.part.gap)
+        metrics.segments.labels(name).inc(len(chunk.segments))
+        metrics.connections.labels(name).set(feed.connections)
+        metrics.stride.labels(name).set(feed.stride)
+        metrics.waiting.labels(name).set(len(feed.waiting))
+        metrics.edge.labels(name).set(chunk.part.started + float(chunk.times[-1, -1]))
+
+
+def open_watch(
+    sources: Sequence[WatchSource],
+    store: str,
+    compressor: Compressor,
+    *,
+    fps: float | None = None,
+    latency: float = LATENCY_SECONDS,
+    quantize: str | None = None,
+    device: str | None = None,
+    limits: Limits | None = None,
+    say: Callable[[str, str], None],
+    tell: Tell,
+    on_stored: Callable[[Stored], None] | None = None,
+) -> Watch:
+    """Load the model, open or make the store, complete what a killed watch left growing.
+
+    `fps`: of sources that have none of their own; else the model's, or one a second. `latency`: seconds within which a
+    chunk is closed. `say` gets a source's id and what there is to tell of it, `tell` the answers to standing questions.
+    Raises `InputError`, `ModelError`, `StoreError`.
+    """
+    from vococache.workers.compress import frame_geometry, store_header
+    from vococache.workers.reason import ReasonStage
+
+    if not latency > 0:
+        raise InputError(f"expected a latency above 0, found {latency:g}")
+    if not sources:
+        raise InputError("expected at least one source")
+    model = compressor.load(device)
+    header = replace(store_header(model), quantization=quantize)
+    opened = open_store(store, "a", header=header)
+    made_for = FrameSampling.chosen(fps, None, opened.header.sampling).fps or 1.0
+    changed, stop = threading.Condition(), threading.Event()
+    metrics = LiveMetrics()
+    plan = Plan(
+        store=opened, geometry=frame_geometry(opened.header), frames_per_segment=opened.header.frames_per_segment,
+        latency=latency, fps=made_for, limits=limits or Limits(), tell=say, load=lambda: watch.load(),
+        changed=changed, stop=stop,
+    )  # fmt: skip
+    standing = StandingQuestions(ReasonStage(model, opened), sources, tell, made_for)
+    feeds = []
+    for source in sources:
+        growth.recover(opened, source.id)
+        if source.keep is not None:
+            growth.drop_old(opened, source.id, source.keep)
+        edge, resume = growth.where_it_stopped(opened, source)
+        pipe = os.dup(0) if source.source == "-" else None
+        feeds.append(Feed(source=source, plan=plan, pipe=pipe, edge=edge, resume=resume))
+    watch = Watch(
+        model=model, store=opened, feeds=feeds, plan=plan, standing=standing, metrics=metrics, on_stored=on_stored
+    )
+    return watch
