@@ -11,7 +11,8 @@ from fastapi import APIRouter, HTTPException, Query
 from fastapi.responses import FileResponse, Response
 
 from vococache.pipeline.ask import notes
-from vococache.pipeline.serve.pictures import MAX_PICTURES, Pictures, source_file
+from vococache.pipeline.originals import source_file
+from vococache.pipeline.serve.pictures import MAX_PICTURES, Pictures
 from vococache.storage import VideoInfo
 from vococache.workers.reason import ReasonStage
 
