@@ -15,6 +15,7 @@ from vococache.pipeline.cli.store import json_option
 from vococache.pipeline.cli.terminal import say, say_lines
 
 LOADING = ("model", "dtype", "device")
+MOST_SHOWN = 6  # windows in a line
 
 
 @click.command("ask")
@@ -24,6 +25,12 @@ LOADING = ("model", "dtype", "device")
 @click.option("--video", "more_videos", multiple=True, help="Another video, read after the first. Repeatable.")
 @click.option("--start", type=float, help="Start of the window, in seconds.")
 @click.option("--end", type=float, help="End of the window, in seconds.")
+@click.option("--all", "everything", is_flag=True, help="Ask about all videos of STORE; no VIDEO then.")
+@click.option("--find", help="What to find first: a description, as for `voco search`.")
+@click.option("--whole", is_flag=True, help="Refuse what does not fit the model's context; read no part of it instead.")
+@click.option(
+    "--evidence", type=click.Path(dir_okay=False, path_type=Path), help="Picture to draw the answers' evidence into."
+)
 @click.option("--tokens", type=int, help="VoCo tokens to read of each segment.  [default: all]")
 @click.option(
     "--max-new-tokens", type=click.IntRange(1), default=64, show_default=True, help="Most tokens of an answer."
@@ -48,10 +55,14 @@ LOADING = ("model", "dtype", "device")
 @click.option("--address", help="Ray cluster that answers --questions.")
 @json_option
 def ask_command(
-    store: str, video: str | None, asked: tuple[str, ...], more_videos: tuple[str, ...], server: str | None,
-    questions: Path | None, out: Path | None, address: str | None, as_json: bool, **options: Any,
+    store: str, video: str | None, asked: tuple[str, ...], more_videos: tuple[str, ...], everything: bool,
+    evidence: Path | None, server: str | None, questions: Path | None, out: Path | None, address: str | None,
+    as_json: bool, **options: Any,
 ) -> int:  # fmt: skip
     """Answer QUESTIONS about VIDEO (an id in STORE) from its cache. Without a question: chat.
+
+    What does not fit the model's context is read in part: the windows that the question is about, or that show what is
+    to be found, and a skeleton of the rest. The answer says so, and which seconds it rests on.
 
     With --questions FILE --out FILE instead of a video: many questions about many videos, each video's in one pass. An
     interrupted run goes on.
@@ -61,22 +72,31 @@ def ask_command(
       voco ask caches holiday "What happens first?" "How many people are there?"
       voco ask caches holiday --video party --start 60 --end 120 "What is different?" --json
       voco ask caches holiday "Who speaks?" --server http://127.0.0.1:8765
+      voco ask caches match --find "a red card is shown" "Who gets it?" --evidence card.png
+      voco ask caches --all "In which video is a door opened?"
       voco ask caches --questions questions.jsonl --out answers.jsonl
     """
     if questions is not None or out is not None or address is not None:
         if questions is None or out is None or video is not None:
             raise InputError("expected --questions FILE with --out FILE, and no video beside them")
         return _from_file(store, questions, out, address, options)
-    if video is None:
+    if everything:
+        asked, video = (*([] if video is None else [video]), *asked), None
+        if more_videos:
+            raise InputError("--all is all videos: expected no --video beside it")
+    elif video is None:
         raise InputError(f"no video: expected an id of {store} (`voco ls` lists them), or --questions FILE")
     from vococache.pipeline.ask import check_window
 
-    videos = [video, *more_videos]
+    videos = None if video is None else [video, *more_videos]
     check_window(options["start"], options["end"])
     loading = {key: options.pop(key) for key in LOADING}
     if server:
-        return _ask(_service(server, store, loading), videos, asked, as_json, options)
-    return _ask(Here(store, loading), videos, asked, as_json, options)
+        for name, given in (("all", everything), ("whole", options.pop("whole")), ("find", options.pop("find"))):
+            if given:
+                raise InputError(f"--{name} has no effect with --server: ask without it, or here")
+        return _ask(_service(server, store, loading), videos, asked, as_json, evidence, store, options)
+    return _ask(Here(store, loading), videos, asked, as_json, evidence, store, options)
 
 
 class Here:
@@ -100,25 +120,51 @@ def _service(server: str, store: str, loading: dict[str, Any]) -> Any:
     return Service.at(server, store)
 
 
-def _ask(reader: Any, videos: list[str], asked: tuple[str, ...], as_json: bool, options: dict[str, Any]) -> int:
+def _ask(
+    reader: Any, videos: list[str] | None, asked: tuple[str, ...], as_json: bool, evidence: Path | None, store: str,
+    options: dict[str, Any],
+) -> int:  # fmt: skip
     """Ask a reader, here or far away, and print."""
-    for note in reader.notes(videos):
+    for note in reader.notes(videos or []):
         say(f"voco: {note}", err=True)
     if not asked:
         for text in reader.chat(videos, _read_lines(), **options):
             say_lines(json.dumps({"answer": text}) if as_json else text)
         return 0
     found = reader.ask(videos, asked, **options)
+    if evidence is not None:
+        from vococache.pipeline.search.timeline import draw_evidence
+        from vococache.storage import open_store
+
+        draw_evidence(open_store(store), found, evidence)
     if as_json:
         click.echo(json.dumps({"answers": [answer.to_dict() for answer in found]}))
         return 0
     for answer in found:
         say(answer.question)
         say_lines("\n".join(f"  {line}" for line in answer.answer.splitlines() or [""]))
+        if answer.evidence:
+            best = answer.evidence[0]
+            say(f"  [{best.video} {best.start:.1f}-{best.end:.1f} s]")
+        if answer.skeleton is not None:
+            say(f"  (too long to be read whole: {_parts(answer)})", err=True)
     seconds = ", ".join(f"{name.replace('_', ' ')} {1000 * value:.0f} ms" for name, value in found[0].timings.items())
-    spans = ", ".join(f"{s.video} {s.start_time:g}-{s.end_time:g} s" for s in found[0].segments)
-    say(f"({spans}; {seconds})", err=True)
+    say(f"({_spans(found[0])}; {seconds})" if found[0].skeleton is None else f"({seconds})", err=True)
     return 0
+
+
+def _spans(answer: Any) -> str:
+    """The windows that an answer was read from."""
+    shown = [f"{s.video} {s.start_time:g}-{s.end_time:g} s" for s in answer.segments[:MOST_SHOWN]]
+    more = len(answer.segments) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+
+
+def _parts(answer: Any) -> str:
+    """What was read of what was too long."""
+    rest = answer.skeleton
+    thin = f"; of the rest one segment in {rest.every}, {rest.tokens} tokens each" if rest.segments else ""
+    return f"read were {_spans(answer)}{thin}"
 
 
 def _from_file(store: str, questions: Path, out: Path, address: str | None, options: dict[str, Any]) -> int:
@@ -127,8 +173,10 @@ def _from_file(store: str, questions: Path, out: Path, address: str | None, opti
     from vococache.pipeline.evaluation.job import Evaluation
     from vococache.storage import open_store
 
-    if options["start"] is not None or options["end"] is not None or options["temperature"]:
-        raise InputError("with --questions whole videos are asked about, greedily: no --start, --end, --temperature")
+    if options["start"] is not None or options["end"] is not None or options["temperature"] or options["find"]:
+        raise InputError(
+            "with --questions whole videos are asked about, greedily: no --start, --end, --find, --temperature"
+        )
     if out.suffix != ".jsonl":
         raise InputError(f"--out {out}: expected a file named *.jsonl")
     return answer_file(

@@ -132,10 +132,9 @@ def _joined(windows: Sequence["Window"], gap: int) -> Iterator["Window"]:
 
 def _in_seconds(stage: "ReasonStage", window: "Window", read: bool) -> FoundWindow:
     """A window's seconds: from its first frame to the one behind it, or the video's end."""
+    from vococache.workers.evidence import segment_end
+
     times = stage.store.timestamps(window.video)
-    if window.stop < len(times):
-        end = float(times[window.stop, 0])
-    else:
-        end = max(stage.store.info(window.video).duration or 0.0, float(times[-1, -1]))
+    end = float(times[window.stop, 0]) if window.stop < len(times) else segment_end(stage, window.video, times)
     score = float(1 / (1 + np.exp(-window.score))) if read else window.score
     return FoundWindow(video=window.video, start=float(times[window.start, 0]), end=end, score=score)
