@@ -102,7 +102,7 @@ def measure(stage: ReasonStage, video: str, needles: Sequence[Needle], seconds: 
          "answers": shares["answers"], "by_question": shares["by_question"], "oracle": shares["oracle"],
          "whole": shares.get("whole"), "even": shares["even"], "index": recalls["index"],
          "seconds": middle | {"search": recalls["read"]["seconds"], "ingest": round(ingested, 1)},
-         "bytes": {"caches": info.payload_bytes, "index": index, "read for an answer": index + 8 * header.segment_bytes}},
+         "bytes": {"caches": info.payload_bytes, "index": index}},
     )  # fmt: skip
 
 
