@@ -1,7 +1,7 @@
 """Finding a text's segments: its queries against stored keys, and how much likelier "yes" is than "no".
 
 A decoder's heads look for keys that fit a text's tokens, and some heads of one early layer tell a segment that holds
-what the text names from one that does not (docs/design/0009-finding.md). So a search is a product of vectors.
+what the text names from one that does not (docs/design/0010-finding.md). So a search is a product of vectors.
 
 Letters: T tokens of a text, G key-value heads of the index, R query heads that share one, D head dimension,
 S segments, K tokens of a segment, N keys, B rows, E hidden size, V vocabulary.

@@ -1,6 +1,6 @@
 """The seconds that an answer rests on, among those that were read: where stored keys fit the question.
 
-Measured against the attention of the answer's tokens, and against leaving segments out (docs/design/0009-finding.md).
+Measured against the attention of the answer's tokens, and against leaving segments out (docs/design/0010-finding.md).
 """
 
 from collections.abc import Sequence

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from vococache.errors import InputError, StoreError
+from vococache.errors import InputError, ModelError, StoreError
 from vococache.model.cache import VoCoCache
 from vococache.model.finding import QUESTION, index_queries, join_queries, key_scores, yes_over_no
 from vococache.model.voco import VoCoModel
@@ -128,22 +128,28 @@ def best_windows(scores: Scores, length: int, most: int) -> list[Window]:
 
 def read_windows(stage: ReasonStage, windows: Sequence[Window], question: str) -> list[Window]:
     """The windows with the log odds that the answer to `question` is yes there, in the order that they came in."""
-    yes, no = (answer_starts(stage.model, word) for word in ("yes", "no"))
-    both = set(yes) & set(no)
+    yes, no = yes_and_no(stage.model)
 
     def read(window: Window) -> VoCoCache:
         return VoCoCache(torch.from_numpy(stage.store.read(window.video, window.start, window.stop)))
 
     with ThreadPoolExecutor(READERS) as pool:
         caches = list(pool.map(read, windows))
-    odds = yes_over_no(
-        stage.model, caches, question_ids(stage.model, question), [i for i in yes if i not in both],
-        [i for i in no if i not in both],
-    )  # fmt: skip
+    odds = yes_over_no(stage.model, caches, question_ids(stage.model, question), yes, no)
     return [
         Window(window.video, window.start, window.stop, value)
         for window, value in zip(windows, odds.tolist(), strict=True)
     ]
+
+
+def yes_and_no(model: VoCoModel) -> tuple[list[int], list[int]]:
+    """The ids that an answer yes begins with, and those of no. Raises `ModelError` where they begin alike."""
+    yes, no = answer_starts(model, "yes"), answer_starts(model, "no")
+    both = set(yes) & set(no)  # as a space that is a token of its own
+    yes, no = ([token for token in ids if token not in both] for ids in (yes, no))
+    if not yes or not no:
+        raise ModelError(f"to model {model.name!r} yes and no begin alike: search by the index alone (--no-read)")
+    return yes, no
 
 
 def answer_starts(model: VoCoModel, word: str) -> list[int]:
