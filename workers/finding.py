@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from vococache.errors import InputError, ModelError, StoreError
+from vococache.errors import ContextLimitError, InputError, ModelError, StoreError
 from vococache.model.cache import VoCoCache
 from vococache.model.finding import QUESTION, index_queries, join_queries, key_scores, yes_over_no
 from vococache.model.voco import VoCoModel
@@ -57,6 +57,18 @@ def as_question(model: VoCoModel, text: str) -> str:
 def window_segments(model: VoCoModel) -> int:
     """Segments of a window."""
     return int(model.config.search.get("segments", WINDOW_SEGMENTS))
+
+
+def readable_segments(stage: ReasonStage, question: str) -> int:
+    """Segments of a window that fits the context in front of a question. Raises `ContextLimitError` where none does."""
+    text, tokens = len(question_ids(stage.model, question)), stage.store.header.tokens
+    fitting = (stage.limit - text) // tokens
+    if fitting < 1:
+        raise ContextLimitError(
+            f"a question of {text} tokens and a segment of {tokens} do not fit the model's {stage.limit} positions:"
+            " search for a shorter text"
+        )
+    return min(window_segments(stage.model), fitting)
 
 
 def score_segments(

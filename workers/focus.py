@@ -15,8 +15,8 @@ from vococache.workers.finding import (
     as_question,
     best_windows,
     read_windows,
+    readable_segments,
     score_segments,
-    window_segments,
 )
 from vococache.workers.reason import Context, ReasonStage
 from vococache.workers.spans import Piece, SegmentSpan, Skeleton
@@ -73,8 +73,8 @@ def load_focused(
         )
     if "segments" in config.search:
         positions = min(positions, int(config.search["segments"]) * k)
-    length = min(window_segments(stage.model), positions // k)
     wanted = as_question(stage.model, find) if find is not None else question
+    length = min(readable_segments(stage, wanted), positions // k)
     scores = score_segments(stage, wanted, videos=list(scope.bounds))
     inside = Scores(videos={video: scores.videos[video][slice(*scope.bounds[video])] for video in scores.videos})
     most = max(1, positions // 2 // (length * k))

@@ -98,7 +98,7 @@ def find(
         stage, question, wanted=lambda info: meets(info.metadata, where or {}), videos=named
     )
     started = time.perf_counter()
-    length = finding.window_segments(stage.model)
+    length = finding.readable_segments(stage, question)
     windows = finding.best_windows(scores, length, max(READ, top) if read else top)
     chosen = time.perf_counter()
     if read:

@@ -89,7 +89,7 @@ def _pictures(store: Store, span: Evidence) -> list[tuple[float, np.ndarray]]:
     try:
         with av.open(str(source)) as container:
             stream = container.streams.best("video")
-            if stream is None:
+            if not isinstance(stream, av.VideoStream):
                 return []
             base = float(stream.time_base or 1)
             first = (stream.start_time or 0) * base
