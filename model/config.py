@@ -90,6 +90,10 @@ class VoCoConfig:
     connector: dict[str, Any] = field(default_factory=dict)  # the family's settings, as its own config.json names them
     sampling: dict[str, float] | None = None  # `fps` or `num_frames` that the checkpoint was made for
     reader: dict[str, Any] | None = None  # `build_reader`'s settings, where the reader has weights of its own
+    elastic: bool = False  # trained to be read with fewer of a segment's K tokens too
+    # How its caches are searched, as measured (benchmarks/index.py): the keys that segments are found by, `layer` and
+    # `heads`; the `question` that a searched text becomes; `segments` that it was taught to look at together.
+    search: dict[str, Any] = field(default_factory=dict, compare=False)
     extra: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
@@ -329,6 +333,8 @@ class VoCoConfig:
             **({"family": self.family, "connector": self.connector} if self.family != "llava" else {}),
             **({"sampling": self.sampling} if self.sampling else {}),
             **({"reader": self.reader} if self.reader else {}),
+            **({"elastic": True} if self.elastic else {}),
+            **({"search": self.search} if self.search else {}),
             **self.extra,
         }
 
@@ -347,6 +353,8 @@ class VoCoConfig:
                 connector=data.get("connector", {}),
                 sampling=data.get("sampling"),
                 reader=data.get("reader"),
+                elastic=data.get("elastic", False),
+                search=data.get("search", {}),
                 projector=data["projector"],
                 prompt=PromptPieces.from_dict(data["prompt"]),
                 geometry=FrameGeometry.from_dict(data["geometry"]),

@@ -1,16 +1,16 @@
 """Questions over precomputed caches: no video is opened, no pixel touched."""
 
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from vococache.errors import InputError
-from vococache.workers.spans import SegmentSpan
+from vococache.workers.spans import Evidence, SegmentSpan, Skeleton
 
 if TYPE_CHECKING:
+    from vococache.workers.focus import Scope
     from vococache.workers.reason import Context, ReasonStage
 
 MAX_NEW_TOKENS = 64
@@ -18,9 +18,11 @@ MAX_NEW_TOKENS = 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AskAnswer:
-    """One answer: which segments it was read from, and seconds of load, prefill and decode.
+    """One answer: which segments it was read from, what it rests on, and seconds of load, prefill and decode.
 
-    Several questions are answered in one pass, so its seconds are those of the pass.
+    Several questions are answered in one pass, so its seconds are those of the pass. Where the videos were too long to
+    be read whole, `segments` are the windows that were read, chosen in `find` seconds, and `skeleton` says what was
+    read of the rest. `evidence`: the spans that the answer rests on, best first.
     """
 
     question: str
@@ -29,6 +31,8 @@ class AskAnswer:
     segments: list[SegmentSpan]
     timings: dict[str, float]
     clock: tuple[str, str] | None = None  # of a live source: when its first and last frame were, in local time
+    evidence: list[Evidence] = field(default_factory=list)
+    skeleton: Skeleton | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -72,12 +76,14 @@ def _readable(sampling: Mapping[str, float]) -> str:
 
 def ask(
     store: "str | os.PathLike[str] | ReasonStage",
-    videos: str | Sequence[str],
+    videos: str | Sequence[str] | None,
     questions: str | Sequence[str],
     *,
     start: float | str | None = None,
     end: float | str | None = None,
     last: float | None = None,
+    find: str | None = None,
+    whole: bool = False,
     tokens: int | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
     temperature: float = 0.0,
@@ -89,92 +95,165 @@ def ask(
 ) -> list[AskAnswer]:
     """Answer `questions` about `videos` from a store, all in one pass over the same cached segments.
 
-    `videos`: ids as `voco ls` tells them, the paths of files that were ingested, or ids of live sources.
-    `store`: a path or URL, or `open_reader`'s result, which keeps the model loaded. Several videos are read one
+    `videos`: ids as `voco ls` tells them, the paths of files that were ingested, or ids of live sources; None for all
+    of the store. `store`: a path or URL, or `open_reader`'s result, which keeps the model loaded. Several videos are read one
     after the other as one context. `start`, `end`: seconds, of each video; of a live source moments, as "17:05".
     `last`: only the last so many seconds of what is stored. `tokens`: read only the first so many VoCo tokens of each
     segment. `temperature` 0 is greedy. `model`, `dtype`, `device`: as in `open_reader`.
 
+    Where all of that does not fit the model's context, each question is answered from the windows that it is about, or
+    that show what is to be found (`find`, a text as for `vococache.search`; then also where all fits), and a skeleton
+    of the rest. `whole`: refuse instead.
+
     Raises `InputError` for an empty question or window, `ContextLimitError` where cache and question are too
-    long, `VideoNotFoundError` (which names the nearest ids) and `CorruptionError` where stored bytes changed.
+    long and may not be read in part, `VideoNotFoundError` (which names the nearest ids) and `CorruptionError` where
+    stored bytes changed.
     """
     from vococache.model.generate import GenerationOptions
     from vococache.pipeline.live.parts import clock_of
-    from vococache.workers.reason import question_ids
+    from vococache.workers.evidence import evidence
 
     asked = [questions] if isinstance(questions, str) else list(questions)
-    named = [videos] if isinstance(videos, str) else list(videos)
-    if not asked or not named:
+    if not asked or (videos is not None and not videos):
         raise InputError("expected at least one video and one question")
+    if whole and find is not None:
+        raise InputError("to find something is to read in part: expected `find` or `whole`, not both")
     check_window(start, end)
-    named = [video_id(text) for text in named]
     if isinstance(store, str | os.PathLike):
         stage = open_reader(store, model=model, dtype=dtype, device=device)
     else:
         stage = store
     sampling = GenerationOptions(temperature=temperature, top_p=top_p, seed=seed)
-    room = max(len(question_ids(stage.model, question)) for question in asked) + max_new_tokens
-    context = _load(stage, named, start, end, last, tokens, room)
-    answers = stage.answer(context, asked, max_new_tokens=max_new_tokens, sampling=sampling)
-    clock = clock_of(stage.store, context.spans)
-    return [
-        AskAnswer(
-            question=answer.question,
-            answer=answer.answer,
-            videos=named,
-            segments=context.spans,
-            timings={
-                "load": context.load_seconds,
-                "prefill": answer.prefill_seconds,
-                "decode": answer.decode_seconds,
-            },
-            clock=clock,
-        )
-        for answer in answers
-    ]
+    named = None if videos is None else [video_id(text) for text in ([videos] if isinstance(videos, str) else videos)]
+    scope = scope_of(stage, named, start, end, last)
+    groups = [[question] for question in asked]
+    if find is None and fits(stage, scope, asked, max_new_tokens, tokens, whole=whole):
+        groups = [asked]
+    told = []
+    for questions in groups:
+        context = load(stage, scope, questions, max_new_tokens, tokens, find=find, whole=whole)
+        answers = stage.answer(context, questions, max_new_tokens=max_new_tokens, sampling=sampling)
+        clock = clock_of(stage.store, context.spans)
+        times = {"find": context.find_seconds} if context.skeleton is not None else {}
+        told += [
+            AskAnswer(
+                question=answer.question,
+                answer=answer.answer,
+                videos=named or [*dict.fromkeys(span.video for span in context.spans)],
+                segments=context.spans,
+                timings=times
+                | {
+                    "load": context.load_seconds,
+                    "prefill": answer.prefill_seconds,
+                    "decode": answer.decode_seconds,
+                },
+                clock=clock,
+                evidence=evidence(stage, context.pieces, answer.question),
+                skeleton=context.skeleton,
+            )
+            for answer in answers
+        ]
+    return told
+
+
+def scope_of(
+    stage: "ReasonStage",
+    videos: Sequence[str] | None,
+    start: float | str | None,
+    end: float | str | None,
+    last: float | None,
+) -> "Scope":
+    """What is asked about: ids, or None for all of a store, and a window as for `ask`.
+
+    Raises `InputError` where a store holds nothing to read, or for an empty window.
+    """
+    from vococache.pipeline.live.parts import spans_of
+    from vococache.storage.reading import READABLE
+    from vococache.workers.focus import Scope
+
+    if videos is None:
+        listed = [info for info in stage.store.list() if info.status in READABLE]
+        if not listed:
+            raise InputError(f"store {stage.store.url} holds no complete video")
+        if start is end is last is None:  # one listing instead of a look at each
+            return Scope({info.id: (0, info.segments) for info in listed})
+        videos = [info.id for info in listed]
+    spans = [span for video in videos for span in spans_of(stage, video, start, end, last)]
+    return Scope({span.video: (span.start, span.stop) for span in spans})
+
+
+def fits(
+    stage: "ReasonStage",
+    scope: "Scope",
+    questions: Sequence[str],
+    max_new_tokens: int,
+    tokens: int | None,
+    *,
+    whole: bool,
+    history: Sequence[tuple[str, str]] = (),
+) -> bool:
+    """Is all of a scope read? `whole`: yes, whatever comes of it; so too where no index says what matters."""
+    from vococache.workers.reason import question_ids
+
+    longest = max(len(question_ids(stage.model, question, history)) for question in questions)
+    needed = scope.segments * stage.check_tokens(tokens) + longest + max_new_tokens
+    return whole or needed <= stage.limit or stage.store.header.index is None
+
+
+def load(
+    stage: "ReasonStage",
+    scope: "Scope",
+    questions: Sequence[str],
+    max_new_tokens: int,
+    tokens: int | None,
+    *,
+    find: str | None = None,
+    whole: bool = False,
+    history: Sequence[tuple[str, str]] = (),
+) -> "Context":
+    """A scope's segments for questions: all of them where they fit, else what matters to the first question."""
+    from vococache.workers.focus import load_focused
+    from vococache.workers.reason import question_ids
+
+    room = max(len(question_ids(stage.model, question, history)) for question in questions) + max_new_tokens
+    if find is None and fits(stage, scope, questions, max_new_tokens, tokens, whole=whole, history=history):
+        return stage.load_segments(scope.bounds, tokens=tokens, room=room)
+    return load_focused(stage, scope, questions[0], tokens=tokens, room=room, find=find)
 
 
 def chat(
     stage: "ReasonStage",
-    videos: Sequence[str],
+    videos: Sequence[str] | None,
     questions: Iterator[str],
     *,
     start: float | str | None = None,
     end: float | str | None = None,
     last: float | None = None,
+    find: str | None = None,
+    whole: bool = False,
     tokens: int | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
 ) -> Iterator[str]:
-    """Answers to `questions` as they come: one conversation over one cache that is loaded and placed once."""
-    check_window(start, end)
-    context = _load(stage, [video_id(text) for text in videos], start, end, last, tokens, max_new_tokens)
+    """Answers to `questions` as they come: one conversation, over one cache that is loaded and placed once.
+
+    Where that does not fit the context, each question has what matters to it. Arguments as for `ask`.
+    """
     from vococache.model.generate import GenerationOptions
 
+    check_window(start, end)
+    scope = scope_of(stage, None if videos is None else [video_id(text) for text in videos], start, end, last)
     sampling = GenerationOptions(temperature=temperature, top_p=top_p, seed=seed)
     history: list[tuple[str, str]] = []
+    context: Context | None = None
     for question in questions:
+        if context is None or context.skeleton is not None:
+            context = load(stage, scope, [question], max_new_tokens, tokens, find=find, whole=whole, history=history)
         (answer,) = stage.answer(context, [question], max_new_tokens=max_new_tokens, sampling=sampling, history=history)
         history.append((question, answer.answer))
         yield answer.answer
-
-
-def _load(
-    stage: "ReasonStage", videos: Sequence[str], start: float | str | None, end: float | str | None,
-    last: float | None, tokens: int | None, room: int,
-) -> "Context":  # fmt: skip
-    """The segments that are asked about, placed for reading; refused before they are read where they leave no room."""
-    from vococache.pipeline.live.parts import spans_of
-
-    started = time.perf_counter()
-    k = stage.check_tokens(tokens)
-    spans = [span for video in videos for span in spans_of(stage, video, start, end, last)]
-    stage.check_room(spans, k, room)
-    context = stage.place(spans, k)
-    context.load_seconds = time.perf_counter() - started
-    return context
 
 
 def video_id(text: str) -> str:

@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from vococache.errors import InputError, VoCoError
 from vococache.pipeline.ask import AskAnswer, video_id
-from vococache.workers.spans import SegmentSpan
+from vococache.workers.spans import Evidence, SegmentSpan
 
 AT_ONCE = 32  # questions on their way
 TIMEOUT_SECONDS = 600.0
@@ -83,6 +83,7 @@ class Service:
             AskAnswer(
                 question=question, answer=_text(reply), videos=named,
                 segments=[SegmentSpan(**span) for span in reply["voco"]["segments"]], timings=reply["voco"]["timings"],
+                evidence=[Evidence(**span) for span in reply["voco"].get("evidence", [])],
             )
             for question, reply in zip(questions, replies, strict=True)
         ]  # fmt: skip

@@ -1,8 +1,9 @@
-"""Which videos of a store a command means: by id, glob, status, or a file of ids."""
+"""Which videos of a store a command means: by id, glob, status, a file of ids, or what manifests say of them."""
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vococache.errors import InputError
 
@@ -33,3 +34,23 @@ def select(store: "Store", names: Sequence[str], status: str | None = None, list
     if not chosen:
         raise InputError(f"store {store.url} holds no such video" + (f" that is {status}" if status else ""))
     return list(chosen)
+
+
+def conditions(where: Sequence[str]) -> dict[str, str]:
+    """Names and values of `--where`. Raises `InputError`."""
+    found = {}
+    for text in where:
+        name, equals, found[name] = text.partition("=")
+        if not (name and equals):
+            raise InputError(f"--where {text!r}: expected KEY=VALUE")
+    return found
+
+
+def meets(metadata: Mapping[str, Any] | None, wanted: Mapping[str, str]) -> bool:
+    """Does a video's metadata have these values, as texts?"""
+    return all(name in (metadata or {}) and as_text((metadata or {})[name]) == value for name, value in wanted.items())
+
+
+def as_text(value: Any) -> str:
+    """A value of metadata as JSON has it, texts as they are."""
+    return value if isinstance(value, str) else json.dumps(value)

@@ -66,6 +66,9 @@ def header_flaw(fields: Fields) -> str | None:
         layer = index.get("layer")
         if index["kind"] == "keys" and not (type(layer) is int and 0 <= layer < fields["layers"]):
             return f"layer of the index is {_short(layer)}, expected 0 to {fields['layers'] - 1}"
+        heads = index.get("heads", [])
+        if type(heads) is not list or not all(type(h) is int and 0 <= h < fields["kv_heads"] for h in heads):
+            return f"heads of the index are {_short(heads)}, expected some of 0 to {fields['kv_heads'] - 1}"
     for name in ("geometry", "prompt"):
         if type(fields.get(name)) is not dict or not _is_shallow(fields[name], _DEEPEST):
             return f"{name} is {_short(fields.get(name))}, expected an object of at most {_DEEPEST} levels"

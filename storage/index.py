@@ -1,6 +1,6 @@
 """The index of a store: what each segment's vectors are, and a way to read those of all videos at once."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,9 +30,21 @@ class _Chunk(NamedTuple):
     expected: Stamp
 
 
-def keys_index(layers: int, kv_heads: int, tokens: int, head_dim: int, layer: int = INDEX_LAYER) -> dict[str, Any]:
-    """A header's `index` that holds the keys of one layer: [tokens, kv_heads, head_dim] of each segment."""
-    return {"kind": "keys", "layer": min(layer, layers - 1), "shape": [tokens, kv_heads, head_dim]}
+def keys_index(
+    layers: int,
+    kv_heads: int,
+    tokens: int,
+    head_dim: int,
+    layer: int = INDEX_LAYER,
+    heads: Sequence[int] | None = None,
+) -> dict[str, Any]:
+    """A header's `index` that holds the keys of one layer: [tokens, kv_heads, head_dim] of each segment.
+
+    `heads`: of these key-value heads alone, in this order.
+    """
+    some = {} if heads is None else {"heads": list(heads)}
+    shape = [tokens, kv_heads if heads is None else len(heads), head_dim]
+    return {"kind": "keys", "layer": min(layer, layers - 1), **some, "shape": shape}
 
 
 def index_vectors(header: StoreHeader, kv: npt.NDArray[Any]) -> npt.NDArray[np.float16] | None:
@@ -46,13 +58,19 @@ def index_vectors(header: StoreHeader, kv: npt.NDArray[Any]) -> npt.NDArray[np.f
         raise StoreError(
             f"the store's index holds {header.index['kind']!r}: expected keys, which caches hold themselves"
         )
-    keys = kv[:, header.index["layer"], 0].swapaxes(1, 2)  # -> [segments, tokens, kv_heads, head_dim]
+    keys = kv[:, header.index["layer"], 0]
+    if (heads := header.index.get("heads")) is not None:
+        keys = keys[:, heads]
+    keys = keys.swapaxes(1, 2)  # -> [segments, tokens, kv_heads, head_dim]
     return keys.astype(np.float16).reshape(len(kv), *header.index["shape"])
 
 
-def each_index(store: StoreReader, wanted: Callable[[VideoInfo], bool] = lambda _: True) -> Iterator[IndexPart]:
+def each_index(
+    store: StoreReader, wanted: Callable[[VideoInfo], bool] = lambda _: True, videos: Sequence[str] | None = None
+) -> Iterator[IndexPart]:
     """The index of all readable videos that are `wanted`, chunk by chunk, checked, in the order of their ids and times.
 
+    `videos`: of these alone, in their order; the others' documents are not looked at.
     Memory stays flat: a local store's parts are maps of its files, a remote one's are fetched a few ahead. What has no
     index is left out, and so is the rest of a video that is replaced or removed meanwhile. Raises `CorruptionError`.
     """
@@ -74,7 +92,7 @@ def each_index(store: StoreReader, wanted: Callable[[VideoInfo], bool] = lambda 
     def both(chunk: _Chunk) -> tuple[_Chunk, npt.NDArray[Any] | CorruptionError]:
         return chunk, vectors(chunk)
 
-    for chunk, found in store.objects.ahead(both, _chunks(store, wanted)):
+    for chunk, found in store.objects.ahead(both, _chunks(store, wanted, videos)):
         if chunk.video.id == replaced:
             continue
         if isinstance(found, CorruptionError):
@@ -86,8 +104,14 @@ def each_index(store: StoreReader, wanted: Callable[[VideoInfo], bool] = lambda 
         yield IndexPart(chunk.video, start, found[: chunk.video.segments - start])
 
 
-def _chunks(store: StoreReader, wanted: Callable[[VideoInfo], bool]) -> Iterator[_Chunk]:
-    for video, data in store.objects.get_each("videos", DOCUMENT, is_safe_key):
+def _chunks(store: StoreReader, wanted: Callable[[VideoInfo], bool], videos: Sequence[str] | None) -> Iterator[_Chunk]:
+    documents_of: Iterable[tuple[str, bytes | CorruptionError | None]]
+    if videos is None:
+        documents_of = store.objects.get_each("videos", DOCUMENT, is_safe_key)
+    else:
+        keys = [f"videos/{video}/{DOCUMENT}" for video in videos if is_safe_key(video)]
+        documents_of = zip(filter(is_safe_key, videos), store.objects.map(store.objects.get, keys), strict=True)
+    for video, data in documents_of:
         try:
             fields = store.parse(video, data) if isinstance(data, bytes) else None
         except StoreError:

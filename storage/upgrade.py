@@ -1,5 +1,6 @@
 """A store of an older format, or without an index, becomes one of this format, in place, video by video."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,13 +22,15 @@ class Upgrade:
     left: dict[str, str] = field(default_factory=dict)
 
 
-def upgrade(url: str, layer: int = INDEX_LAYER) -> Upgrade:
+def upgrade(url: str, layer: int = INDEX_LAYER, heads: Sequence[int] | None = None) -> Upgrade:
     """Bring the store at `url` to the current format, with the keys of one `layer` as its index where it has none.
+
+    `heads`: of these heads alone.
 
     A damaged video is left as it is, and read as before. What was begun in an older format is dropped: the next ingest
     begins it anew. Killed, it leaves a store of both kinds, which is read, and which it finishes when it is run again.
     """
-    _raise_root(open_store(url, "a"), layer)
+    _raise_root(open_store(url, "a"), layer, heads)
     store = open_store(url, "a")
     found = Upgrade()
     for info in store.list():
@@ -42,7 +45,7 @@ def upgrade(url: str, layer: int = INDEX_LAYER) -> Upgrade:
     return found
 
 
-def _raise_root(store: Store, layer: int) -> None:
+def _raise_root(store: Store, layer: int, heads: Sequence[int] | None) -> None:
     """First the store's own document: earlier software must not read what follows. Its videos stay its own."""
     header = store.header
     if store.version == FORMAT_VERSION and header.index is not None:
@@ -50,7 +53,8 @@ def _raise_root(store: Store, layer: int) -> None:
     data = store.objects.get(DOCUMENT)
     assert data is not None, "it was just opened"
     fields = root_fields(store.objects, data) | {"format_version": FORMAT_VERSION, "identity": store.identity}
-    fields["index"] = header.index or keys_index(header.layers, header.kv_heads, header.tokens, header.head_dim, layer)
+    shape = (header.layers, header.kv_heads, header.tokens, header.head_dim)
+    fields["index"] = header.index or keys_index(*shape, layer, heads)
     del fields["crc32c"]
     store.objects.replace(DOCUMENT, data, seal(GROUP, fields))
 

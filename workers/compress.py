@@ -11,6 +11,7 @@ import torch
 
 from vococache.errors import InputError, StoreMismatchError, VoCoError
 from vococache.model.compiled import compile_layers
+from vococache.model.config import VoCoConfig
 from vococache.model.fingerprint import compressor_fingerprint, compute_dtype
 from vococache.model.images import FrameGeometry
 from vococache.model.voco import VoCoModel
@@ -45,8 +46,14 @@ def store_header(model: VoCoModel) -> StoreHeader:
         compression=config.compression,
         sampling=config.sampling,
         positions=config.max_positions - config.prefix_entries,
-        index=keys_index(config.layers, config.kv_heads, config.num_voco_tokens, config.head_dim),
+        index=index_of(config),
     )
+
+
+def index_of(config: VoCoConfig) -> dict[str, Any]:
+    """The index of a store that a model of `config` fills: of the keys that segments are best found by, where known."""
+    chosen = {name: config.search[name] for name in ("layer", "heads") if name in config.search}
+    return keys_index(config.layers, config.kv_heads, config.num_voco_tokens, config.head_dim, **chosen)
 
 
 def check_fingerprint(model: VoCoModel, header: StoreHeader, store_url: str) -> None:

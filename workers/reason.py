@@ -4,8 +4,8 @@ The one place where caches and texts meet: behind `ask`, evaluation, and trainin
 """
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,17 +19,24 @@ from vococache.model.generate import GenerationOptions, generate
 from vococache.model.voco import VoCoModel
 from vococache.storage import Store
 from vococache.workers.compress import check_fingerprint
-from vococache.workers.spans import SegmentSpan
+from vococache.workers.spans import Piece, SegmentSpan, Skeleton
 
 
 @dataclass(kw_only=True, slots=True)
 class Context:
-    """Cached segments ready to be asked about; keep it to ask again without loading."""
+    """Cached segments ready to be asked about; keep it to ask again without loading.
+
+    `spans`: what is read with all `tokens`. `pieces`: all that is read, in the order of its entries. `skeleton`: what
+    of the rest is, where the whole was too long (`vococache.workers.focus`).
+    """
 
     spans: list[SegmentSpan]
     tokens: int  # of each segment
     placed: PlacedCache
     load_seconds: float
+    pieces: list[Piece] = field(default_factory=list)
+    skeleton: Skeleton | None = None
+    find_seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,10 +85,7 @@ class ReasonStage:
                 f"video {video!r} has no segment {window}: its segments lie between {times[0, 0]:g} s and"
                 f" {times[-1, 0]:g} s"
             )
-        first, last = int(inside[0]), int(inside[-1])
-        return SegmentSpan(
-            video=video, start=first, stop=last + 1, start_time=float(times[first, 0]), end_time=float(times[last, -1])
-        )
+        return self.span(video, int(inside[0]), int(inside[-1]) + 1)
 
     def read(self, span: SegmentSpan, tokens: int | None = None) -> VoCoCache:
         """A span's cache from the store, checked, with the first `tokens` (K) tokens of each segment."""
@@ -116,19 +120,38 @@ class ReasonStage:
         with `ContextLimitError`, which names the time window that would fit.
         """
         started = time.perf_counter()
-        k = self.check_tokens(tokens)
         spans = [self.select(video, start, end) for video in videos]
+        context = self.load_segments({span.video: (span.start, span.stop) for span in spans}, tokens=tokens, room=room)
+        context.load_seconds = time.perf_counter() - started
+        return context
+
+    def load_segments(
+        self, bounds: Mapping[str, tuple[int, int]], *, tokens: int | None = None, room: int = 0
+    ) -> Context:
+        """Segments [start, stop) of videos, one video after the other, placed for reading. Otherwise as `load`."""
+        started = time.perf_counter()
+        k = self.check_tokens(tokens)
+        spans = [self.span(video, *bound) for video, bound in bounds.items()]
         self.check_room(spans, k, room)
         context = self.place(spans, k)
         context.load_seconds = time.perf_counter() - started
         return context
+
+    def span(self, video: str, start: int, stop: int) -> SegmentSpan:
+        """Segments [start, stop) of a video, with the times of their first and last frames."""
+        times = self.store.timestamps(video)
+        return SegmentSpan(
+            video=video, start=start, stop=stop, start_time=float(times[start, 0]), end_time=float(times[stop - 1, -1])
+        )
 
     def place(self, spans: Sequence[SegmentSpan], k: int) -> Context:
         """These spans with the first `k` tokens of each segment, one after the other, placed for reading."""
         started = time.perf_counter()
         caches = [self.fetch(span, k) for span in spans]
         placed = self.model.place(VoCoCache.join(caches) if len(caches) > 1 else caches[0])
-        return Context(spans=list(spans), tokens=k, placed=placed, load_seconds=time.perf_counter() - started)
+        pieces = [Piece(span.video, range(span.start, span.stop), k) for span in spans]
+        seconds = time.perf_counter() - started
+        return Context(spans=list(spans), tokens=k, placed=placed, load_seconds=seconds, pieces=pieces)
 
     def check_tokens(self, tokens: int | None) -> int:
         """How many tokens of each segment are read, by default all. Refuses what the store has not."""
@@ -144,9 +167,14 @@ class ReasonStage:
             raise InputError(f"the store keeps 1 to {has} tokens of a segment, asked for {tokens}")
         return has if tokens is None else tokens
 
+    @property
+    def limit(self) -> int:
+        """Positions for segments and text."""
+        return self.model.config.max_positions - self.model.config.prefix_entries
+
     def check_room(self, spans: Sequence[SegmentSpan], k: int, room: int) -> None:
         """Refuse segments that leave fewer than `room` positions, naming the window that would fit."""
-        limit = self.model.config.max_positions - self.model.config.prefix_entries
+        limit = self.limit
         segments = sum(span.stop - span.start for span in spans)
         if segments * k + room <= limit:
             return
@@ -177,7 +205,8 @@ class ReasonStage:
         `history`: earlier (question, answer) turns of a conversation, put in front of each question.
         """
         texts = [question_ids(self.model, question, history) for question in questions]
-        self.check_room(context.spans, context.tokens, max(map(len, texts), default=0) + max_new_tokens)
+        if context.skeleton is None:  # else no window would help
+            self.check_room(context.spans, context.tokens, max(map(len, texts), default=0) + max_new_tokens)
         result = generate(self.model, context.placed, texts, max_new_tokens, sampling or GenerationOptions())
         return [
             Answer(

@@ -1,5 +1,6 @@
-"""Which part of a stored video was read. Free of torch: whoever asks a service needs no more."""
+"""Which part of stored videos was read, and what an answer rests on. Free of torch: clients need no more."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -12,3 +13,39 @@ class SegmentSpan:
     stop: int
     start_time: float
     end_time: float
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Segments of a video, by their numbers in order, that are read with so many `tokens` each."""
+
+    video: str
+    numbers: Sequence[int]
+    tokens: int
+
+    @property
+    def positions(self) -> int:
+        """Positions that they take."""
+        return len(self.numbers) * self.tokens
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Skeleton:
+    """What was read of a long video's rest: `segments` in all, every n-th (`every`), with `tokens` each."""
+
+    every: int
+    tokens: int
+    segments: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evidence:
+    """Seconds `start` to `end` of a video that an answer rests on.
+
+    `score`: 1 of the best segment read, 0 of the worst.
+    """
+
+    video: str
+    start: float
+    end: float
+    score: float

@@ -17,6 +17,7 @@ from vococache.pipeline.cli.terminal import say, say_lines
 
 FOLLOW_SECONDS = 0.5  # between looks for more
 LOADING = ("model", "dtype", "device")
+MOST_SHOWN = 6  # windows in a line
 
 
 @click.command("ask")
@@ -28,6 +29,12 @@ LOADING = ("model", "dtype", "device")
 @click.option("--end", help="End of the window, likewise.")
 @click.option("--last", help="Only the last part of what is stored, as 60s or 10m.")
 @click.option("--follow", is_flag=True, help="Answer again whenever more of it is there.")
+@click.option("--all", "everything", is_flag=True, help="Ask about all videos of STORE; no VIDEO then.")
+@click.option("--find", help="What to find first: a description, as for `voco search`.")
+@click.option("--whole", is_flag=True, help="Refuse what does not fit the model's context; read no part of it instead.")
+@click.option(
+    "--evidence", type=click.Path(dir_okay=False, path_type=Path), help="Picture to draw the answers' evidence into."
+)
 @click.option("--tokens", type=int, help="VoCo tokens to read of each segment.  [default: all]")
 @click.option(
     "--max-new-tokens", type=click.IntRange(1), default=64, show_default=True, help="Most tokens of an answer."
@@ -52,10 +59,14 @@ LOADING = ("model", "dtype", "device")
 @click.option("--address", help="Ray cluster that answers --questions.")
 @json_option
 def ask_command(
-    store: str, video: str | None, asked: tuple[str, ...], more_videos: tuple[str, ...], server: str | None,
-    questions: Path | None, out: Path | None, address: str | None, as_json: bool, follow: bool, **options: Any,
+    store: str, video: str | None, asked: tuple[str, ...], more_videos: tuple[str, ...], everything: bool,
+    evidence: Path | None, server: str | None, questions: Path | None, out: Path | None, address: str | None,
+    as_json: bool, follow: bool, **options: Any,
 ) -> int:  # fmt: skip
     """Answer QUESTIONS about VIDEO (an id in STORE, or a live source's) from its cache. Without a question: chat.
+
+    What does not fit the model's context is read in part: the windows that the question is about, or that show what is
+    to be found, and a skeleton of the rest. The answer says so, and which seconds it rests on.
 
     With --questions FILE --out FILE instead of a video: many questions about many videos, each video's in one pass. An
     interrupted run goes on.
@@ -66,6 +77,8 @@ def ask_command(
       voco ask caches holiday --video party --start 60 --end 120 "What is different?" --json
       voco ask caches holiday "Who speaks?" --server http://127.0.0.1:8765
       voco ask caches door --last 60s "Is somebody at the door?" --follow
+      voco ask caches match --find "a red card is shown" "Who gets it?" --evidence card.png
+      voco ask caches --all "In which video is a door opened?"
       voco ask caches --questions questions.jsonl --out answers.jsonl
     """
     if questions is not None or out is not None or address is not None:
@@ -74,20 +87,30 @@ def ask_command(
         if follow or options.pop("last") is not None:
             raise InputError("with --questions whole videos are asked about: no --last, --follow")
         return _from_file(store, questions, out, address, options)
-    if video is None:
+    if everything:
+        asked, video = (*([] if video is None else [video]), *asked), None
+        if more_videos:
+            raise InputError("--all is all videos: expected no --video beside it")
+    elif video is None:
         raise InputError(f"no video: expected an id of {store} (`voco ls` lists them), or --questions FILE")
     from vococache.pipeline.ask import check_window
 
-    videos = [video, *more_videos]
+    videos = None if video is None else [video, *more_videos]
     options |= _window(options)
     check_window(options["start"], options["end"])
     loading = {key: options.pop(key) for key in LOADING}
     if follow and (server or not asked):
         raise InputError("--follow needs a question, and no --server")
     if server:
-        return _ask(_service(server, store, loading), videos, asked, as_json, options)
-    here = Here(store, loading)
-    return _follow(here, videos, asked, as_json, options) if follow else _ask(here, videos, asked, as_json, options)
+        for name, given in (("all", everything), ("whole", options.pop("whole")), ("find", options.pop("find"))):
+            if given:
+                raise InputError(f"--{name} has no effect with --server: ask without it, or here")
+        reader: Any = _service(server, store, loading)
+    else:
+        reader = Here(store, loading)
+    if follow:
+        return _follow(reader, videos, asked, as_json, evidence, store, options)
+    return _ask(reader, videos, asked, as_json, evidence, store, options)
 
 
 def _window(options: dict[str, Any]) -> dict[str, Any]:
@@ -126,41 +149,69 @@ def _service(server: str, store: str, loading: dict[str, Any]) -> Any:
 
 
 def _ask(
-    reader: Any, videos: list[str], asked: tuple[str, ...], as_json: bool, options: dict[str, Any], noted: bool = False
-) -> int:
+    reader: Any, videos: list[str] | None, asked: tuple[str, ...], as_json: bool, evidence: Path | None, store: str,
+    options: dict[str, Any], noted: bool = False,
+) -> int:  # fmt: skip
     """Ask a reader, here or far away, and print. `noted`: its notes have been told."""
-    for note in [] if noted else reader.notes(videos):
+    for note in [] if noted else reader.notes(videos or []):
         say(f"voco: {note}", err=True)
     if not asked:
         for text in reader.chat(videos, _read_lines(), **options):
             say_lines(json.dumps({"answer": text}) if as_json else text)
         return 0
     found = reader.ask(videos, asked, **options)
+    if evidence is not None:
+        from vococache.pipeline.search.timeline import draw_evidence
+        from vococache.storage import open_store
+
+        draw_evidence(open_store(store), found, evidence)
     if as_json:
         click.echo(json.dumps({"answers": [answer.to_dict() for answer in found]}))
         return 0
     for answer in found:
         say(answer.question)
         say_lines("\n".join(f"  {line}" for line in answer.answer.splitlines() or [""]))
+        if answer.evidence:
+            best = answer.evidence[0]
+            say(f"  [{best.video} {best.start:.1f}-{best.end:.1f} s]")
+        if answer.skeleton is not None:
+            say(f"  (too long to be read whole: {_parts(answer)})", err=True)
     seconds = ", ".join(f"{name.replace('_', ' ')} {1000 * value:.0f} ms" for name, value in found[0].timings.items())
-    spans = ", ".join(f"{s.video} {s.start_time:g}-{s.end_time:g} s" for s in found[0].segments)
-    if found[0].clock is not None:
-        spans = " to ".join(found[0].clock)
-    say(f"({spans}; {seconds})", err=True)
+    read = "" if found[0].skeleton is not None else f"{_spans(found[0])}; "
+    say(f"({read}{seconds})", err=True)
     return 0
 
 
-def _follow(here: Here, videos: list[str], asked: tuple[str, ...], as_json: bool, options: dict[str, Any]) -> int:
+def _follow(
+    here: Here, videos: list[str] | None, asked: tuple[str, ...], as_json: bool, evidence: Path | None, store: str,
+    options: dict[str, Any],
+) -> int:  # fmt: skip
     """Ask, and again whenever there is more to ask about, until Ctrl-C."""
     from vococache.pipeline.live.parts import edge_of
 
     seen: list[Any] = []
     while True:
-        found = [edge_of(here.stage.store, video) for video in videos]
+        found = [edge_of(here.stage.store, video) for video in videos or here.stage.store.ids()]
         if found != seen:
-            _ask(here, videos, asked, as_json, options, noted=bool(seen))
+            _ask(here, videos, asked, as_json, evidence, store, options, noted=bool(seen))
             seen = found
         time.sleep(FOLLOW_SECONDS)
+
+
+def _spans(answer: Any) -> str:
+    """The windows that an answer was read from."""
+    if answer.clock is not None and answer.skeleton is None:
+        return " to ".join(answer.clock)
+    shown = [f"{s.video} {s.start_time:g}-{s.end_time:g} s" for s in answer.segments[:MOST_SHOWN]]
+    more = len(answer.segments) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+
+
+def _parts(answer: Any) -> str:
+    """What was read of what was too long."""
+    rest = answer.skeleton
+    thin = f"; of the rest one segment in {rest.every}, {rest.tokens} tokens each" if rest.segments else ""
+    return f"read were {_spans(answer)}{thin}"
 
 
 def _from_file(store: str, questions: Path, out: Path, address: str | None, options: dict[str, Any]) -> int:
@@ -169,8 +220,10 @@ def _from_file(store: str, questions: Path, out: Path, address: str | None, opti
     from vococache.pipeline.evaluation.job import Evaluation
     from vococache.storage import open_store
 
-    if options["start"] is not None or options["end"] is not None or options["temperature"]:
-        raise InputError("with --questions whole videos are asked about, greedily: no --start, --end, --temperature")
+    if options["start"] is not None or options["end"] is not None or options["temperature"] or options["find"]:
+        raise InputError(
+            "with --questions whole videos are asked about, greedily: no --start, --end, --find, --temperature"
+        )
     if out.suffix != ".jsonl":
         raise InputError(f"--out {out}: expected a file named *.jsonl")
     return answer_file(

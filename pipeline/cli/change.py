@@ -196,7 +196,9 @@ def merge_command(store: str, other: str, as_json: bool) -> int:
 @click.command("upgrade")
 @click.argument("store")
 @click.option(
-    "--layer", type=click.IntRange(0), help="Whose keys become the index, where STORE has none.  [default: 1]"
+    "--layer",
+    type=click.IntRange(0),
+    help="Whose keys become the index, where STORE has none.  [default: the model's own, else 1]",
 )
 @json_option
 def upgrade_command(store: str, layer: int | None, as_json: bool) -> int:
@@ -208,9 +210,13 @@ def upgrade_command(store: str, layer: int | None, as_json: bool) -> int:
     Example:
       voco upgrade caches
     """
+    from vococache.pipeline.search.measure import recorded_choice
+    from vococache.storage import open_store
     from vococache.storage.upgrade import upgrade
 
-    found = upgrade(store) if layer is None else upgrade(store, layer)
+    found = upgrade(
+        store, **({"layer": layer} if layer is not None else recorded_choice(open_store(store).header.model))
+    )
     if as_json:
         click.echo(json.dumps(asdict(found)))
     else:

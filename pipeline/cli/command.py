@@ -20,6 +20,7 @@ from vococache.pipeline.cli import change as cli_change
 from vococache.pipeline.cli import convert as cli_convert
 from vococache.pipeline.cli import evaluate as cli_eval
 from vococache.pipeline.cli import frames as cli_frames
+from vococache.pipeline.cli import search as cli_search
 from vococache.pipeline.cli import serve as cli_serve
 from vococache.pipeline.cli import signals
 from vococache.pipeline.cli import store as cli_store
@@ -294,8 +295,8 @@ def demo(seed: int, clips: int, out: Path, serve: bool, live: bool, as_json: boo
 
 
 for module in (
-    cli_ask, cli_bench, cli_change, cli_convert, cli_eval, cli_frames, cli_serve, cli_store, cli_synthetic, cli_train,
-    cli_watch,
+    cli_ask, cli_bench, cli_change, cli_convert, cli_eval, cli_frames, cli_search, cli_serve, cli_store, cli_synthetic,
+    cli_train, cli_watch,
 ):  # fmt: skip
     for command in module.COMMANDS:
         cli.add_command(command)

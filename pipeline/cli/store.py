@@ -7,9 +7,8 @@ from typing import Any, TextIO
 
 import click
 
-from vococache.errors import InputError
 from vococache.pipeline.cli.terminal import escaped, say
-from vococache.pipeline.selection import STATUSES, select
+from vococache.pipeline.selection import STATUSES, as_text, conditions, meets, select
 from vococache.pipeline.tables import counted
 
 EXIT_DAMAGED = 1
@@ -36,26 +35,6 @@ def describe_findings(findings: dict[str, Any]) -> str:
     damage, jumps = findings.get("damage"), findings.get("discontinuities")
     lost = [f"damaged: {damage['packets']} broken packets, {damage['seconds']:.1f} s lost"] if damage else []
     return "; ".join(lost + ([f"its clock jumps {jumps} times"] if jumps else []))
-
-
-def conditions(where: Sequence[str]) -> dict[str, str]:
-    """Names and values of `--where`. Raises `InputError`."""
-    found = {}
-    for text in where:
-        name, equals, found[name] = text.partition("=")
-        if not (name and equals):
-            raise InputError(f"--where {text!r}: expected KEY=VALUE")
-    return found
-
-
-def meets(metadata: dict[str, Any] | None, wanted: dict[str, str]) -> bool:
-    """Does a video's metadata have these values, as texts?"""
-    return all(name in (metadata or {}) and as_text((metadata or {})[name]) == value for name, value in wanted.items())
-
-
-def as_text(value: Any) -> str:
-    """A value of metadata as JSON has it, texts as they are."""
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def told(metadata: dict[str, Any] | None) -> str:

@@ -174,7 +174,9 @@ class Answering:
                 "index": 0, "finish_reason": chat.finish_reason(event), "logprobs": None,
                 "message": {"role": "assistant", "content": answer_text(self.model, event.ids), "refusal": None},
             }  # fmt: skip
-            own = {"segments": chat.segments(self.checked), "timings": event.timings}
+            own = {
+                "segments": chat.segments(self.checked), "evidence": await self._evidence(), "timings": event.timings,
+            }  # fmt: skip
             return JSONResponse(
                 {"object": "chat.completion", **self.common, "choices": [choice],
                  "usage": chat.usage(self.checked, event), "voco": own}
@@ -197,11 +199,16 @@ class Answering:
             return
         if text := growing.rest():
             yield self._chunk({"content": text}, None)
-        yield self._chunk({}, chat.finish_reason(event), voco={"timings": event.timings})
+        rests = {"evidence": await self._evidence(), "timings": event.timings}
+        yield self._chunk({}, chat.finish_reason(event), voco=rests)
         if usage:
             chunk = {"object": "chat.completion.chunk", **self.common, "choices": []}
             yield _event(chunk | {"usage": chat.usage(self.checked, event)})
         yield "data: [DONE]\n\n"
+
+    async def _evidence(self) -> list[dict[str, Any]]:
+        """Looked for when the answer is there: nobody waits for it with the first words."""
+        return await run_in_threadpool(chat.evidence, self.engine.stage, self.checked)
 
     def _chunk(self, delta: dict[str, Any], finish: str | None, **own: Any) -> str:
         choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}

@@ -6,17 +6,20 @@ a media fragment (https://www.w3.org/TR/media-frags/) as the window, or beside t
 
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from vococache.errors import InputError
+from vococache.errors import InputError, StoreError
 from vococache.model.generate import GenerationOptions
 from vococache.model.voco import VoCoModel
 from vococache.pipeline.serve.contexts import Window
 from vococache.pipeline.serve.engine import Checked, Outcome, Question
-from vococache.workers.reason import answer_text
+from vococache.workers.evidence import evidence as spans_of_evidence
+from vococache.workers.reason import ReasonStage, answer_text
+from vococache.workers.spans import Piece
 
 MAX_NEW_TOKENS = 512
 MAX_MESSAGES = 64
@@ -192,6 +195,16 @@ def segments(checked: Checked) -> list[dict[str, Any]]:
         }
         for span in checked.spans
     ]  # fmt: skip
+
+
+def evidence(stage: ReasonStage, checked: Checked) -> list[dict[str, Any]]:
+    """The spans that an answer rests on, best first; none where the store cannot be asked any more."""
+    pieces = [Piece(span.video, range(span.start, span.stop), checked.key[1]) for span in checked.spans]
+    try:
+        found = spans_of_evidence(stage, pieces, checked.question.question, checked.question.history)
+    except StoreError:
+        return []
+    return [asdict(span) for span in found]
 
 
 def usage(checked: Checked, outcome: Outcome) -> dict[str, int]:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from vococache.errors import VideoError
 from vococache.model.images import FrameGeometry
+from vococache.pipeline.originals import source_file
 from vococache.storage import VideoInfo
 from vococache.workers.video.process import DecoderProcess, Limits
 from vococache.workers.video.sampling import FrameSampling
@@ -18,20 +19,6 @@ HEIGHT = 96  # pixels of a picture, a square
 MAX_PICTURES = 32  # side by side in one strip
 KEPT_BYTES = 32 << 20
 LIMITS = Limits(cpu_s=60, memory=4 << 30)
-
-
-def source_file(info: VideoInfo) -> Path | None:
-    """A video's file, if it is still the one that was ingested; None where it is elsewhere, gone, or another."""
-    path = Path(info.source)
-    if "://" in info.source or not path.is_absolute():
-        return None
-    try:
-        found = path.stat()
-    except (OSError, ValueError):
-        return None
-    if not path.is_file() or (found.st_size, found.st_mtime_ns) != (info.size, info.mtime_ns):
-        return None
-    return path
 
 
 class Pictures:

@@ -11,7 +11,10 @@ from fastapi import APIRouter, HTTPException, Query
 from fastapi.responses import FileResponse, Response
 
 from vococache.pipeline.ask import notes
-from vococache.pipeline.serve.pictures import MAX_PICTURES, Pictures, source_file
+from vococache.pipeline.originals import source_file
+from vococache.pipeline.search.job import find
+from vococache.pipeline.selection import conditions
+from vococache.pipeline.serve.pictures import MAX_PICTURES, Pictures
 from vococache.storage import VideoInfo
 from vococache.storage.reading import READABLE
 from vococache.workers.reason import ReasonStage
@@ -96,6 +99,26 @@ def routes(stage: ReasonStage, pictures: Pictures, *, sources: bool) -> APIRoute
                 "has_source": sources and at_hand, "has_pictures": at_hand,
             }  # fmt: skip
         return told
+
+    searching = CapacityLimiter(1)  # each takes all cores, beside the questions
+
+    @router.get("/search")
+    async def search(
+        q: Annotated[str, Query(min_length=1, max_length=1000)],
+        video: Annotated[list[str] | None, Query(max_length=MOST)] = None,
+        where: Annotated[list[str] | None, Query(max_length=16)] = None,
+        top: Annotated[int, Query(ge=1, le=MOST)] = 10,
+        read: bool = True,
+    ) -> dict[str, Any]:
+        """Windows (video, seconds, score) that show what `q` says, best first.
+
+        Of these `video`s, or of those that have the metadata `where` (KEY=VALUE). Without `read`: by the index alone.
+        """
+        wanted = conditions(where or ())
+        found = await run_sync(
+            lambda: find(stage, q, videos=video, where=wanted, top=top, read=read), limiter=searching
+        )
+        return found.to_dict()
 
     # Of threads of their own: decoding that takes its time keeps no question waiting.
     few = CapacityLimiter(4)

@@ -3,6 +3,7 @@
 import json
 import logging
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -84,6 +85,8 @@ def train(settings: TrainSettings, out: Path, *, resume: bool = False, overwrite
         (out / FIGURES).write_text(json.dumps(figures, indent=2) + "\n")
         if (left_out := settle(out / REPORT)).counts:
             logger.warning("left out in all: %s; see %s", left_out, out / REPORT)
+        if settings.elastic:
+            model.config = replace(model.config, elastic=True)
         # At last: with it the run is finished.
         if settings.lora is not None:
             save_adapter(model, out / MODEL, base_of(settings), dtype_name(dtype), note=settings.note)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vococache.pipeline.ask import ask as ask
     from vococache.pipeline.frames import frames as frames
     from vococache.pipeline.ingest.job import ingest as ingest
+    from vococache.pipeline.search.job import search as search
     from vococache.storage import open_store as open_store
 
 # OpenMP's threads spin while they wait, by default: on shared cores a dozen times the work's own CPU time.
@@ -27,9 +28,10 @@ _LAZY = {
     "ingest": "vococache.pipeline.ingest.job",
     "load_model": "vococache.model",
     "open_store": "vococache.storage",
+    "search": "vococache.pipeline.search.job",
 }
 
-__all__ = ["__version__", "ask", "frames", "ingest", "load_model", "open_store"]
+__all__ = ["__version__", "ask", "frames", "ingest", "load_model", "open_store", "search"]
 
 
 def __getattr__(name: str) -> Any:

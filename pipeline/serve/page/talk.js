@@ -64,6 +64,7 @@ export class Talk {
     try {
       for await (const event of chat({ model: this.model.id, messages: [...earlier, user] }, running.signal)) {
         if (event.segments) answer.append(this.rests(event.segments));
+        if (event.evidence?.length) answer.append(this.evidence(event.evidence));
         if (event.timings) answer.append(took(event.timings));
         text += event.content;
         body.textContent = text;
@@ -99,6 +100,22 @@ export class Talk {
       ),
     );
     return el("p", { class: "rests" }, "read from ", ...links);
+  }
+
+  // Of these, the spans that the question is about.
+  evidence(spans) {
+    const links = spans.map((span) =>
+      el(
+        "button",
+        {
+          class: "evidence", type: "button", title: `Score ${span.score.toFixed(2)}`,
+          onclick: () => this.seek({ video: span.video, start_time: span.start, end_time: span.end }),
+        }, // prettier-ignore
+        new Set(spans.map(({ video }) => video)).size > 1 ? el("span", { class: "name" }, span.video) : null,
+        `${clock(span.start, true)} – ${clock(span.end, true)}`,
+      ),
+    );
+    return el("p", { class: "rests" }, "about ", ...links);
   }
 
   busy(is) {

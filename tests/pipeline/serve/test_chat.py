@@ -7,6 +7,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ def test_an_answer_is_what_ask_says_streamed_and_not(
     [span] = whole.voco["segments"]
     assert span == {"video": "clip-1", "start": 0, "stop": 8, "start_time": 0.0, "end_time": 3.5}
     assert set(whole.voco["timings"]) == {"queue", "load", "first_token", "total"}
+    assert whole.voco["evidence"] == [asdict(rest) for rest in expected.evidence]
     assert 0 <= whole.voco["timings"]["first_token"] <= whole.voco["timings"]["total"]
     options = {"stream": True, "stream_options": {"include_usage": True}}
     chunks = list(create(openai_client, asked(question, "voco:clip-1"), **options))
@@ -72,6 +74,7 @@ def test_an_answer_is_what_ask_says_streamed_and_not(
     assert chunks[0].voco == {"segments": [span]}
     assert chunks[-2].choices[0].finish_reason == "stop"
     assert set(chunks[-2].voco["timings"]) == set(whole.voco["timings"])
+    assert chunks[-2].voco["evidence"] == whole.voco["evidence"]
     assert chunks[-1].usage == whole.usage
     assert whole.usage.prompt_tokens > 8 * 4
     assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens

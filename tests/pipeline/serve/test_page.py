@@ -148,6 +148,7 @@ def test_several_videos_in_one_question(page: sync_api.Page, stage: ReasonStage)
     answer = put_question(page, "what moves?")
     assert answer.locator(".said").inner_text() == ask(stage, ["clip-0", "clip-3"], "what moves?")[0].answer
     assert answer.locator(".span .name").all_inner_texts() == ["clip-0", "clip-3"]
+    assert answer.locator(".evidence").count() == len(ask(stage, ["clip-0", "clip-3"], "what moves?")[0].evidence)
     answer.locator(".span").filter(has_text="clip-3").click()
     sync_api.expect(page.locator("#title")).to_have_text("clip-3", timeout=PATIENCE)
 

@@ -14,10 +14,12 @@ from starlette.testclient import TestClient
 from tests.pipeline.serve.service import hostile_id
 
 from vococache.pipeline.ask import open_reader
+from vococache.pipeline.search.job import find
 from vococache.pipeline.serve.app import make_app
 from vococache.pipeline.serve.engine import PackingEngine
 from vococache.pipeline.serve.metrics import Metrics
 from vococache.pipeline.serve.security import Guard
+from vococache.workers.reason import ReasonStage
 
 CLIPS = [f"clip-{number}" for number in range(4)]
 
@@ -28,6 +30,22 @@ def app_over(store: Path, *, sources: bool = False) -> Guard:
 
 def get(url: str, path: str, **options: object) -> httpx.Response:
     return httpx.get(url + path, timeout=120, **options)  # type: ignore[arg-type]
+
+
+def test_search_tells_what_the_command_does(service: str, stage: ReasonStage) -> None:
+    found = get(service, "search", params={"q": "a red circle", "top": 3}).json()
+    expected = find(stage, "a red circle", top=3)
+    assert [(w["video"], w["start"], w["end"]) for w in found["windows"]] == [
+        (w.video, w.start, w.end) for w in expected.windows
+    ]
+    assert (found["segments"], found["read"]) == (expected.segments, expected.read)
+    one = get(service, "search", params={"q": "a red circle", "video": "clip-1", "read": "false"}).json()
+    assert {window["video"] for window in one["windows"]} == {"clip-1"}
+    assert one["read"] == 0
+    assert get(service, "search", params={"q": "a red circle", "where": "year=2024"}).json()["windows"] == []
+    for wrong, status in (({}, 400), ({"q": "x", "where": "year"}, 400), ({"q": "x", "video": "none"}, 404)):
+        refused = get(service, "search", params=wrong)
+        assert (refused.status_code, {*refused.json()}) == (status, {"error"})
 
 
 def test_the_list_is_paged_filtered_and_searched(service: str) -> None:

@@ -1,0 +1,148 @@
+"""Searching many videos: which of 1,000 clips hold something, and the index alone over 1,000 hours.
+
+python benchmarks/search.py [--clips 1000] [--hours 1000] [--folder FOLDER]
+
+The clips are of 4 s, ingested from files at two frames a second; searched is each object ("a red circle") that at least
+three of them show. The index is that of a store whose caches are next to nothing: random vectors, as many and as large
+as the embedded model's, a segment a second.
+"""
+
+import argparse
+import resource
+import tempfile
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import figure, make_intent, report
+
+from vococache.model import load_model
+from vococache.model.finding import key_scores
+from vococache.pipeline.ask import open_reader
+from vococache.pipeline.search.measure import average_precision
+from vococache.pipeline.synthetic.scene import split_scenes
+from vococache.pipeline.synthetic.trial import ingest_clips
+from vococache.storage import Store, open_store
+from vococache.storage.index import each_index
+from vococache.workers import finding
+from vococache.workers.compress import store_header
+
+HOUR = 3600  # segments of a video
+CHUNK = 240
+QUERIES = 20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clips", type=int, default=1000)
+    parser.add_argument("--hours", type=int, default=1000)
+    parser.add_argument("--folder", type=Path, help="Where clips and stores are kept.  [default: a temporary one]")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        clips = search_clips(folder, options.clips)
+        figure("search", clips=clips)
+        hours = scan_hours(folder, options.hours)
+    rows: list[list[object]] = [["what", "result"]]
+    rows += [[f"{options.clips} clips, {name}", f"{value:.3f}"] for name, value in clips.items()]
+    rows += [[f"{options.hours} hours, {name}", f"{value:,.3f}"] for name, value in hours.items()]
+    report("search", rows, {"clips": clips, "hours": hours})
+
+
+def search_clips(folder: Path, count: int) -> dict[str, float]:
+    """Mean average precision by the index, and by reading all clips; medians of seconds."""
+    scenes = split_scenes("find", count)
+    store = str(folder / "clips-store")
+    ingest_clips(scenes, folder / "clips", store)
+    stage = open_reader(store)
+    shown = {video: {f"a {thing.colour} {thing.shape}" for thing in scene.things} for video, scene in scenes.items()}
+    counts = Counter(name for names in shown.values() for name in names)
+    names = [name for name, number in counts.items() if number >= 3][:QUERIES]
+    found: dict[str, list[float]] = {
+        "chance": [],
+        "index": [],
+        "index, then reading the best 200": [],
+        "reading all": [],
+    }
+    took: dict[str, list[float]] = {"index": [], "reading 200": []}
+    for name in names:
+        question = finding.as_question(stage.model, name)
+        scores = finding.score_segments(stage, question)
+        windows = finding.best_windows(scores, finding.window_segments(stage.model), count)
+        truth = [name in shown[window.video] for window in windows]
+        started = time.perf_counter()
+        best = [window.score for window in finding.read_windows(stage, windows[:200], question)]
+        took["reading 200"].append(time.perf_counter() - started)
+        took["index"].append(scores.seconds)
+        rest = [window.score for window in finding.read_windows(stage, windows[200:], question)]
+        found["chance"].append(float(np.mean(truth)))
+        found["index"].append(average_precision([window.score for window in windows], truth))
+        in_order = [-1e9 - place for place in range(len(rest))]  # behind those that were read
+        found["index, then reading the best 200"].append(average_precision([*best, *in_order], truth))
+        found["reading all"].append(average_precision([*best, *rest], truth))
+    means = {f"mean average precision: {kind}": round(float(np.mean(values)), 4) for kind, values in found.items()}
+    return means | {f"seconds: {kind}": round(float(np.median(values)), 4) for kind, values in took.items()}
+
+
+def scan_hours(folder: Path, hours: int) -> dict[str, float]:
+    """Seconds of one pass over the index of so many hours, through the store and of the bare products; memory."""
+    full = store_header(load_model("synthetic"))
+    assert full.index is not None
+    shape = tuple(full.index["shape"])
+    header = replace(
+        full, layers=1, kv_heads=1, tokens=1, head_dim=1, chunk_segments=CHUNK,
+        index={"kind": "random", "shape": list(shape)},
+    )  # fmt: skip
+    store = open_store(str(folder / "hours-store"), "a", header=header)
+    random = np.random.default_rng(0)
+    vectors = random.standard_normal((HOUR, *shape), np.float32).astype(np.float16)
+    for number in range(hours):
+        video = f"hour-{number:04d}"
+        if store.find(video) is None:
+            write_hour(store, video, np.roll(vectors, number, axis=0))
+    query = torch.randn(shape[1], 1, shape[2])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    through = min(scan(store, query) for _ in range(3))
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    started = time.perf_counter()
+    for _ in range(hours):
+        key_scores(query, vectors)
+    bare = time.perf_counter() - started
+    scores = finding.Scores(videos={str(n): random.standard_normal(HOUR, np.float32) for n in range(hours)})
+    started = time.perf_counter()
+    finding.best_windows(scores, 8, 200)
+    choosing = time.perf_counter() - started
+    return {
+        "segments": hours * HOUR,
+        "gigabytes": round(hours * HOUR * header.index_segment_bytes / 1e9, 3),
+        "seconds through the store, each byte checked": round(through, 3),
+        "seconds of the products alone": round(bare, 3),
+        "seconds of choosing 200 windows": round(choosing, 3),
+        "growth of peak memory, MiB": round(grown / 1024, 1),
+    }
+
+
+def write_hour(store: Store, video: str, vectors: np.ndarray) -> None:
+    intent = make_intent(CHUNK)
+    store.begin(video, intent)
+    kv = np.zeros((CHUNK, 1, 2, 1, 1, 1), store.header.dtype)
+    receipts = [
+        store.write_chunk(video, intent.token, index, kv, vectors[index * CHUNK : (index + 1) * CHUNK])
+        for index in range(HOUR // CHUNK)
+    ]
+    written = [receipt for receipt in receipts if receipt is not None]
+    store.complete(video, intent.token, written, np.arange(HOUR, dtype=np.float64)[:, None], float(HOUR))
+
+
+def scan(store: Store, query: torch.Tensor) -> float:
+    started = time.perf_counter()
+    segments = sum(len(key_scores(query, part.vectors)) for part in each_index(store))
+    assert segments % HOUR == 0
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Finding a text's segments: its queries against stored keys, and how much likelier "yes" is than "no".
+
+A decoder's heads look for keys that fit a text's tokens, and some heads of one early layer tell a segment that holds
+what the text names from one that does not (docs/design/0010-finding.md). So a search is a product of vectors.
+
+Letters: T tokens of a text, G key-value heads of the index, R query heads that share one, D head dimension,
+S segments, K tokens of a segment, N keys, B rows, E hidden size, V vocabulary.
+"""
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from vococache.model.cache import VoCoCache
+from vococache.model.decoder import project_query, run_layers
+from vococache.model.voco import VoCoModel
+
+QUESTION = 'Does the video show this: "{}"? Answer yes or no.'  # of a model that has no question of its own
+BATCH_POSITIONS = 8192  # cached ones and those of texts, in one pass
+
+
+@torch.inference_mode()
+def index_queries(model: VoCoModel, ids: Tensor, layer: int, heads: Sequence[int] | None = None) -> Tensor:
+    """Queries before RoPE, [T, G, R, D] float32, of a text `ids` [T] behind no segment, at `layer`.
+
+    `heads`: the key-value heads whose queries these are; None for all.
+    """
+    past = model.rotated(model.empty_cache())
+    prefix, length = past.shape[4], len(ids)
+    reading = model.reading
+    hidden = reading.embed_tokens(ids.to(model.device)[None])
+    positions = torch.arange(prefix, prefix + length, device=model.device)
+    mask = torch.ones(length, prefix + length, dtype=torch.bool, device=model.device).tril(prefix)
+
+    def extend(index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.cat((past[index, 0], key), 2), torch.cat((past[index, 1], value), 2)
+
+    hidden = run_layers(reading.layers[:layer], hidden, model.rope.angles(positions, hidden.dtype), mask, extend)
+    asking = reading.layers[layer]
+    query_HTD = project_query(asking.self_attn, asking.input_layernorm(hidden))[0].float().cpu()
+    query_GRTD = query_HTD.reshape(model.config.kv_heads, -1, length, query_HTD.shape[-1])
+    return query_GRTD[list(range(len(query_GRTD)) if heads is None else heads)].permute(2, 0, 1, 3)
+
+
+def join_queries(query_TGRD: Tensor, key_NGD: Tensor) -> Tensor:
+    """One query for each head, [G, R, D]: a token weighs as much as its products with these keys vary.
+
+    What is asked about tells segments apart; the words around it fit all of them alike.
+    """
+    covariance = torch.stack([key.T.cov() for key in key_NGD.float().unbind(1)])  # [G, D, D]
+    weight = torch.einsum("tgrd,gde,tgre->tgr", query_TGRD, covariance, query_TGRD)
+    total = weight.sum(0).clamp(min=torch.finfo(weight.dtype).tiny)
+    return (query_TGRD * weight[..., None]).sum(0) / total[..., None]
+
+
+def key_scores(query_GRD: Tensor, keys_SKGD: npt.NDArray[np.float16]) -> Tensor:
+    """How well each of S segments' keys fit a query, [S]: the best of its tokens for each head, then their mean."""
+    heads, shared, width = query_GRD.shape
+    segments, tokens = keys_SKGD.shape[:2]
+    matrix = torch.zeros(heads, width, heads, shared)
+    for head, query_RD in enumerate(query_GRD):
+        matrix[head, :, head] = query_RD.T
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a mapped file may not be written to, and is not
+        keys = torch.from_numpy(keys_SKGD.reshape(segments * tokens, heads * width))
+    found = (keys.float() @ matrix.reshape(heads * width, heads * shared)).view(segments, tokens, heads * shared)
+    best = found[:, 0]
+    for token in range(1, tokens):
+        best = torch.maximum(best, found[:, token])
+    fit: Tensor = best.mean(1)
+    return fit
+
+
+@torch.inference_mode()
+def yes_over_no(
+    model: VoCoModel, caches: Sequence[VoCoCache], ids: Tensor, yes: Sequence[int], no: Sequence[int]
+) -> Tensor:
+    """Log odds [B] that an answer to the text `ids` [T] behind each of B caches begins with `yes` and not with `no`.
+
+    `yes`, `no`: ids that such an answer begins with. So many caches in a pass as `BATCH_POSITIONS` holds.
+    """
+    longest = max((cache.positions for cache in caches), default=0) + model.config.prefix_entries + len(ids)
+    at_once = max(1, BATCH_POSITIONS // longest)
+    odds = []
+    for first in range(0, len(caches), at_once):
+        some = caches[first : first + at_once]
+        texts = ids.to(model.device).expand(len(some), -1)
+        hidden_BTE = model.read_rows(
+            VoCoCache.join(some), [cache.segments for cache in some], texts, torch.ones(texts.shape, dtype=torch.long)
+        )
+        logits_BV = model.logits(hidden_BTE[:, -1]).float()
+        odds.append((logits_BV[:, list(yes)].logsumexp(1) - logits_BV[:, list(no)].logsumexp(1)).cpu())
+    return torch.cat(odds) if odds else torch.zeros(0)

@@ -1,0 +1,74 @@
+"""`voco search`: which seconds of which videos show something."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vococache.pipeline.cli.evaluate import dtype_option
+from vococache.pipeline.cli.store import json_option, table
+from vococache.pipeline.cli.terminal import say
+from vococache.pipeline.selection import conditions
+
+
+@click.command("search")
+@click.argument("store")
+@click.argument("text")
+@click.option("--video", "videos", multiple=True, help="Only this video. Repeatable.")
+@click.option("--where", multiple=True, metavar="KEY=VALUE", help="Only videos with this metadata. Repeatable.")
+@click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="Most windows.")
+@click.option("--no-read", is_flag=True, help="Rank by the index alone; read no window.")
+@click.option(
+    "--clips", type=click.Path(file_okay=False, path_type=Path), help="Folder to cut the windows into, from the files."
+)
+@click.option("--model", help="Model: folder, Hugging Face hub id, or `synthetic`.")
+@dtype_option
+@click.option("--device", help="cpu or cuda.  [default: cuda if available]")
+@json_option
+def search_command(
+    store: str, text: str, videos: tuple[str, ...], where: tuple[str, ...], top: int, no_read: bool,
+    clips: Path | None, as_json: bool, **loading: Any,
+) -> int:  # fmt: skip
+    """Find the seconds of STORE's videos that show what TEXT says, best first.
+
+    TEXT is a description, or a question that is answered yes where it is true. All segments are looked at by the
+    store's index, then the best windows are read by the model.
+
+    \b
+    Example:
+      voco search caches "a red circle"
+      voco search caches "does somebody open a door?" --where camera=yard --top 5 --json
+      voco search caches "a red circle" --video talk --clips found/
+    """
+    from vococache.pipeline.ask import open_reader
+    from vococache.pipeline.search.clips import cut_windows
+    from vococache.pipeline.search.job import find
+
+    wanted = conditions(where)
+    stage = open_reader(store, **loading)
+    result = find(stage, text, videos=videos or None, where=wanted, top=top, read=not no_read)
+    cuts = cut_windows(stage.store, result.windows, clips) if clips is not None else {}
+    if as_json:
+        rows = [
+            window.to_dict() | ({"clip": str(cuts[window])} if isinstance(cuts.get(window), Path) else {})
+            for window in result.windows
+        ]
+        click.echo(json.dumps(result.to_dict() | {"windows": rows}))
+    else:
+        table(
+            [
+                (f"{window.score:.3f}", window.video, f"{window.start:.1f}-{window.end:.1f} s")
+                for window in result.windows
+            ]
+        )
+    for window, why in cuts.items():
+        if isinstance(why, str):
+            say(f"not cut: {window.video} {window.start:.1f}-{window.end:.1f} s: {why}", err=True)
+    if not as_json:
+        read = f"{result.read} windows read in {result.timings['read']:.2f} s" if result.read else "nothing was read"
+        say(f"({result.segments:,} segments by the index in {result.timings['index']:.2f} s; {read})", err=True)
+    return 0
+
+
+COMMANDS = (search_command,)

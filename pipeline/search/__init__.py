@@ -1,0 +1,1 @@
+"""Searching stores: which seconds of which videos show something."""
