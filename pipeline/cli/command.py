@@ -285,7 +285,7 @@ def demo(seed: int, clips: int, out: Path, serve: bool, live: bool, as_json: boo
         from vococache.pipeline.synthetic.live_demo import watched_demo
 
         with watched_demo(out, seed=seed, say=say) as store:
-            return cli_serve.run(store, {}, host="127.0.0.1", port=0, token=None)
+            return cli_serve.run(store, {}, host="127.0.0.1", port=0, token=None, sources=False)
     from vococache.pipeline.synthetic.demo import run_demo
 
     result = run_demo(out, seed=seed, clips=clips, say=lambda line: say(line, err=as_json))
