@@ -97,9 +97,9 @@ def ask(
 
     `videos`: ids as `voco ls` tells them, the paths of files that were ingested, or ids of live sources; None for all
     of the store. `store`: a path or URL, or `open_reader`'s result, which keeps the model loaded. Several videos are
-    read one after the other as one context. `start`, `end`: seconds, of each video; of a live source moments, as "17:05".
-    `last`: only the last so many seconds of what is stored. `tokens`: read only the first so many VoCo tokens of each
-    segment. `temperature` 0 is greedy. `model`, `dtype`, `device`: as in `open_reader`.
+    read one after the other as one context. `start`, `end`: seconds, of each video; of a live source moments, as
+    "17:05". `last`: only the last so many seconds of what is stored. `tokens`: read only the first so many VoCo tokens
+    of each segment. `temperature` 0 is greedy. `model`, `dtype`, `device`: as in `open_reader`.
 
     Where all of that does not fit the model's context, each question is answered from the windows that it is about, or
     that show what is to be found (`find`, a text as for `vococache.search`; then also where all fits), and a skeleton
