@@ -77,7 +77,7 @@ def watch_command(
         )  # fmt: skip
         if metrics_port is not None:
             stack.enter_context(serve_registry(watch.metrics.registry, metrics_port))
-        if standing and (note := watch.model.config.extra.get("note")):
+        if any(source.ask for source in found) and (note := watch.model.config.extra.get("note")):
             _say(str(note))
         for source in found:
             _say(f"watching {source.name} as {source.id}")

@@ -22,7 +22,8 @@ from vococache.workers.video.live import LiveFrame, Resume
 from vococache.workers.video.live_process import LiveDecoder
 from vococache.workers.video.process import Limits
 
-MOST_WAITING = 4  # chunks of a source that goes on without us; beyond it is thinned
+# Of a source that goes on without us so much may wait, and four chunks in any case; beyond it is thinned.
+WAITING_SECONDS, MOST_WAITING = 20.0, 4
 BACKOFF_SECONDS = (0.5, 30.0)  # between connections: at first, and at most
 STORE_WAIT_SECONDS = 5.0  # before a store that failed is tried again
 QUIET_SECONDS = 10.0  # without a frame, after which what is there is closed
@@ -228,7 +229,8 @@ class Feed:
             while self.source.is_paced and self.waiting and not self.plan.stop.is_set():
                 changed.wait(0.5)
             self.waiting.append(chunk)
-            if sum(bool(each.segments) for each in self.waiting) > MOST_WAITING and not self.source.is_paced:
+            most = max(MOST_WAITING, int(WAITING_SECONDS / self.plan.latency))
+            if sum(bool(each.segments) for each in self.waiting) > most and not self.source.is_paced:
                 self._thin()
             changed.notify_all()
         if self.stride > 1:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vococache.pipeline.live.clock import hour_of
-from vococache.pipeline.live.parts import newest_first
+from vococache.pipeline.live.parts import names_of, newest_first
 from vococache.pipeline.live.sources import WatchSource
 from vococache.storage import ChunkReceipt, Intent, Store, maintenance
 from vococache.workers.video.live import Resume
@@ -96,8 +96,8 @@ def finish(store: Store, part: GrowingPart) -> None:
 def recover(store: Store, live: str) -> list[str]:
     """Complete what a killed watch of this source left growing, as far as it was committed; the parts' names."""
     found = []
-    for name in store.ids():
-        info = store.find(name) if name.startswith(f"{live}.") else None
+    for name in names_of(store, live):
+        info = store.find(name)
         if info is None:
             continue
         if info.status == "growing":

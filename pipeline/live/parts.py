@@ -4,6 +4,7 @@ An id is one name in a folder, hence the dot; hours are UTC. Which source a part
 was, is said by its metadata. Free of torch.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from vococache.workers.reason import ReasonStage
     from vococache.workers.spans import SegmentSpan
 
+_HOUR = re.compile(r"\.\d{4}-\d\d-\d\dT\d\d(\.\d\d)*")
 ROUNDING_SECONDS = 1e-4  # of moments, which are floats of the epoch
 
 
@@ -61,10 +63,14 @@ def part_of(info: "VideoInfo | None", live: str) -> LivePart | None:
     return LivePart(info.id, float(start), float(start) + (info.duration or 0.0), info)
 
 
+def names_of(store: "Store", live: str) -> list[str]:
+    """The names that parts of a source may have, by time."""
+    return [name for name in store.ids() if name.startswith(f"{live}.") and _HOUR.fullmatch(name, len(live))]
+
+
 def newest_first(store: "Store", live: str) -> Iterator[LivePart]:
     """The parts of a source; each document is read when its turn comes."""
-    names = [name for name in store.ids() if name.startswith(f"{live}.")]
-    for name in reversed(names):
+    for name in reversed(names_of(store, live)):
         if (part := part_of(store.find(name), live)) is not None:
             yield part
 

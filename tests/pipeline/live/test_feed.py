@@ -15,6 +15,7 @@ from tests.clips import read_frame_number
 from tests.live import GEOMETRY, SIZE, Handler, make_ts, sent, serving
 from tests.storage.samples import HEADER
 
+from vococache.pipeline.live import feed as feed_module
 from vococache.pipeline.live.feed import Chunk, Feed, Plan
 from vococache.pipeline.live.growth import GrowingPart
 from vococache.pipeline.live.sources import WatchSource
@@ -126,8 +127,11 @@ def test_a_reconnect_is_another_part_and_is_told_once(store: Store, tmp_path: Pa
     assert "hemlich" not in f"{lines}{first.intent}{second.metadata}{feed.source!r}"
 
 
-def test_it_is_thinned_evenly_where_nobody_keeps_up(store: Store, tmp_path: Path) -> None:
+def test_it_is_thinned_evenly_where_nobody_keeps_up(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A source that does not wait: however long nobody takes anything, few chunks wait, and the newest are there."""
+    monkeypatch.setattr(feed_module, "WAITING_SECONDS", 0.0)
     data = make_ts(tmp_path / "a.ts", 400)
     with serving(sent(data)) as server, feeding(store, server.url) as feed:
         while feed.edge == 0 or not feed.waiting or not feed.waiting[-1].ends:

@@ -77,6 +77,7 @@ def test_pictures_over_http() -> None:
     assert 0.5 < found[-1].moment - found[0].moment < 5
 
 
+@pytest.mark.slow
 def test_hls(tmp_path: Path) -> None:
     """A playlist that rolls; it is begun at its edge, and ends when it says so."""
     with serving(Playlist(tmp_path, 6, 0.7)) as server, watched(f"{server.url}/live.m3u8") as decoder:
@@ -104,6 +105,7 @@ def test_hls_that_was_away_for_a_moment_goes_on_where_it_was(tmp_path: Path) -> 
     assert second[0].begins == "reconnect"
 
 
+@pytest.mark.slow
 def test_udp(clip: bytes) -> None:
     port = free_udp_port()
     with watched(f"udp://127.0.0.1:{port}") as decoder:
@@ -151,6 +153,7 @@ def test_a_file_goes_on_where_it_was_left(clip: bytes, tmp_path: Path) -> None:
     assert second[0].begins == "reconnect"
 
 
+@pytest.mark.slow
 def test_another_file_in_its_place_is_another_stream(clip: bytes, tmp_path: Path) -> None:
     path = tmp_path / "growing.ts"
     path.write_bytes(clip)
@@ -331,6 +334,7 @@ def test_why_there_is_no_connection_is_one_line(source: str, reason: str) -> Non
         frames(decoder)
 
 
+@pytest.mark.slow
 def test_sizes_of_pictures_are_limited(tmp_path: Path) -> None:
     from vococache.workers.video.process import Limits
 
