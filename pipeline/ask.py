@@ -118,22 +118,22 @@ def ask(
         stage = store
     sampling = GenerationOptions(temperature=temperature, top_p=top_p, seed=seed)
     scope = scope_of(stage, videos, start, end)
-    groups = [[question] for question in asked]
-    if find is None and fits(stage, scope, asked, max_new_tokens, tokens, whole=whole):
-        groups = [asked]
+    # What is found for a question is for that alone; else all of them go through the model together.
+    together = find is not None or fits(stage, scope, asked, max_new_tokens, tokens, whole=whole)
+    groups = [asked] if together else [[question] for question in asked]
     told = []
     for questions in groups:
         context = load(stage, scope, questions, max_new_tokens, tokens, find=find, whole=whole)
         answers = stage.answer(context, questions, max_new_tokens=max_new_tokens, sampling=sampling)
-        times = {"find": context.find_seconds} if context.skeleton is not None else {}
+        found = {"find": context.find_seconds} if context.skeleton is not None else {}
         told += [
             AskAnswer(
                 question=answer.question,
                 answer=answer.answer,
                 videos=[*scope.bounds] if videos is not None else [*dict.fromkeys(s.video for s in context.spans)],
                 segments=context.spans,
-                timings=times
-                | {
+                timings={
+                    **found,
                     "load": context.load_seconds,
                     "prefill": answer.prefill_seconds,
                     "decode": answer.decode_seconds,
@@ -229,7 +229,7 @@ def chat(
     history: list[tuple[str, str]] = []
     context: Context | None = None
     for question in questions:
-        if context is None or context.skeleton is not None:
+        if context is None or (context.skeleton is not None and find is None):
             context = load(stage, scope, [question], max_new_tokens, tokens, find=find, whole=whole, history=history)
         (answer,) = stage.answer(context, [question], max_new_tokens=max_new_tokens, sampling=sampling, history=history)
         history.append((question, answer.answer))
