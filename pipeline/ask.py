@@ -34,8 +34,8 @@ class AskAnswer:
     skeleton: Skeleton | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return asdict(self)
+        """As plain JSON values; the skeleton only where there is one."""
+        return {name: value for name, value in asdict(self).items() if name != "skeleton" or value is not None}
 
 
 def open_reader(
