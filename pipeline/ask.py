@@ -35,8 +35,8 @@ class AskAnswer:
     skeleton: Skeleton | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return asdict(self)
+        """As plain JSON values; the skeleton only where there is one."""
+        return {name: value for name, value in asdict(self).items() if name != "skeleton" or value is not None}
 
 
 def open_reader(
@@ -126,23 +126,23 @@ def ask(
     sampling = GenerationOptions(temperature=temperature, top_p=top_p, seed=seed)
     named = None if videos is None else [video_id(text) for text in ([videos] if isinstance(videos, str) else videos)]
     scope = scope_of(stage, named, start, end, last)
-    groups = [[question] for question in asked]
-    if find is None and fits(stage, scope, asked, max_new_tokens, tokens, whole=whole):
-        groups = [asked]
+    # What is found for a question is for that alone; else all of them go through the model together.
+    together = find is not None or fits(stage, scope, asked, max_new_tokens, tokens, whole=whole)
+    groups = [asked] if together else [[question] for question in asked]
     told = []
     for questions in groups:
         context = load(stage, scope, questions, max_new_tokens, tokens, find=find, whole=whole)
         answers = stage.answer(context, questions, max_new_tokens=max_new_tokens, sampling=sampling)
         clock = clock_of(stage.store, context.spans)
-        times = {"find": context.find_seconds} if context.skeleton is not None else {}
+        found = {"find": context.find_seconds} if context.skeleton is not None else {}
         told += [
             AskAnswer(
                 question=answer.question,
                 answer=answer.answer,
                 videos=named or [*dict.fromkeys(span.video for span in context.spans)],
                 segments=context.spans,
-                timings=times
-                | {
+                timings={
+                    **found,
                     "load": context.load_seconds,
                     "prefill": answer.prefill_seconds,
                     "decode": answer.decode_seconds,
@@ -249,7 +249,7 @@ def chat(
     history: list[tuple[str, str]] = []
     context: Context | None = None
     for question in questions:
-        if context is None or context.skeleton is not None:
+        if context is None or (context.skeleton is not None and find is None):
             context = load(stage, scope, [question], max_new_tokens, tokens, find=find, whole=whole, history=history)
         (answer,) = stage.answer(context, [question], max_new_tokens=max_new_tokens, sampling=sampling, history=history)
         history.append((question, answer.answer))

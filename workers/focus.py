@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from vococache.errors import ContextLimitError
+from vococache.errors import ContextLimitError, StoreError
 from vococache.model.cache import VoCoCache
 from vococache.workers.finding import (
     Scores,
@@ -79,6 +79,9 @@ def load_focused(
     inside = Scores(videos={video: scores.videos[video][slice(*scope.bounds[video])] for video in scores.videos})
     most = max(1, positions // 2 // (length * k))
     windows = best_windows(inside, length, max(most, READ) if find is not None else most)
+    if not windows:
+        url = stage.store.url
+        raise StoreError(f"no video that is asked about has an index in {url}: `voco upgrade {url}` makes one")
     windows = [_moved(window, scope.bounds[window.video][0]) for window in windows]
     if find is not None:
         windows = sorted(read_windows(stage, windows, wanted), key=lambda window: -window.score)[:most]

@@ -152,7 +152,7 @@ def test_ask_json_is_the_contract(voco: Voco, store: Path) -> None:
     assert result.code == 0
     answers = result.json["answers"]  # type: ignore[call-overload, index]
     assert [answer["question"] for answer in answers] == ["What?", "Who?"]
-    assert set(answers[0]) == {"question", "answer", "videos", "segments", "timings"}
+    assert set(answers[0]) == {"question", "answer", "videos", "segments", "timings", "evidence"}
     assert answers[0]["segments"] == [{"video": "plain", "start": 1, "stop": 4, "start_time": 1.0, "end_time": 3.0}]
     assert set(answers[0]["timings"]) == {"load", "prefill", "decode"}
     assert "only synthetic clips" in result.err, "the embedded model says what it is"
@@ -208,8 +208,8 @@ def test_a_dry_run_tells_and_does_nothing(voco: Voco, clips: Path, tmp_path: Pat
     assert found["segment_flops"] > 1e6
     by_itself = voco("ingest", clips, "--store", tmp_path / "none", "--dry-run", "--json").json
     assert by_itself["segments"] == 17, "the embedded model was made for two frames a second"  # type: ignore[call-overload, index]
-    # Layers, keys and values, heads, tokens, head size, bytes; and the index, which is the keys of one layer.
-    assert found["bytes"] == 17 * (6 * 2 * 6 * 4 * 32 * 4 + 6 * 4 * 32 * 2)
+    # Layers, keys and values, heads, tokens, head size, bytes; and the index, the keys of three heads of one layer.
+    assert found["bytes"] == 17 * (6 * 2 * 6 * 4 * 32 * 4 + 3 * 4 * 32 * 2)
     assert not (tmp_path / "none").exists()
 
 
