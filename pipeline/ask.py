@@ -31,8 +31,8 @@ class AskAnswer:
     clock: tuple[str, str] | None = None  # of a live source: when its first and last frame were, in local time
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return asdict(self)
+        """As plain JSON values; `clock` only where there is one."""
+        return {name: value for name, value in asdict(self).items() if name != "clock" or value is not None}
 
 
 def open_reader(
