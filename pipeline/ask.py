@@ -35,8 +35,9 @@ class AskAnswer:
     skeleton: Skeleton | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values; the skeleton only where there is one."""
-        return {name: value for name, value in asdict(self).items() if name != "skeleton" or value is not None}
+        """As plain JSON values; `clock` and `skeleton` only where there is one."""
+        left_out = {name for name in ("clock", "skeleton") if getattr(self, name) is None}
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
 
 def open_reader(
