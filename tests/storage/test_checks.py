@@ -142,6 +142,7 @@ def reseal(data: bytes) -> bytes:
         ("compression", 7), ("positions", "x"), ("sampling", [1]), ("sampling", {"fps": {"x": {"y": 1}}}),
         ("objects", {"videos/zarr.json": "x"}), ("quantization", "int1"), ("quantization", []),
         ("frames_per_segment", -1), ("identity", "x"), ("index", 7), ("index", {"kind": "keys"}),
+        ("index", {"kind": "keys", "layer": 0, "heads": [9], "shape": [2, 1, 4]}),
         ("index|shape", [HUGE]), ("index|shape", [1] * 5), ("index|shape", [1 << 11, 1 << 11]), ("index|layer", 2),
     ],
 )  # fmt: skip

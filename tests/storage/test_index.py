@@ -9,7 +9,7 @@ from tests.storage.samples import HEADER, INDEX, KV, add, intent, kv, times, vec
 
 from vococache.errors import CorruptionError, InputError, StoreError
 from vococache.storage import Store, open_store
-from vococache.storage.index import each_index
+from vococache.storage.index import each_index, index_vectors, keys_index
 
 
 def test_its_vectors_are_the_keys_of_a_layer(store: Store) -> None:
@@ -18,6 +18,22 @@ def test_its_vectors_are_the_keys_of_a_layer(store: Store) -> None:
     assert found.dtype == np.float16
     assert found.shape == (3, 2, 1, 4)  # tokens, heads, width
     np.testing.assert_array_equal(found[:, 1, 0], kv(7)[2:5, 1, 0, 0, 1])
+
+
+def test_of_some_heads_alone() -> None:
+    header = dataclasses.replace(HEADER, kv_heads=3, index=keys_index(2, 3, 2, 4, layer=1, heads=[2, 0]))
+    assert header.index_shape == (2, 2, 4)
+    caches = np.random.default_rng(0).standard_normal((5, 2, 2, 3, 2, 4)).astype(np.float32)
+    found = index_vectors(header, caches)
+    assert found is not None
+    np.testing.assert_array_equal(found[:, 1, 0], caches[:, 1, 0, 2, 1].astype(np.float16))
+    np.testing.assert_array_equal(found[:, 1, 1], caches[:, 1, 0, 0, 1].astype(np.float16))
+
+
+def test_some_videos_alone(store: Store) -> None:
+    for seed, video in enumerate("cab"):
+        add(store, video, segments=4, seed=seed)
+    assert [part.video.id for part in each_index(store, videos=["c", "none", "a"])] == ["c", "c", "a", "a"]
 
 
 def test_all_videos_in_one_pass(store: Store) -> None:
