@@ -104,17 +104,16 @@ export class Talk {
 
   // Of these, the spans that the question is about.
   evidence(spans) {
-    const links = spans.map((span) =>
-      el(
+    const several = new Set(spans.map(({ video }) => video)).size > 1;
+    const links = spans.map(({ video, start, end, score }) => {
+      const span = { video, start_time: start, end_time: end };
+      return el(
         "button",
-        {
-          class: "evidence", type: "button", title: `Score ${span.score.toFixed(2)}`,
-          onclick: () => this.seek({ video: span.video, start_time: span.start, end_time: span.end }),
-        }, // prettier-ignore
-        new Set(spans.map(({ video }) => video)).size > 1 ? el("span", { class: "name" }, span.video) : null,
-        `${clock(span.start, true)} – ${clock(span.end, true)}`,
-      ),
-    );
+        { class: "evidence", type: "button", title: `Score ${score.toFixed(2)}`, onclick: () => this.seek(span) },
+        several ? el("span", { class: "name" }, video) : null,
+        this.told(span),
+      );
+    });
     return el("p", { class: "rests" }, "about ", ...links);
   }
 
