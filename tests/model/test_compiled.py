@@ -10,6 +10,7 @@ from vococache.model.generate import GenerationOptions, generate
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # the compiler's own
 def test_compiled_layers_give_what_plain_ones_give() -> None:
     model = vococache.load_model("synthetic", device="cpu", dtype="float32")
     side = model.config.geometry.size
