@@ -8,6 +8,8 @@ SCRIPT = """
 import time
 from vococache.model import load_model
 import torch
+
+import pytest
 model = load_model("synthetic")
 size = model.config.geometry.size
 cache = model.compress(torch.zeros(8, model.config.frames_per_segment, 3, size, size))
@@ -27,6 +29,7 @@ def cpu_seconds(threads: int) -> float:
     return float(done.stdout)
 
 
+@pytest.mark.slow
 def test_threads_that_wait_do_not_spin() -> None:
     """More threads than cores, as on shared ones. Threads that spin take some twenty times as much here."""
     assert cpu_seconds(2 * (os.cpu_count() or 1)) < 4 * cpu_seconds(1)

@@ -289,6 +289,7 @@ def test_looking_after_a_store(voco: Voco, store: Path, tmp_path: Path) -> None:
     assert voco("ask", own, "plain", "What?").code == 2, "a damaged chunk never answers"
 
 
+@pytest.mark.slow
 def test_repair(voco: Voco, clips: Path, tmp_path: Path, other_model: Path, local_ray: None) -> None:
     """Damaged videos whose sources are there are made again, bit for bit; the others are left and named."""
     sources = [shutil.copy(clips / name, tmp_path) for name in ("plain.mp4", "offset.mkv", "short.mkv")]

@@ -66,7 +66,9 @@ def timeless(path: Path) -> list[Any]:
     return [settings, *sorted((replace(record, seconds=0.0) for record in records), key=lambda record: record.id)]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout", [pytest.param(layout, marks=[pytest.mark.slow] if layout != "msvd-qa" else []) for layout in LAYOUTS]
+)
 def test_every_question_is_answered_from_its_own_video(corpus: Corpus, layout: str, tmp_path: Path) -> None:
     """The embedded model is right far more often than on another's video, so a mix-up would show."""
     evaluation = corpus.evaluation(layout)

@@ -78,6 +78,7 @@ def test_a_second_run_does_nothing_and_says_so(copied: str, clips: Path) -> None
     assert {path: path.stat().st_mtime_ns for path in Path(copied).rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_an_edited_file_is_done_anew_and_another_sampling_only_when_asked(copied: str, tmp_path: Path) -> None:
     file = make_clip(tmp_path / "new.mp4", frames=20, fps=10)
     assert vococache.ingest(file, copied, fps=1).done == ["new"]
@@ -260,7 +261,7 @@ def test_a_link_in_the_store_costs_its_video_alone(copied: str, tmp_path: Path) 
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["zarr.json"]
 
 
-@pytest.mark.parametrize("moved", [False, True])
+@pytest.mark.parametrize("moved", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_interrupted_work_resumes_at_its_chunks(tmp_path: Path, moved: bool) -> None:
     file = make_clip(tmp_path / "long.mp4", frames=600, fps=10)
     whole = str(tmp_path / "whole")
