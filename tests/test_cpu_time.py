@@ -4,12 +4,12 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 import time
 from vococache.model import load_model
 import torch
-
-import pytest
 model = load_model("synthetic")
 size = model.config.geometry.size
 cache = model.compress(torch.zeros(8, model.config.frames_per_segment, 3, size, size))
