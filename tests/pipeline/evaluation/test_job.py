@@ -95,6 +95,7 @@ def test_an_answer_is_what_ask_says(corpus: Corpus, tmp_path: Path) -> None:
         assert answer.answer == record.raw
 
 
+@pytest.mark.slow
 def test_missing_and_broken_videos_stay_in_the_run_and_are_asked_again(corpus: Corpus, tmp_path: Path) -> None:
     folder = tmp_path / "data"
     write_dataset("msrvtt-qa", folder, split="test", clips=3, asked=4, seed=77)
@@ -231,6 +232,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(corpus: Corpus, tmp_path: Path) -> None:
     """`kill -9` in the middle: the same command finishes, and the run equals an undisturbed one."""
     folder = corpus.root / "activitynet-qa"

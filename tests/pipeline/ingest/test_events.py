@@ -79,6 +79,7 @@ def test_outcomes_chunks_and_the_time_of_each_stage(
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_report_and_the_log_of_the_command(
     clips: Path, tmp_path: Path, local_ray: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,6 +113,7 @@ class Slow:
         return task
 
 
+@pytest.mark.slow
 def test_what_is_stuck_on_what(local_ray: None) -> None:
     import sys
 

@@ -319,6 +319,7 @@ REAL = Path(__file__).parents[4] / "shared" / "videos"
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real clips are not part of the repository")
+@pytest.mark.slow
 def test_real_clips(tmp_path: Path) -> None:
     store = str(tmp_path / "store")
     report = vococache.ingest(str(REAL), store)

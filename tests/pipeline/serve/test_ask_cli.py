@@ -74,6 +74,7 @@ def test_what_cannot_be_asked_is_one_line(
     assert said in lines[0]
 
 
+@pytest.mark.slow
 def test_a_file_of_questions_is_answered_and_gone_on_with(shelf: Path, stage: ReasonStage, tmp_path: Path) -> None:
     rows = [
         {"video": f"clip-{n % 3}", "question": text, "id": f"{n}-{text}"}

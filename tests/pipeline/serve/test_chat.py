@@ -256,6 +256,7 @@ def test_a_signal_ends_it_when_what_was_asked_is_answered(slow_shelf: Path, numb
             client(url).models.list()
 
 
+@pytest.mark.slow
 def test_kill_under_load_leaves_no_request_without_an_end(shelf: Path) -> None:
     """Each is answered, or fails as a lost connection does; none hangs, none gets half an answer as a whole one."""
     with serving(shelf) as (child, url):

@@ -230,6 +230,7 @@ def test_the_page_asks_for_the_token(browser: sync_api.Browser, shelf: Path) -> 
         context.close()
 
 
+@pytest.mark.slow
 def test_a_growing_video_is_shown_as_it_grows(browser: sync_api.Browser, shelf: Path, tmp_path: Path) -> None:
     """Its edge moves, the last seconds can be asked about, and the answer tells the time of the day."""
     place = tmp_path / "live"
