@@ -131,7 +131,9 @@ def asked(stage: ReasonStage, video: str, text: str, **how: Any) -> str:
 def by_question(stage: ReasonStage, video: str, text: str) -> str:
     """As `ask` does where a video does not fit and nothing is told to find; also where it fits."""
     room = len(question_ids(stage.model, text)) + ANSWER_TOKENS
-    context = load_focused(stage, Scope.of(stage, [video], None, None), text, tokens=None, room=room, find=None)
+    context = load_focused(
+        stage, Scope({video: (0, stage.store.info(video).segments)}), text, tokens=None, room=room, find=None
+    )
     return stage.answer(context, [text], max_new_tokens=ANSWER_TOKENS)[0].answer
 
 

@@ -31,14 +31,6 @@ class Scope:
 
     bounds: Mapping[str, tuple[int, int]]
 
-    @classmethod
-    def of(cls, stage: ReasonStage, videos: Sequence[str], start: float | None, end: float | None) -> "Scope":
-        """These videos, between `start` and `end` seconds of each. Raises `InputError`, `VideoNotFoundError`."""
-        if start is None and end is None:
-            return cls({video: (0, stage.store.info(video).segments) for video in videos})
-        spans = [stage.select(video, start, end) for video in videos]
-        return cls({span.video: (span.start, span.stop) for span in spans})
-
     @property
     def segments(self) -> int:
         """Segments of all videos."""

@@ -85,7 +85,7 @@ class ReasonStage:
                 f"video {video!r} has no segment {window}: its segments lie between {times[0, 0]:g} s and"
                 f" {times[-1, 0]:g} s"
             )
-        return self.span(video, int(inside[0]), int(inside[-1]) + 1)
+        return _span(video, times, int(inside[0]), int(inside[-1]) + 1)
 
     def read(self, span: SegmentSpan, tokens: int | None = None) -> VoCoCache:
         """A span's cache from the store, checked, with the first `tokens` (K) tokens of each segment."""
@@ -120,18 +120,17 @@ class ReasonStage:
         with `ContextLimitError`, which names the time window that would fit.
         """
         started = time.perf_counter()
-        spans = [self.select(video, start, end) for video in videos]
-        context = self.load_segments({span.video: (span.start, span.stop) for span in spans}, tokens=tokens, room=room)
-        context.load_seconds = time.perf_counter() - started
-        return context
+        return self._load([self.select(video, start, end) for video in videos], tokens, room, started)
 
     def load_segments(
         self, bounds: Mapping[str, tuple[int, int]], *, tokens: int | None = None, room: int = 0
     ) -> Context:
         """Segments [start, stop) of videos, one video after the other, placed for reading. Otherwise as `load`."""
         started = time.perf_counter()
+        return self._load([self.span(video, *bound) for video, bound in bounds.items()], tokens, room, started)
+
+    def _load(self, spans: list[SegmentSpan], tokens: int | None, room: int, started: float) -> Context:
         k = self.check_tokens(tokens)
-        spans = [self.span(video, *bound) for video, bound in bounds.items()]
         self.check_room(spans, k, room)
         context = self.place(spans, k)
         context.load_seconds = time.perf_counter() - started
@@ -139,10 +138,7 @@ class ReasonStage:
 
     def span(self, video: str, start: int, stop: int) -> SegmentSpan:
         """Segments [start, stop) of a video, with the times of their first and last frames."""
-        times = self.store.timestamps(video)
-        return SegmentSpan(
-            video=video, start=start, stop=stop, start_time=float(times[start, 0]), end_time=float(times[stop - 1, -1])
-        )
+        return _span(video, self.store.timestamps(video), start, stop)
 
     def place(self, spans: Sequence[SegmentSpan], k: int) -> Context:
         """These spans with the first `k` tokens of each segment, one after the other, placed for reading."""
@@ -218,6 +214,12 @@ class ReasonStage:
             )
             for question, ids in zip(questions, result.ids, strict=True)
         ]
+
+
+def _span(video: str, times: np.ndarray, start: int, stop: int) -> SegmentSpan:
+    return SegmentSpan(
+        video=video, start=start, stop=stop, start_time=float(times[start, 0]), end_time=float(times[stop - 1, -1])
+    )
 
 
 def question_ids(model: VoCoModel, question: str, history: Sequence[tuple[str, str]] = ()) -> torch.Tensor:

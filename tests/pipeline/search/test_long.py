@@ -11,7 +11,7 @@ from tests.pipeline.search.conftest import Fill
 
 import vococache
 from vococache.errors import ContextLimitError, InputError
-from vococache.pipeline.ask import ask, chat, open_reader
+from vococache.pipeline.ask import ask, chat, open_reader, scope_of
 from vococache.pipeline.synthetic.reel import Reel
 from vococache.storage import Store
 from vococache.workers.reason import ReasonStage
@@ -75,7 +75,7 @@ def test_a_skeleton_stands_between_the_windows(short: ReasonStage) -> None:
 
 def test_fewer_tokens_of_all_segments_read_as_they_are_alone(reel_store: Store) -> None:
     """Pieces side by side are what one cache of as many tokens is."""
-    from vococache.workers.focus import Scope, _entries
+    from vococache.workers.focus import _entries
     from vococache.workers.spans import Piece
 
     stage = open_reader(reel_store.url)
@@ -85,7 +85,7 @@ def test_fewer_tokens_of_all_segments_read_as_they_are_alone(reel_store: Store) 
     from vococache.model.cache import VoCoCache
 
     torch.testing.assert_close(stage.model.rotated(entries), stage.model.rotated(VoCoCache(whole)))
-    assert Scope.of(stage, ["reel"], 10.0, 20.0).segments == 11
+    assert scope_of(stage, ["reel"], 10.0, 20.0, None).segments == 11
 
 
 def test_all_of_a_store(fill: Fill, reel_file: Path, reel: Reel, tmp_path: Path) -> None:
