@@ -285,10 +285,9 @@ def kill_and_go_on(tmp_path: Path, kills: int, frames: int, longest: float) -> N
         assert list(maintenance.verify(store)) == []
     with running(opened(store_path, source)) as watch:
         writing.join()
-        until(lambda: len(stored(watch.store, "door")) >= frames - 10)
+        until(lambda: len(stored(watch.store, "door")) >= frames - 5)  # the decoder holds the last few
     store = open_store(store_path)
     moments = stored(store, "door")
-    assert len(moments) >= frames - 5
     np.testing.assert_allclose(np.diff(moments), 0.1, atol=1e-4, err_msg="none lost, none twice, none shifted")
     assert {info.status for info in store.list()} == {"complete"}
 
