@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from vococache.errors import InputError
-from vococache.pipeline.cli.evaluate import answer_file, dtype_option
-from vococache.pipeline.cli.store import json_option
+from vococache.pipeline.cli.evaluate import answer_file
+from vococache.pipeline.cli.options import device_option, dtype_option, json_option, model_option
 from vococache.pipeline.cli.terminal import say, say_lines
 
 FOLLOW_SECONDS = 0.5  # between looks for more
@@ -44,9 +44,9 @@ MOST_SHOWN = 6  # windows in a line
     "--top-p", type=float, default=1.0, show_default=True, help="Nucleus sampling: share of probability to sample from."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed for sampling.")
-@click.option("--model", help="Model: folder, Hugging Face hub id, or `synthetic`.")
+@model_option
 @dtype_option
-@click.option("--device", help="cpu or cuda.  [default: cuda if available]")
+@device_option
 @click.option("--server", envvar="VOCO_SERVER", help="URL of a running `voco serve`, which then answers.")
 @click.option(
     "--questions",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from vococache.pipeline.cli.options import device_option
 from vococache.pipeline.cli.terminal import say, say_lines
 
 TABLE = "table.md"
@@ -51,7 +52,7 @@ def retention_command(runs: Path, train: bool, again: bool) -> None:
 @click.option(
     "--segments", type=click.IntRange(1), multiple=True, help="Frames to measure at.  [default: 1, 16, 64, 256, 1024]"
 )
-@click.option("--device", help="cpu or cuda.  [default: cuda if available]")
+@device_option
 def efficiency_command(size: str, segments: tuple[int, ...], device: str | None) -> None:
     """Time, FLOPs and bytes of an answer without cache, with all vision tokens cached, and with VoCo caches.
 

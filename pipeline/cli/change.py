@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, TextIO
 import click
 
 from vococache.errors import InputError
-from vococache.pipeline.cli.store import from_option, json_option, status_option
+from vococache.pipeline.cli.options import EXIT_SOME_FAILED, json_option
+from vococache.pipeline.cli.store import from_option, status_option
 from vococache.pipeline.cli.terminal import say
 from vococache.pipeline.selection import select
 from vococache.pipeline.tables import counted
@@ -15,7 +16,6 @@ from vococache.pipeline.tables import counted
 if TYPE_CHECKING:
     from vococache.storage import Store
 
-EXIT_SOME_LEFT = 1
 SECONDS_AN_HOUR = 3600.0
 
 dry_run_option = click.option("--dry-run", is_flag=True, help="Show what would be removed; remove nothing.")
@@ -190,7 +190,7 @@ def merge_command(store: str, other: str, as_json: bool) -> int:
             say(f"left: {video}: {reason}", err=True)
         copied = counted(len(found.copied), "video")
         say(f"{copied} copied, {len(found.present)} there already, {len(found.left)} left")
-    return EXIT_SOME_LEFT if found.left else 0
+    return EXIT_SOME_FAILED if found.left else 0
 
 
 @click.command("upgrade")
@@ -223,7 +223,7 @@ def upgrade_command(store: str, layer: int | None, as_json: bool) -> int:
         for video, why in found.left.items():
             say(f"left: {video}: {why}", err=True)
         say(f"{counted(len(found.done), 'video')} rewritten")
-    return EXIT_SOME_LEFT if found.left else 0
+    return EXIT_SOME_FAILED if found.left else 0
 
 
 COMMANDS = (

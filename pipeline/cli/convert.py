@@ -4,7 +4,7 @@ from typing import TextIO
 
 import click
 
-from vococache.pipeline.cli.evaluate import dtype_option
+from vococache.pipeline.cli.options import dtype_option
 from vococache.pipeline.cli.terminal import say
 
 

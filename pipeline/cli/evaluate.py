@@ -1,25 +1,20 @@
 """`voco eval`: zero-shot video question answering over a store."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from vococache.errors import InputError
+from vococache.pipeline.cli.options import EXIT_SOME_FAILED, device_option, dtype_option
+from vococache.pipeline.cli.progress import ProgressBar
 from vococache.pipeline.cli.terminal import say, say_lines
 
 if TYPE_CHECKING:
     from vococache.pipeline.evaluation.job import Evaluation
 
-EXIT_SOME_FAILED = 1  # the run is finished; some videos are missing or failed, or some verdicts are none
 folder = click.Path(file_okay=False, path_type=Path)
 file = click.Path(exists=True, dir_okay=False, path_type=Path)
-dtype_option = click.option(
-    "--dtype",
-    type=click.Choice(["float32", "float16", "bfloat16", "float8"]),
-    help="Dtype to compute in; float8 covers the decoder's matrix products, bfloat16 the rest.",
-)
 
 
 @click.group("eval")
@@ -31,21 +26,6 @@ def eval_group() -> None:
       voco eval msvd-qa --annotations MSVD-QA --videos MSVD-QA/videos --store caches --out runs/msvd
       voco eval report runs/msvd
     """
-
-
-@contextmanager
-def _bar(unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A tqdm bar, told how many are done of how many; silent where nobody watches."""
-    from tqdm import tqdm
-
-    with tqdm(unit=unit, disable=None, leave=False, dynamic_ncols=True) as bar:
-
-        def update(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-            bar.refresh()
-
-        yield update
 
 
 class ShardType(click.ParamType[tuple[int, int]]):
@@ -68,8 +48,8 @@ def answer_file(evaluation: "Evaluation", out: Path, then: str) -> int:
     from vococache.pipeline.evaluation.job import evaluate
     from vococache.pipeline.evaluation.records import ANSWERED, read_answers
 
-    with _bar("question") as update:
-        path = evaluate(evaluation, out, on_progress=update)
+    with ProgressBar("question") as bar:
+        path = evaluate(evaluation, out, on_progress=bar.update)
     settings, records = read_answers(path)
     if settings["note"]:
         say(f"voco: {settings['note']}", err=True)
@@ -109,10 +89,9 @@ def _command(name: str, text: str) -> None:
         help="Answer shard I of N of the videos; `voco eval merge` joins them.",
     )
     @dtype_option
-    @click.option("--device", help="cpu or cuda.  [default: cuda if available]")
+    @device_option
     @click.option("--address", help="Ray cluster to ingest and answer on.")
     def command(out: Path, videos: Path | None, no_ingest: bool, **options: Any) -> int:
-        from vococache.errors import InputError
         from vococache.pipeline.evaluation.datasets import DATA_SETS
         from vococache.pipeline.evaluation.job import Evaluation
 
@@ -185,7 +164,6 @@ def judge_command(
     Example:
       voco eval judge runs/msvd --judge-url http://localhost:8000/v1 --judge-model my-judge
     """
-    from vococache.errors import InputError
     from vococache.pipeline.evaluation import judge as judging
     from vococache.pipeline.evaluation.report import read_run
 
@@ -196,10 +174,10 @@ def judge_command(
         concurrency=concurrency, timeout=timeout,
     )  # fmt: skip
     _, records = read_run(run)
-    with _bar("verdict") as update:
+    with ProgressBar("verdict") as bar:
         verdicts = judging.judge_run(
             judge, records, run, say=lambda line: say(line, err=True), price=price, dry_run=dry_run,
-            on_progress=update,
+            on_progress=bar.update,
         )  # fmt: skip
     found = judging.summarise(judge, records, verdicts)
     counts = ", ".join(f"{count} {name}" for name, count in found.counts.items())
@@ -225,7 +203,6 @@ def report_command(
     Example:
       voco eval report runs/msvd runs/msrvtt --format markdown
     """
-    from vococache.errors import InputError
     from vococache.pipeline.evaluation import report
     from vococache.pipeline.evaluation.judge import Judge, read_prompt
     from vococache.pipeline.evaluation.metrics import wordnet_similarity

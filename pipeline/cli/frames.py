@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from vococache.errors import InputError
 from vococache.pipeline.cli.terminal import say
 from vococache.pipeline.tables import counted
 
@@ -26,7 +27,6 @@ def frames_command(video: str, out: Path, **options: Any) -> int:
       voco frames clips/holiday.mp4 --out sheet.png
       voco frames clips/holiday.mp4 --num-frames 12 --size 160 --out sheet.jpg
     """
-    from vococache.errors import InputError
     from vococache.pipeline.frames import contact_sheet, frames
 
     found = frames(video, **options)

@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from vococache.pipeline.cli.evaluate import dtype_option
-from vococache.pipeline.cli.store import json_option, table
+from vococache.pipeline.cli.options import device_option, dtype_option, json_option, model_option
+from vococache.pipeline.cli.store import table
 from vococache.pipeline.cli.terminal import say
 from vococache.pipeline.selection import conditions
 
@@ -22,9 +22,9 @@ from vococache.pipeline.selection import conditions
 @click.option(
     "--clips", type=click.Path(file_okay=False, path_type=Path), help="Folder to cut the windows into, from the files."
 )
-@click.option("--model", help="Model: folder, Hugging Face hub id, or `synthetic`.")
+@model_option
 @dtype_option
-@click.option("--device", help="cpu or cuda.  [default: cuda if available]")
+@device_option
 @json_option
 def search_command(
     store: str, text: str, videos: tuple[str, ...], where: tuple[str, ...], top: int, no_read: bool,

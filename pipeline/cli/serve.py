@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vococache.pipeline.cli.evaluate import dtype_option
+from vococache.errors import InputError
+from vococache.pipeline.cli.options import device_option, dtype_option
 from vococache.pipeline.cli.terminal import say
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ MIB = 1 << 20
 @click.option("--cache-mib", type=click.IntRange(1), default=2048, show_default=True, help="Memory for caches, in MiB.")
 @click.option("--model", help="Model to answer with.  [default: the one that made STORE]")
 @dtype_option
-@click.option("--device", help="cpu or cuda.  [default: cuda if available]")
+@device_option
 @click.option(
     "--engine",
     type=click.Choice(["own", "vllm"]),
@@ -68,7 +69,6 @@ def serve_command(
 
 def check_installed() -> None:
     """Raise `InputError` where what serves is not installed, before anything is loaded."""
-    from vococache.errors import InputError
 
     if any(find_spec(name) is None for name in ("fastapi", "uvicorn", "prometheus_client")):
         raise InputError("fastapi, uvicorn and prometheus_client serve a store: pip install 'vococache[serve]'")
@@ -90,7 +90,6 @@ def _run_vllm(
     store: str, loading: dict[str, Any], options: tuple[str, ...], limits: dict[str, Any], **place: Any
 ) -> int:
     """As `run`, by vLLM."""
-    from vococache.errors import InputError
     from vococache.pipeline.serve.vllm import vllm_engine
 
     if loading["model"] is None or loading["device"] is not None:

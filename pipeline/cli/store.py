@@ -7,14 +7,12 @@ from typing import Any, TextIO
 
 import click
 
+from vococache.pipeline.cli.options import EXIT_SOME_FAILED, json_option
 from vococache.pipeline.cli.terminal import escaped, say
 from vococache.pipeline.selection import STATUSES, as_text, conditions, meets, select
 from vococache.pipeline.tables import counted
 
-EXIT_DAMAGED = 1
 SORTS = ("id", "status", "segments", "duration", "bytes")
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 status_option = click.option("--status", type=click.Choice(STATUSES), help="Only videos with this status.")
@@ -233,7 +231,7 @@ def verify_command(
         for problem in problems:
             say(str(problem))
         say(f"{len(problems)} problems" if problems else "sound: every byte is as it was written")
-    return EXIT_DAMAGED if problems else 0
+    return EXIT_SOME_FAILED if problems else 0
 
 
 COMMANDS = (ls_command, info_command, stats_command, verify_command)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from vococache.pipeline.cli.evaluate import dtype_option
+from vococache.pipeline.cli.options import compressor_options, metrics_option
 from vococache.pipeline.cli.terminal import say
 
 
@@ -21,18 +21,8 @@ from vococache.pipeline.cli.terminal import say
 @click.option("--over", default="30s", show_default=True, help="About how long before.")
 @click.option("--when", help="Tell when the answer becomes this, or `change`.  [default: each answer]")
 @click.option("--post", help="URL that each answer told is posted to, as JSON.")
-@click.option("--model", default="synthetic", show_default=True, help="Model: folder, hub id, or `synthetic`.")
-@click.option(
-    "--compression",
-    type=click.Choice(["voco", "cover", "pool", "full"]),
-    help="Compression method.  [default: the model's]",
-)
-@click.option("--tokens", type=int, help="Tokens kept per segment (K).  [default: the model's]")
-@click.option("--segment-frames", type=int, help="Frames per segment (F).  [default: the model's]")
-@dtype_option
-@click.option("--quantize", type=click.Choice(["int8", "int4"]), help="Quantize the caches of a new store.")
-@click.option("--device", help="cpu or cuda.  [default: cuda if available]")
-@click.option("--metrics-port", type=click.IntRange(1, 65535), help="Serve Prometheus metrics on this port.")
+@compressor_options
+@metrics_option
 def watch_command(
     sources: tuple[str, ...], store: str, fps: float | None, keep: str | None, latency: float, asked: tuple[str, ...],
     every: str, over: str, when: str | None, post: str | None, quantize: str | None, device: str | None,

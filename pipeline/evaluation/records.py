@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vococache.errors import InputError
+from vococache.pipeline.files import whole_file
 
 ANSWERED, MISSING, FAILED = "answered", "missing", "failed"
 ANSWERS = "answers.jsonl"
@@ -79,13 +80,9 @@ class AnswerFile:
 
     def _replace(self, settings: Settings, records: Iterable[AnswerRecord]) -> None:
         """Make the file these records, all at once."""
-        part = self.path.with_name(f"{self.path.name}.part")
-        with part.open("w", encoding="utf-8") as file:
+        with whole_file(self.path) as unfinished, unfinished.open("w", encoding="utf-8") as file:
             file.write(json.dumps({"settings": settings}, sort_keys=True) + "\n")
             file.writelines(map(_line, records))
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(self.path)
 
 
 def _line(record: AnswerRecord) -> str:

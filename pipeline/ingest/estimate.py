@@ -13,8 +13,11 @@ import numpy as np
 
 from vococache.errors import VideoError
 from vococache.pipeline.ingest.options import IngestOptions
+from vococache.pipeline.ingest.plan import SourceState
 from vococache.pipeline.ingest.sources import LeftOutFiles, find_sources
 from vococache.pipeline.tables import counted
+from vococache.storage import is_store, open_store
+from vococache.workers.video.process import DecoderProcess, available_decoders
 from vococache.workers.video.sampling import FrameSampling
 from vococache.workers.video.source import is_url
 
@@ -71,10 +74,7 @@ def estimate(videos: str | Sequence[str], store: str, **options: Any) -> IngestE
     What `store` holds already is not counted. Raises as `ingest` does for a job that could not run.
     """
     from vococache.model.costs import compress_flops
-    from vococache.pipeline.ingest.plan import SourceState
-    from vococache.storage import is_store, open_store
     from vococache.workers.compress import store_header
-    from vococache.workers.video.process import DecoderProcess, available_decoders
 
     chosen, left_out = IngestOptions(**options), LeftOutFiles()
     sources = find_sources([videos] if isinstance(videos, str) else videos, left_out)

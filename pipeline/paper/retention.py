@@ -23,6 +23,7 @@ from vococache.model.baselines import with_compression
 from vococache.model.checkpoints import load_model, save_pretrained
 from vococache.model.generate import GenerationOptions, generate
 from vococache.model.voco import VoCoModel
+from vococache.pipeline.files import whole_file
 from vococache.pipeline.machine import machine
 from vococache.pipeline.synthetic.questions import Question, questions
 from vococache.pipeline.synthetic.render import as_recorded
@@ -186,10 +187,8 @@ def evaluate_run(run: RetentionRun, plan: RetentionPlan) -> dict[str, Any]:
         "machine": machine(),
         "seconds": round(time.perf_counter() - started, 1),
     }
-    run.folder.mkdir(parents=True, exist_ok=True)
-    part = (run.folder / RESULT).with_suffix(".part")
-    part.write_text(json.dumps(result) + "\n")
-    part.replace(run.folder / RESULT)
+    with whole_file(run.folder / RESULT) as unfinished:
+        unfinished.write_text(json.dumps(result) + "\n")
     return result
 
 

@@ -14,6 +14,9 @@ from vococache.pipeline.synthetic.render import FPS, contact_sheet, decoded
 from vococache.pipeline.synthetic.scene import SECONDS, split_scenes
 from vococache.pipeline.synthetic.trial import LOOKS_A_SECOND, Trial, ingest_clips, run_trial
 from vococache.pipeline.tables import counted
+from vococache.workers.compressor import Compressor
+from vococache.workers.video.process import DecoderProcess
+from vococache.workers.video.sampling import FrameSampling
 
 if TYPE_CHECKING:
     from vococache.workers.reason import ReasonStage
@@ -27,7 +30,6 @@ def run_demo(out: Path, *, seed: int, clips: int, say: Callable[[str], None]) ->
     `say` gets the lines meant for a person.
     """
     from vococache.workers.compress import store_header
-    from vococache.workers.compressor import Compressor
 
     made_by = store_header(Compressor(model="synthetic").load(None)).fingerprint[:8]  # a release's own store
     folder, store = out / f"clips-{seed}-{clips}", str(out / f"store-{seed}-{clips}-{made_by}")
@@ -74,8 +76,6 @@ def _tell_times(stage: "ReasonStage", paths: Sequence[Path], question: str, say:
 
     from vococache.workers.compress import frame_geometry
     from vococache.workers.reason import question_ids
-    from vococache.workers.video.process import DecoderProcess
-    from vococache.workers.video.sampling import FrameSampling
 
     cached, fresh = [], []
     sampling, geometry = FrameSampling(fps=LOOKS_A_SECOND), frame_geometry(stage.store.header)

@@ -11,6 +11,7 @@ from vococache.pipeline.synthetic.scene import SECONDS
 from vococache.pipeline.synthetic.stream import scene_of, serving_scenes
 from vococache.pipeline.synthetic.template import NUMBERS
 from vococache.pipeline.synthetic.trial import LOOKS_A_SECOND
+from vococache.workers.compressor import Compressor
 
 LIVE = "stream"
 QUESTIONS = {
@@ -27,7 +28,6 @@ def watched_demo(out: Path, *, seed: int, say: Callable[[str], None]) -> Iterato
     """
     from vococache.pipeline.live.watch import open_watch
     from vococache.workers.compress import store_header
-    from vococache.workers.compressor import Compressor
 
     compressor = Compressor(model="synthetic")
     made_by = store_header(compressor.load(None)).fingerprint[:8]  # a release's own store

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 from pydantic_core import PydanticSerializationError
 
 from vococache.errors import InputError
+from vococache.pipeline.files import whole_file
 
 Row = TypeVar("Row")
 SCHEMA = pa.schema([("row", pa.large_binary())])
@@ -25,13 +26,14 @@ def write_rows(path: Path, rows: Iterable[Row], kind: type[Row]) -> None:
     Raises `InputError` for text that is no Unicode: a lone half of a surrogate pair.
     """
     adapter = TypeAdapter(kind)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    with pa.OSFile(str(unfinished), "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
+    with (
+        whole_file(path) as unfinished,
+        pa.OSFile(str(unfinished), "wb") as file,
+        pa.ipc.new_file(file, SCHEMA) as writer,
+    ):
         left = iter(rows)
         while some := [_json(adapter, row) for row in islice(left, ROWS_AT_ONCE)]:
             writer.write_batch(pa.record_batch([some], schema=SCHEMA))
-    unfinished.replace(path)
 
 
 def _json(adapter: TypeAdapter[Row], row: Row) -> bytes:

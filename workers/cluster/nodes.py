@@ -6,6 +6,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vococache.errors import InputError, StoreError, VoCoError
 from vococache.storage import Store, StoreHeader, open_store
@@ -51,7 +52,6 @@ def check_store_visible(store: Store, store_url: str, local: bool) -> None:
 
     A `local` Ray's actors share the disk with us, but not an object store's credentials, nor `memory://`.
     """
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     if local and isinstance(store.objects, LocalObjects):
         return

@@ -1,5 +1,6 @@
 """The parent's side of decoding: one long-lived child process, its deadline, and the frames that it sends."""
 
+import fcntl
 import json
 import os
 import select
@@ -205,8 +206,6 @@ class DecoderProcess:
             start_new_session=True,
         )
         if sys.platform == "linux" and child.stdout is not None:
-            import fcntl
-
             with suppress(OSError):
                 fcntl.fcntl(child.stdout, _F_SETPIPE_SZ, PIPE_BYTES)
         try:
