@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vococache.storage import Store, VideoInfo
+from vococache.storage import StoreReader, VideoInfo
 from vococache.workers.video.source import file_system, is_url
 
 
@@ -15,7 +15,7 @@ class Pruned:
     out_of_reach: list[VideoInfo] = field(default_factory=list)
 
 
-def find_gone(store: Store) -> Pruned:
+def find_gone(store: StoreReader) -> Pruned:
     """Look at the source of each video of a store, but for parts of live sources. Removes nothing."""
     found = Pruned()
     infos = [info for info in store.list() if "live" not in (info.metadata or {})]

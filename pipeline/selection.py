@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 from vococache.errors import InputError
 
 if TYPE_CHECKING:
-    from vococache.storage import Store
+    from vococache.storage import StoreReader
 
 STATUSES = ("complete", "growing", "partial", "failed")
 MAGIC = frozenset("*?[")  # none of them is ever in an id
 
 
-def select(store: "Store", names: Sequence[str], status: str | None = None, listed: Iterable[str] = ()) -> list[str]:
+def select(
+    store: "StoreReader", names: Sequence[str], status: str | None = None, listed: Iterable[str] = ()
+) -> list[str]:
     """Ids in order: those that `names` (ids and globs) and `listed` (ids) name, or all, if of that `status`.
 
     Raises `InputError` where a glob, or all of it together, means no video. An id that is not there stays: whoever uses

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from vococache.storage.format import safe_key as safe_key
     from vococache.storage.opening import is_store as is_store
     from vococache.storage.opening import open_store as open_store
+    from vococache.storage.reading import StoreReader as StoreReader
     from vococache.storage.store import Store as Store
 
 _LAZY = {
@@ -18,6 +19,7 @@ _LAZY = {
     "Intent": "format",
     "Store": "store",
     "StoreHeader": "format",
+    "StoreReader": "reading",
     "VideoInfo": "format",
     "is_store": "opening",
     "open_store": "opening",

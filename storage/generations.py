@@ -129,11 +129,6 @@ class GenerationStore(StoreReader):
                 )
         return receipts
 
-    def is_sound(self, video: str, fields: Fields) -> bool:
-        """Is every object of a readable video as recorded?"""
-        expected = documents.record(self.header, fields)
-        return list(self.objects.map(lambda key: self.stamp(video, key), [*expected])) == list(expected.values())
-
     def _named(self, fields: Fields | None) -> set[str]:
         """Keys within the group of what a readable video's document names."""
         readable = fields is not None and fields["status"] in READABLE

@@ -18,7 +18,7 @@ from vococache.storage.format import (
 )
 from vococache.storage.objects import PLAIN, Entry
 from vococache.storage.opening import check_same_compressor, check_vacant, open_objects, open_store, root_objects
-from vococache.storage.reading import READABLE, difference
+from vococache.storage.reading import READABLE, StoreReader, difference
 from vococache.storage.store import Store
 
 GC_AGE_S = 3600.0
@@ -45,7 +45,7 @@ class Garbage(JsonRecord):
     reason: str
 
 
-def verify(store: Store, video: str | None = None) -> Iterator[Problem]:
+def verify(store: StoreReader, video: str | None = None) -> Iterator[Problem]:
     """Check every byte of a store, or of one video: changed, missing, truncated, swapped, unexpected objects.
 
     What a killed ingest leaves behind (partial videos, other generations, temporary files) is no problem; `gc` removes
@@ -91,33 +91,46 @@ def _remove(store: Store, video: str) -> None:
     store.remove_document(video)
 
 
-def gc(store: Store, *, older_than_s: float = GC_AGE_S, partial: bool = False, dry_run: bool = False) -> list[Garbage]:
+def gc(store: Store, *, older_than_s: float = GC_AGE_S, partial: bool = False) -> list[Garbage]:
     """Remove what killed writers left behind and report it; with `partial`, unfinished videos too.
 
-    `dry_run`: only report what would be removed. Leaves alone what changed within `older_than_s` seconds: a running
-    ingest may be at it. Damaged videos are left for `verify` and `remove`.
+    Leaves alone what changed within `older_than_s` seconds: a running ingest may be at it. Damaged videos are left for
+    `verify` and `remove`.
     """
-    garbage = []
+    removed = []
+    for video, is_all, found in _garbage(store, older_than_s, partial):
+        if video is not None and is_all:
+            remove(store, video)
+        elif video is not None and any(item.reason == "partial video" for item in found):
+            store.forget_begun(video)
+        store.objects.delete(item.object for item in found)
+        removed += found
+    catalog.seal(store.objects, store.identity)
+    return removed
+
+
+def garbage(store: StoreReader, *, older_than_s: float = GC_AGE_S, partial: bool = False) -> list[Garbage]:
+    """What `gc` would remove."""
+    return [item for _, _, found in _garbage(store, older_than_s, partial) for item in found]
+
+
+def _garbage(
+    store: StoreReader, older_than_s: float, partial: bool
+) -> Iterator[tuple[str | None, bool, list[Garbage]]]:
+    """Each video that has garbage, or None for the store itself; is it garbage as a whole; and what of it is."""
     limit = time.time() - older_than_s
     for name, entries in _groups(store).items():
         reasons = _garbage_of(store, name, entries, partial) if entries else {}
-        if reasons and max(entry.modified for entry in entries) <= limit:
-            if name is not None and store.objects.walk(f"videos/{name}") != entries:
-                continue  # somebody is at it
-            if not dry_run:
-                if name is not None and len(reasons) == len(entries):
-                    remove(store, name)
-                elif name is not None and "partial video" in reasons.values():
-                    store.forget_begun(name)
-                store.objects.delete(reasons)
-            garbage += [
-                Garbage(object=entry.key, bytes=entry.length, reason=reasons[entry.key])
-                for entry in entries
-                if entry.key in reasons
-            ]
-    if not dry_run:
-        catalog.seal(store.objects, store.identity)
-    return garbage
+        if not reasons or max(entry.modified for entry in entries) > limit:
+            continue
+        if name is not None and store.objects.walk(f"videos/{name}") != entries:
+            continue  # somebody is at it
+        found = [
+            Garbage(object=entry.key, bytes=entry.length, reason=reasons[entry.key])
+            for entry in entries
+            if entry.key in reasons
+        ]
+        yield name, len(found) == len(entries), found
 
 
 def relocate(store: Store, old: str, new: str) -> list[str]:
@@ -134,7 +147,7 @@ def relocate(store: Store, old: str, new: str) -> list[str]:
     return moved
 
 
-def export(store: Store, videos: Sequence[str], url: str) -> Store:
+def export(store: StoreReader, videos: Sequence[str], url: str) -> StoreReader:
     """Copy complete videos into a new store at a path or URL, checking every byte.
 
     The copy becomes a store with its last object, so a killed export leaves nothing that opens. Raises
@@ -176,7 +189,7 @@ class Merge:
     left: dict[str, str] = field(default_factory=dict)
 
 
-def merge(store: Store, other: Store) -> Merge:
+def merge(store: Store, other: StoreReader) -> Merge:
     """Copy the complete videos of `other`, a store of the same compressor, into `store`, checking every byte.
 
     What can be read in `store` stays; what is failed or partial there is replaced. Killed, it goes on when it is run
@@ -206,7 +219,7 @@ def merge(store: Store, other: Store) -> Merge:
     return found
 
 
-def _groups(store: Store) -> dict[str | None, list[Entry]]:
+def _groups(store: StoreReader) -> dict[str | None, list[Entry]]:
     """All objects of a store by video; under None those that belong to none."""
     groups: dict[str | None, list[Entry]] = {None: []}
     for entry in store.objects.walk(""):
@@ -216,7 +229,7 @@ def _groups(store: Store) -> dict[str | None, list[Entry]]:
     return groups
 
 
-def _verify_video(store: Store, video: str, entries: Sequence[Entry]) -> Iterator[Problem]:
+def _verify_video(store: StoreReader, video: str, entries: Sequence[Entry]) -> Iterator[Problem]:
     place = f"videos/{video}/"
     for entry in entries:
         if entry.kind != PLAIN:
@@ -251,7 +264,7 @@ def unexpected(entry: Entry) -> str:
     return f"expected none, found a {entry.kind}, which is never followed or opened"
 
 
-def _garbage_of(store: Store, video: str | None, entries: Sequence[Entry], partial: bool) -> dict[str, str]:
+def _garbage_of(store: StoreReader, video: str | None, entries: Sequence[Entry], partial: bool) -> dict[str, str]:
     """Keys to remove of one group, and why."""
     keys = [entry.key for entry in entries]
     temporary = {key: "temporary file" for key in keys if "/.tmp-" in f"/{key}"}
@@ -290,7 +303,7 @@ def _is_of(key: str, token: str) -> bool:
     return key.partition("/")[0] in {placed(generation_of(token), f"{array}/")[:-1] for array in documents.ARRAYS}
 
 
-def _exportable(store: Store, video: str) -> tuple[Fields, bytes]:
+def _exportable(store: StoreReader, video: str) -> tuple[Fields, bytes]:
     """A complete video's document."""
     if store.info(video).status != "complete":
         raise VideoNotFoundError(f"video {video!r} in {store.url} is not complete: only complete videos are exported")

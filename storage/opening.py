@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from typing import Literal
+from typing import Literal, overload
 
 from vococache.errors import CorruptionError, InputError, StoreError, StoreMismatchError
 from vococache.storage import checks
@@ -11,6 +11,7 @@ from vococache.storage.documents import GROUP, PLAIN_GROUP, Fields, seal, stamp,
 from vococache.storage.format import DOCUMENT, FORMAT_VERSION, TEMPORARY, StoreHeader
 from vococache.storage.local_objects import LocalObjects
 from vococache.storage.objects import Objects
+from vococache.storage.reading import StoreReader
 from vococache.storage.remote_objects import RemoteObjects
 from vococache.storage.store import Store
 
@@ -27,9 +28,19 @@ OPTIONS = {
 }
 
 
+@overload
+def open_store(
+    url: str | os.PathLike[str], mode: Literal["r"] = "r", *, header: StoreHeader | None = None
+) -> StoreReader: ...
+
+
+@overload
+def open_store(url: str | os.PathLike[str], mode: Literal["a"], *, header: StoreHeader | None = None) -> Store: ...
+
+
 def open_store(
     url: str | os.PathLike[str], mode: Literal["r", "a"] = "r", *, header: StoreHeader | None = None
-) -> Store:
+) -> StoreReader:
     """Open the store at a local path or fsspec URL: "r" to read, "a" to read and write.
 
     With "a" and a `header`, an absent store is made. A `header` of another compressor, or of other geometry, than
@@ -54,7 +65,8 @@ def open_store(
         check_same_compressor(objects.url, header, found)
     if mode == "a" and isinstance(objects, LocalObjects) and not os.access(objects.url, os.W_OK):
         raise StoreError(f"store {objects.url} is read-only: expected a folder that this user may write")
-    return Store(objects, found, identity_of(fields, data), writable=mode == "a", version=fields["format_version"])
+    kind = Store if mode == "a" else StoreReader
+    return kind(objects, found, identity_of(fields, data), fields["format_version"])
 
 
 def identity_of(fields: Fields, data: bytes) -> str:
@@ -76,7 +88,7 @@ def is_store(url: str) -> bool:
     return data is not None and data.startswith(GROUP)
 
 
-def root_objects(store: Store) -> dict[str, bytes]:
+def root_objects(store: StoreReader) -> dict[str, bytes]:
     """The store's own objects, checked: what a copy of it starts from."""
     data = {key: store.objects.get(key) for key in (VIDEOS, DOCUMENT)}
     root = data[DOCUMENT]

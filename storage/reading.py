@@ -43,15 +43,12 @@ READABLE = ("complete", "growing")
 
 
 class StoreReader:
-    """The reading half of a `Store`."""
+    """A store that is open for reading; made by `open_store`. Pickles as its place and header."""
 
-    def __init__(
-        self, objects: Objects, header: StoreHeader, identity: str, *, writable: bool, version: int = FORMAT_VERSION
-    ) -> None:
+    def __init__(self, objects: Objects, header: StoreHeader, identity: str, version: int = FORMAT_VERSION) -> None:
         self.objects = objects
         self.header = header
         self.identity = identity  # hex sha256 of the root document as it was made: what ties a video to its store
-        self.writable = writable
         self.version = version
 
     @property
@@ -336,6 +333,11 @@ class StoreReader:
             return self.objects.stamp(self._key(video, key), documents.trailer_of(key))
         except CorruptionError:
             return None
+
+    def is_sound(self, video: str, fields: Fields) -> bool:
+        """Is every object of a readable video as recorded?"""
+        expected = documents.record(self.header, fields)
+        return list(self.objects.map(lambda key: self.stamp(video, key), [*expected])) == list(expected.values())
 
     def obstacle(self, video: str) -> str | None:
         """What lies where the video's folder is expected, as "symbolic link"; None for a folder, or nothing."""

@@ -31,13 +31,13 @@ from vococache.storage.format import (
 from vococache.storage.generations import GenerationStore
 from vococache.storage.index import index_vectors
 from vococache.storage.objects import PLAIN
-from vococache.storage.reading import READABLE
+from vococache.storage.reading import READABLE, StoreReader
 
 Change = Callable[[Fields | None], tuple[Fields, Fields] | None]
 
 
 class Store(GenerationStore):
-    """An open store; made by `open_store`. Pickles as its place and header, and opens nothing when unpickled."""
+    """A store that is open for writing too."""
 
     def begin(self, video: str, intent: Intent) -> dict[int, ChunkReceipt]:
         """Announce a video's content; the chunks of it that are stored already and sound, by index.
@@ -45,7 +45,6 @@ class Store(GenerationStore):
         Chunks of another intent that is not complete are discarded. What is complete, or grows, is read as before until
         other content takes its place.
         """
-        self._check_writable()
         self._check_version()
         if not 1 <= intent.chunk_segments <= self.header.chunk_segments:
             raise InputError(f"chunk of {intent.chunk_segments} segments: expected 1 to {self.header.chunk_segments}")
@@ -90,7 +89,6 @@ class Store(GenerationStore):
         that of what is stored, whoever wrote it. None, and nothing written, when the video's intent is no longer that
         of `token`. Raises `InputError` for another dtype or shape than the store's, or values that are not finite.
         """
-        self._check_writable()
         fields = self._current(video)
         if fields is None or _wanted_token(fields) != token:
             return None
@@ -126,7 +124,6 @@ class Store(GenerationStore):
         timestamps [chunk_segments, frames_per_segment] of that chunk, duration of all so far: seconds. `metadata` with
         the first chunk. Appending again is fine. Raises as `complete`.
         """
-        self._check_writable()
         intent = self._expected_intent(video, token)
         times = encode_timestamps(self.header, timestamps)
         if len(timestamps) != intent.chunk_segments or receipt.index < 0:
@@ -175,7 +172,6 @@ class Store(GenerationStore):
         Raises `CorruptionError` if a chunk is not there, `StoreMismatchError` if the video's intent is no longer
         `intent_token`, `InputError` for what does not fit together.
         """
-        self._check_writable()
         intent = self._expected_intent(video, intent_token)
         receipts = sorted(receipts, key=lambda receipt: receipt.index)
         small = self._small(intent, timestamps)
@@ -206,7 +202,6 @@ class Store(GenerationStore):
 
         None, and the video as it was, when its intent is no longer that of `token`. Raises what they raise.
         """
-        self._check_writable()
         document = self.objects.get(self._key(video, DOCUMENT))
         fields = self._sound(document, video)
         if fields is None or _wanted_token(fields) != token:
@@ -296,7 +291,6 @@ class Store(GenerationStore):
 
     def fail(self, video: str, reason: str, *, source: str = "", size: int = 0, mtime_ns: int = 0) -> VideoInfo:
         """Record that a video cannot be had, and why; its chunks are dropped."""
-        self._check_writable()
         fields = {"status": "failed", "reason": reason, "source": source, "size": size, "mtime_ns": mtime_ns}
         return self.discard(video, fields)
 
@@ -330,14 +324,14 @@ class Store(GenerationStore):
         size: int,
         mtime_ns: int,
         metadata: Fields | None = None,
-        origin: GenerationStore | None = None,
+        origin: StoreReader | None = None,
     ) -> VideoInfo:
         """Make the video `new`, whose file at `source` has the content of the complete `video`, of that one's chunks.
 
         `origin`: the store of `video`, by default this one; of the same compressor. Raises `VideoNotFoundError`, and
         `CorruptionError` where `video` is damaged.
         """
-        origin = origin or self
+        origin = self if origin is None else origin
         fields = origin.readable(video)
         intent = Intent.from_dict(fields["intent"] | {"source": source, "size": size, "mtime_ns": mtime_ns})
         times = origin.timestamps(video)
@@ -354,7 +348,6 @@ class Store(GenerationStore):
 
     def discard(self, video: str, fields: Fields | None = None) -> VideoInfo:
         """Drop all objects of a video but its document, which from then on says `fields` (by default: none of it)."""
-        self._check_writable()
         said: Fields = fields or {"status": "partial", "reason": "discarded"}
         _, info = self._change(video, lambda _: (said, {}))
         keys = [entry.key for entry in self.objects.walk(self._key(video))]
@@ -410,7 +403,6 @@ class Store(GenerationStore):
 
     def _amend(self, video: str, change: Callable[[Fields], object]) -> None:
         """Change the summary of a video's document. Raises `CorruptionError`."""
-        self._check_writable()
         key = self._key(video, DOCUMENT)
         while (data := self.objects.get(key)) is not None and self.parse(video, data):
             catalog.mark(self.objects, video)
@@ -430,10 +422,6 @@ class Store(GenerationStore):
         self._expect(video, fields, token)
         assert fields is not None
         return _intent_of(fields, token)
-
-    def _check_writable(self) -> None:
-        if not self.writable:
-            raise StoreError(f"store {self.url} is open for reading: open it with mode 'a' to write")
 
     def _check_version(self) -> None:
         if self.version < FORMAT_VERSION:

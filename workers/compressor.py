@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import vococache.model
 from vococache.errors import InputError
-from vococache.storage import Store, StoreHeader
+from vococache.storage import StoreHeader, StoreReader
 from vococache.storage.format import DOCUMENT
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Compressor:
         model.config = config.with_voco(tokens=self.tokens, frames=self.frames)
         return model
 
-    def made(self, store: Store) -> bool:
+    def made(self, store: StoreReader) -> bool:
         """Did this make `store`, by a quick look: the same name and settings, no file of the model younger than it?
 
         False also where that look cannot tell. Compressors check the fingerprint in any case before they write.
@@ -73,7 +73,7 @@ class Compressor:
         )  # fmt: skip
         return all(wanted in (None, found) for wanted, found in zip(asked, has, strict=True))
 
-    def _is_older_than(self, store: Store) -> bool:
+    def _is_older_than(self, store: StoreReader) -> bool:
         if _COMMIT.fullmatch(self.model):
             return True
         folder = Path(self.model)

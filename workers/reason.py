@@ -17,7 +17,7 @@ from vococache.model.cache import PlacedCache, VoCoCache
 from vococache.model.config import PromptPieces
 from vococache.model.generate import GenerationOptions, generate
 from vococache.model.voco import VoCoModel
-from vococache.storage import Store
+from vococache.storage import StoreReader
 from vococache.workers.compress import check_fingerprint
 from vococache.workers.spans import Piece, SegmentSpan, Skeleton
 
@@ -53,14 +53,14 @@ class Answer:
 class ReasonStage:
     """Answers questions from a store with a model. Refuses a store that another compressor made."""
 
-    def __init__(self, model: VoCoModel, store: Store) -> None:
+    def __init__(self, model: VoCoModel, store: StoreReader) -> None:
         check_fingerprint(model, store.header, store.url)
         self.model = model
         self.store = store
 
     @classmethod
     def of(
-        cls, store: Store, model: str | None = None, *, dtype: str | None = None, device: str | None = None
+        cls, store: StoreReader, model: str | None = None, *, dtype: str | None = None, device: str | None = None
     ) -> "ReasonStage":
         """The stage over `store` with the model of that name (None: that made it), compressing as the store's did."""
         header = store.header

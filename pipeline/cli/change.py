@@ -14,14 +14,14 @@ from vococache.pipeline.selection import select
 from vococache.pipeline.tables import counted
 
 if TYPE_CHECKING:
-    from vococache.storage import Store
+    from vococache.storage import StoreReader
 
 SECONDS_AN_HOUR = 3600.0
 
 dry_run_option = click.option("--dry-run", is_flag=True, help="Show what would be removed; remove nothing.")
 
 
-def chosen_of(store: "Store", videos: tuple[str, ...], status: str | None, listed: TextIO | None) -> list[str]:
+def chosen_of(store: "StoreReader", videos: tuple[str, ...], status: str | None, listed: TextIO | None) -> list[str]:
     """The videos that a command means. Raises `InputError` where it names none: that may be a slip, and means a lot."""
     if not (videos or status or listed):
         raise InputError("no videos: expected ids, globs ('*' is all of them), --status or --from")
@@ -46,9 +46,11 @@ def rm_command(store: str, videos: tuple[str, ...], status: str | None, listed: 
     """
     from vococache.storage import maintenance, open_store
 
-    opened = open_store(store, "r" if dry_run else "a")
-    chosen = chosen_of(opened, videos, status, listed)
-    if not dry_run:
+    if dry_run:
+        chosen = chosen_of(open_store(store), videos, status, listed)
+    else:
+        opened = open_store(store, "a")
+        chosen = chosen_of(opened, videos, status, listed)
         maintenance.remove(opened, *chosen)
     for video in chosen:
         say(f"{'would remove' if dry_run else 'removed'} {video}")
@@ -98,14 +100,17 @@ def gc_command(store: str, older_than: float, partial: bool, dry_run: bool, as_j
     """
     from vococache.storage import maintenance, open_store
 
-    opened = open_store(store, "r" if dry_run else "a")
-    removed = maintenance.gc(opened, older_than_s=older_than * SECONDS_AN_HOUR, partial=partial, dry_run=dry_run)
+    seconds = older_than * SECONDS_AN_HOUR
+    if dry_run:
+        found = maintenance.garbage(open_store(store), older_than_s=seconds, partial=partial)
+    else:
+        found = maintenance.gc(open_store(store, "a"), older_than_s=seconds, partial=partial)
     if as_json:
-        click.echo(json.dumps([asdict(garbage) for garbage in removed]))
+        click.echo(json.dumps([asdict(item) for item in found]))
         return 0
-    for garbage in removed:
-        say(f"{'would remove' if dry_run else 'removed'} {garbage.object} ({garbage.reason})")
-    say(f"{sum(garbage.bytes for garbage in removed):,} bytes {'would be freed' if dry_run else 'freed'}")
+    for item in found:
+        say(f"{'would remove' if dry_run else 'removed'} {item.object} ({item.reason})")
+    say(f"{sum(item.bytes for item in found):,} bytes {'would be freed' if dry_run else 'freed'}")
     return 0
 
 
@@ -148,10 +153,12 @@ def prune_command(store: str, yes: bool, as_json: bool) -> int:
     from vococache.pipeline.prune import find_gone
     from vococache.storage import maintenance, open_store
 
-    opened = open_store(store, "a" if yes else "r")
-    found = find_gone(opened)
     if yes:
+        opened = open_store(store, "a")
+        found = find_gone(opened)
         maintenance.remove(opened, *(info.id for info in found.gone))
+    else:
+        found = find_gone(open_store(store))
     if as_json:
         names = {"gone": found.gone, "out_of_reach": found.out_of_reach}
         click.echo(json.dumps({name: [info.id for info in infos] for name, infos in names.items()} | {"removed": yes}))

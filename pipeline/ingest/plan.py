@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 
 from vococache.errors import VideoError
 from vococache.pipeline.ingest.sources import Source
-from vococache.storage import Store, VideoInfo
+from vococache.storage import StoreReader, VideoInfo
 from vococache.workers.video.sampling import FrameSampling
 from vococache.workers.video.source import SourceStat, content_hash, is_url, stat_source, why_absent
 
@@ -63,7 +63,7 @@ class Planner:
     redo: bool = False
     local: bool = False  # are files read here, so that one that is missing here is missing?
 
-    def judge(self, sources: Iterable[Source], store: Store) -> Iterator[tuple[Source, Decision]]:
+    def judge(self, sources: Iterable[Source], store: StoreReader) -> Iterator[tuple[Source, Decision]]:
         """Decide about each source, in their order, as it is asked for.
 
         File contents are read only where size, time and place leave it open.
@@ -91,7 +91,7 @@ class Planner:
         unknown = known is None or known.status == "failed"
         return Decision(SourceState.MISSING, why_absent(source.location), unknown=unknown)
 
-    def _judge(self, source: Source, known: VideoInfo | None, store: Store) -> Decision:
+    def _judge(self, source: Source, known: VideoInfo | None, store: StoreReader) -> Decision:
         """What to do about one source."""
         if known is not None and known.status == "failed" and (kind := store.obstacle(known.id)):
             reason = f"a {kind} lies in its place in the store, which is never followed; `voco rm` removes it"
@@ -139,7 +139,7 @@ class Planner:
 class _Equal:
     """Finds what the store holds under other ids."""
 
-    def __init__(self, store: Store, sampling: FrameSampling) -> None:
+    def __init__(self, store: StoreReader, sampling: FrameSampling) -> None:
         complete = [i for i in store.list() if i.status == "complete" and i.sampling == sampling.to_dict()]
         self._sizes = {info.size for info in complete}
         self._ids = {info.content_hash: info.id for info in complete}

@@ -14,7 +14,7 @@ from vococache.pipeline.live.clock import moment, name_of, place_in_hour, shown
 from vococache.storage.reading import READABLE
 
 if TYPE_CHECKING:
-    from vococache.storage import Store, VideoInfo
+    from vococache.storage import StoreReader, VideoInfo
     from vococache.workers.reason import ReasonStage
     from vococache.workers.spans import SegmentSpan
 
@@ -63,24 +63,24 @@ def part_of(info: "VideoInfo | None", live: str) -> LivePart | None:
     return LivePart(info.id, float(start), float(start) + (info.duration or 0.0), info)
 
 
-def names_of(store: "Store", live: str) -> list[str]:
+def names_of(store: "StoreReader", live: str) -> list[str]:
     """The names that parts of a source may have, by time."""
     return [name for name in store.ids() if name.startswith(f"{live}.") and _HOUR.fullmatch(name, len(live))]
 
 
-def newest_first(store: "Store", live: str) -> Iterator[LivePart]:
+def newest_first(store: "StoreReader", live: str) -> Iterator[LivePart]:
     """The parts of a source; each document is read when its turn comes."""
     for name in reversed(names_of(store, live)):
         if (part := part_of(store.find(name), live)) is not None:
             yield part
 
 
-def newest_part(store: "Store", video: str) -> LivePart | None:
+def newest_part(store: "StoreReader", video: str) -> LivePart | None:
     """The newest part of the live source of this id; None where it is a video's, or nobody's."""
     return next(newest_first(store, video), None) if store.find(video) is None else None
 
 
-def within(store: "Store", live: str, window: ClockWindow) -> list[LivePart]:
+def within(store: "StoreReader", live: str, window: ClockWindow) -> list[LivePart]:
     """The parts of a source that reach into a window, oldest first, and the window's own edge in the last of them.
 
     Raises `VideoNotFoundError` where the source has no part, `InputError` where none reaches into the window.
@@ -157,7 +157,7 @@ def spans_of(
     return [stage.select(video, start, end)]
 
 
-def clock_of(store: "Store", spans: "Sequence[SegmentSpan]") -> tuple[str, str] | None:
+def clock_of(store: "StoreReader", spans: "Sequence[SegmentSpan]") -> tuple[str, str] | None:
     """When the first and last frame of spans were, as people write it; None of other videos than parts."""
     first, last = spans[0], spans[-1]
     begun, ended = ((store.info(span.video).metadata or {}).get("started") for span in (first, last))
@@ -172,7 +172,7 @@ def _moment(text: float | str | None, near: float) -> float | None:
     return None if text is None else moment(text, near)
 
 
-def edge_of(store: "Store", video: str) -> tuple[str, int]:
+def edge_of(store: "StoreReader", video: str) -> tuple[str, int]:
     """What changes when more of a live source, or of a video, can be asked about."""
     part = newest_part(store, video)
     info = store.info(video) if part is None else part.info

@@ -7,12 +7,12 @@ from pathlib import Path
 from vococache.errors import InputError, VideoError
 from vococache.pipeline.originals import source_file
 from vococache.pipeline.search.job import FoundWindow
-from vococache.storage import Store
+from vococache.storage import StoreReader
 
 PLAYABLE = {".mp4", ".mkv", ".webm", ".mov", ".avi", ".ts"}  # containers that a clip may stay in; others become .mkv
 
 
-def cut_windows(store: Store, windows: Sequence[FoundWindow], folder: Path) -> dict[FoundWindow, Path | str]:
+def cut_windows(store: StoreReader, windows: Sequence[FoundWindow], folder: Path) -> dict[FoundWindow, Path | str]:
     """A file below `folder` for each window; where there is none, why.
 
     A clip starts at the last key frame before its window: what lies between is part of it. Raises `InputError` where

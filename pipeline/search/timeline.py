@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from vococache.errors import InputError
 from vococache.pipeline.ask import AskAnswer
 from vococache.pipeline.originals import source_file
-from vococache.storage import Store
+from vococache.storage import StoreReader
 from vococache.workers.spans import Evidence
 
 WIDTH = 960  # of the sheet, in pixels
@@ -19,7 +19,7 @@ PICTURES = 2  # of each span
 READ, RESTS, EMPTY = (170, 190, 220), (214, 60, 40), (232, 232, 232)
 
 
-def draw_evidence(store: Store, answers: Sequence[AskAnswer], path: Path) -> None:
+def draw_evidence(store: StoreReader, answers: Sequence[AskAnswer], path: Path) -> None:
     """Draw the answers one below the other into an image file. Raises `InputError` where it cannot be written.
 
     Pictures come from the videos' files, as far as these are at hand.
@@ -36,7 +36,7 @@ def draw_evidence(store: Store, answers: Sequence[AskAnswer], path: Path) -> Non
         raise InputError(f"--evidence {path}: cannot be written: {error}") from None
 
 
-def _strip(store: Store, answer: AskAnswer) -> Image.Image:
+def _strip(store: StoreReader, answer: AskAnswer) -> Image.Image:
     """One answer: its words, a bar for each video that its evidence lies in, pictures of the spans."""
     videos = list(dict.fromkeys(span.video for span in answer.evidence))
     height = 2 * MARGIN + 2 * LINE + len(videos) * (LINE + BAR + MARGIN) + (SIDE + LINE if answer.evidence else 0)
@@ -77,7 +77,7 @@ def _plain(text: str) -> str:
     return text.encode("latin-1", "replace").decode("latin-1")
 
 
-def _pictures(store: Store, span: Evidence) -> list[tuple[float, np.ndarray]]:
+def _pictures(store: StoreReader, span: Evidence) -> list[tuple[float, np.ndarray]]:
     """Frames of a span, evenly spread: the first one at or behind each time."""
     import av
 

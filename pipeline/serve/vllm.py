@@ -30,7 +30,7 @@ from vococache.pipeline.serve.engine import (
     Question,
 )
 from vococache.pipeline.serve.metrics import Metrics
-from vococache.storage import Store, open_store
+from vococache.storage import StoreReader, open_store
 from vococache.workers.reason import ReasonStage
 from vococache.workers.vllm.checks import check_engine
 from vococache.workers.vllm.decoder import Decoder
@@ -94,7 +94,9 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _configuration(store: Store, decoder: Decoder, dtype: str | None, options: Sequence[str], cache_bytes: int) -> Any:
+def _configuration(
+    store: StoreReader, decoder: Decoder, dtype: str | None, options: Sequence[str], cache_bytes: int
+) -> Any:
     """vLLM's configuration for a store and a decoder."""
     # Its lines belong on the standard error, and nobody is told that it runs.
     for name, value in {
