@@ -1,11 +1,14 @@
 """Clips on disk, and one local Ray for all tests that ingest."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.clips import make_clip, make_sound
+from tests.pipeline.command import Result, Voco
 
+from vococache.pipeline.cli import main
 from vococache.workers.cluster import runtime
 
 
@@ -29,3 +32,17 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "cut.mp4").write_bytes((folder / "plain.mp4").read_bytes()[:-4000])
     make_sound(folder / "sound.mp4")
     return folder
+
+
+@pytest.fixture
+def voco(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Voco:
+    """Run the command line as a shell would."""
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["voco", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main()
+        return Result(int(caught.value.code or 0), *capfd.readouterr())
+
+    return run

@@ -3,33 +3,15 @@
 import json
 import os
 import shutil
-import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.pipeline.command import Voco
 from tests.storage.samples import HEADER, add, intent, kv, write
 
-from vococache.pipeline.cli import main
 from vococache.pipeline.prune import is_gone
 from vococache.storage import Store, open_store
-
-Voco = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def voco(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Voco:
-    """Run the command line as a shell would: exit code, stdout, stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["voco", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main()
-        return (int(caught.value.code or 0), *capfd.readouterr())
-
-    return run
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """A reel of scenes as a file and in stores, filled by the stages themselves, without Ray."""
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from vococache.pipeline.cli.command import main
 from vococache.pipeline.ingest.outcomes import Collector
 from vococache.pipeline.synthetic.reel import Reel, make_reel, write_reel
 from vococache.storage import Store, open_store
@@ -71,17 +69,3 @@ def fill() -> Fill:
 def reel_store(fill: Fill, reel_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
     """A local store of the reel."""
     return fill(str(tmp_path_factory.mktemp("found") / "store"), {"reel": reel_file})
-
-
-@pytest.fixture
-def voco(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Run the command line as a shell would: exit code, standard output and error."""
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["voco", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main()
-        return int(caught.value.code or 0), *capfd.readouterr()
-
-    return run

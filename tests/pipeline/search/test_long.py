@@ -1,12 +1,12 @@
 """Asking about what is too long to be read whole, and what answers rest on."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from tests.pipeline.command import Voco
 from tests.pipeline.search.conftest import Fill
 
 import vococache
@@ -113,7 +113,7 @@ def test_evidence_of_what_fits_is_the_scene_that_is_asked_about(reel_store: Stor
     assert hits >= len(reel.needles) - 1
 
 
-def test_the_command(reel_store: Store, reel: Reel, tmp_path: Path, voco: Callable[..., tuple[int, str, str]]) -> None:
+def test_the_command(reel_store: Store, reel: Reel, tmp_path: Path, voco: Voco) -> None:
     needle = reel.needles[0]
     asked = ("--find", needle.name, needle.questions[0].text)
     code, out, err = voco("ask", reel_store.url, "reel", *asked, "--evidence", tmp_path / "evidence.png")

@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 import pytest
 from tests.clips import make_clip, read_frame_number
+from tests.pipeline.command import Voco
 from tests.pipeline.search.conftest import Fill
 
 import vococache
@@ -136,7 +137,7 @@ def test_windows_whose_file_is_gone_are_told(fill: Fill, reel_file: Path, tmp_pa
     assert cut_windows(store, [window], tmp_path / "cut")[window] == "its file is not at hand, or is another one by now"
 
 
-def test_the_command(reel_store: Store, reel: Reel, tmp_path: Path, voco: Callable[..., tuple[int, str, str]]) -> None:
+def test_the_command(reel_store: Store, reel: Reel, tmp_path: Path, voco: Voco) -> None:
     needle = reel.needles[0]
     code, out, _ = voco("search", reel_store.url, needle.name, "--top", "2", "--clips", tmp_path / "cut", "--json")
     found = json.loads(out)
