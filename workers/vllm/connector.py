@@ -8,6 +8,7 @@ Letters: Y layers, P entries, G key-value heads of this rank, D head dimension.
 """
 
 import logging
+import os
 from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -72,6 +73,8 @@ class VoCoConnector(KVConnectorBase_V1):
         super().__init__(vllm_config, role, kv_cache_config)
         check_overrides(VoCoConnector, KVConnectorBase_V1)
         extra = self._kv_transfer_config.kv_connector_extra_config
+        if os.getpid() != extra["parent"]:
+            os.setpgrp()  # Ctrl-C is the service's, which answers what was asked before it ends its engine
         if role == KVConnectorRole.SCHEDULER:
             die_with(extra["parent"])  # vLLM's engine would outlive a service that was killed; its workers end with it
         self.store = open_store(extra["store"])

@@ -6,6 +6,7 @@ Run where `make vllm` has built `.venv-vllm`. An engine starts in half a minute 
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 import urllib.request
@@ -195,7 +196,12 @@ def serving(store: Path, decoder: Path) -> Iterator[tuple[subprocess.Popen[str],
     options = ["--engine", "vllm", "--model", str(decoder), "--", *OPTIONS]
     with (decoder.parent / "service.log").open("w") as log:
         child = subprocess.Popen(
-            [PYTHON, *command, *options], stdout=subprocess.PIPE, stderr=log, text=True, env=environment()
+            [PYTHON, *command, *options],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=environment(),
+            process_group=0,
         )
     assert child.stdout is not None
     try:
@@ -322,6 +328,16 @@ def test_who_leaves_frees_a_place_and_sigterm_drains(service: Any) -> None:
         child.terminate()
         assert [chunk.choices[0].finish_reason for chunk in last][-1] == "stop"
     assert child.wait(60) == 0
+
+
+def test_ctrl_c_drains(own_shelf: Path, decoder: Path) -> None:
+    """A terminal tells all processes of its group."""
+    with serving(own_shelf, decoder) as (child, url), client(url) as made:
+        last = asked(made, "what moves?", "clip-1", stream=True)
+        next(last)
+        os.killpg(child.pid, signal.SIGINT)
+        assert [chunk.choices[0].finish_reason for chunk in last][-1] == "stop"
+        assert child.wait(60) == 0
 
 
 def test_a_service_that_is_killed_leaves_nothing_running(own_shelf: Path, decoder: Path) -> None:
