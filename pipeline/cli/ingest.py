@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     type=float,
     default=60.0,
     show_default=True,
-    help="Give up on a video after so many seconds without a frame.",
+    help="Give up on a video after this many seconds without a frame.",
 )
 @click.option("--max-pixels", type=int, help="Refuse videos with more pixels per frame.  [default: 8192 x 8192]")
 @click.option("--max-damage", type=float, help="Refuse damaged broadcasts that lost a larger share.  [default: 0.5]")
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     type=float,
     default=300.0,
     show_default=True,
-    help="Report what is stuck after so many quiet seconds.",
+    help="Report what is stuck after this many quiet seconds.",
 )
 @click.option(
     "--report",

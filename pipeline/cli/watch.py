@@ -15,7 +15,7 @@ from vococache.pipeline.cli.terminal import say
 @click.option("--store", required=True, help="Path or URL of the store; created if missing.")
 @click.option("--fps", type=float, help="Frames per second to sample.  [default: the model's, or 1]")
 @click.option("--keep", help="Drop parts that are older, as 24h or 7d.  [default: keep all]")
-@click.option("--latency", type=float, default=5.0, show_default=True, help="Close a chunk after so many seconds.")
+@click.option("--latency", type=float, default=5.0, show_default=True, help="Close a chunk after this many seconds.")
 @click.option("--ask", "asked", multiple=True, help="A standing question. Repeatable.")
 @click.option("--every", default="10s", show_default=True, help="How often it is asked.")
 @click.option("--over", default="30s", show_default=True, help="About how long before.")
