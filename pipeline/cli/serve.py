@@ -1,5 +1,6 @@
 """`voco serve`: a page and an API over a store."""
 
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -109,10 +110,9 @@ def _serve(engine: "Engine", *, host: str, port: int, token: str | None, sources
 
     if note := engine.stage.model.config.extra.get("note"):
         say(f"voco: {note}", err=True)
-    try:
+    with suppress(KeyboardInterrupt):  # uvicorn raises it again, when all was answered, unless it is ignored
         serve(engine, Address(host=host, port=port, token=token or None), say=say, sources=sources)
-    except KeyboardInterrupt:  # as uvicorn raises it again, when all was answered
-        say("voco: ended", err=True)
+    say("voco: ended", err=True)
     return 0
 
 
