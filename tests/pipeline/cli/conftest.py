@@ -3,16 +3,16 @@
 from pathlib import Path
 
 import pytest
+from tests.pipeline.stages import fill_store
 
-import vococache
 from vococache.model.checkpoints import save_pretrained
 from vococache.model.scratch import byte_tokenizer, random_model, small_config
 
 
 @pytest.fixture(scope="session")
-def store(clips: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
+def store(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("cli") / "store"
-    vococache.ingest([str(clips / "plain.mp4"), str(clips / "offset.mkv"), str(clips / "text.mp4")], str(path), fps=1)
+    fill_store(str(path), {name.split(".")[0]: clips / name for name in ("plain.mp4", "offset.mkv", "text.mp4")})
     return path
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tests.clips import make_clip
 from tests.pipeline.command import Voco
+from tests.pipeline.stages import fill_store
 
 import vococache
 
@@ -15,7 +16,7 @@ import vococache
 def test_ask_json_is_the_contract(voco: Voco, store: Path) -> None:
     result = voco("ask", store, "plain", "What?", "Who?", "--start", 1, "--end", 3, "--max-new-tokens", 3, "--json")
     assert result.code == 0
-    answers = result.json["answers"]  # type: ignore[call-overload, index]
+    answers = result.json["answers"]
     assert [answer["question"] for answer in answers] == ["What?", "Who?"]
     assert set(answers[0]) == {"question", "answer", "videos", "segments", "timings", "evidence"}
     assert answers[0]["segments"] == [{"video": "plain", "start": 1, "stop": 4, "start_time": 1.0, "end_time": 3.0}]
@@ -25,9 +26,9 @@ def test_ask_json_is_the_contract(voco: Voco, store: Path) -> None:
 
 
 def test_answers_need_no_video_file(voco: Voco, clips: Path, tmp_path: Path) -> None:
-    clip = shutil.copy(clips / "plain.mp4", tmp_path / "gone.mp4")
-    vococache.ingest(str(clip), str(tmp_path / "store"))
-    Path(clip).unlink()
+    clip = Path(shutil.copy(clips / "plain.mp4", tmp_path / "gone.mp4"))
+    fill_store(str(tmp_path / "store"), {"gone": clip})
+    clip.unlink()
     first = voco("ask", tmp_path / "store", "gone", "What?", "--max-new-tokens", 4)
     assert first.code == 0
     assert voco("ask", tmp_path / "store", "gone", "What?", "--max-new-tokens", 4).out == first.out, "deterministic"
@@ -35,7 +36,7 @@ def test_answers_need_no_video_file(voco: Voco, clips: Path, tmp_path: Path) -> 
 
 def test_ask_about_several_videos_and_fewer_tokens(voco: Voco, store: Path) -> None:
     arguments = ("ask", store, "plain", "--video", "offset", "What?", "--max-new-tokens", 2, "--json")
-    answer = voco(*arguments, "--tokens", 1).json["answers"][0]  # type: ignore[call-overload, index]
+    answer = voco(*arguments, "--tokens", 1).json["answers"][0]
     assert answer["videos"] == ["plain", "offset"]
     assert [span["video"] for span in answer["segments"]] == ["plain", "offset"]
 
@@ -61,6 +62,7 @@ def test_a_model_that_did_not_make_the_store_is_refused(voco: Voco, store: Path,
     assert "made by another compressor" in result.err
 
 
+@pytest.mark.slow
 def test_a_video_path_with_odd_characters_is_asked_by_the_id_that_ls_tells(
     voco: Voco, tmp_path: Path, local_ray: None
 ) -> None:

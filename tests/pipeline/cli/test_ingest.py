@@ -14,7 +14,7 @@ def test_ingest_reports(voco: Voco, store: Path, clips: Path) -> None:
     assert "nothing to do: 2 videos are up to date" in again.out
     failed = voco("ingest", clips / "text.mp4", "--store", store, "--json")
     assert failed.code == 1
-    assert list(failed.json["failed"]) == ["text"]  # type: ignore[call-overload, index]
+    assert list(failed.json["failed"]) == ["text"]
 
 
 def test_a_dry_run_tells_and_does_nothing(voco: Voco, clips: Path, tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_damage_is_told_wherever_a_video_is(voco: Voco, tmp_path: Path, local_ra
     result = voco("ingest", path, "--store", store, "--fps", "1", "--report", report)
     assert result.code == 0, result.err
     assert "torn: damaged: 1 broken packets, 0.0 s lost; its clock jumps 1 times" in result.err
-    (row,) = voco("ls", store, "--json").json  # type: ignore[misc]
+    (row,) = voco("ls", store, "--json").json
     assert row["damage"] == {"packets": 1, "seconds": 0.0}
     assert row["discontinuities"] == 1
     assert "damaged: 1 broken packets" in voco("ls", store).out
@@ -59,7 +59,7 @@ def test_too_much_damage_is_a_failure(voco: Voco, tmp_path: Path, local_ray: Non
     data = make_clip(tmp_path / "torn.ts", frames=40, size=(192, 128)).read_bytes()
     (tmp_path / "torn.ts").write_bytes(data[: 188 * 60] + data[188 * 61 :])
     assert voco("ingest", tmp_path / "torn.ts", "--store", tmp_path / "store", "--max-damage", 0.01).code == 1
-    (row,) = voco("ls", tmp_path / "store", "--json").json  # type: ignore[misc]
+    (row,) = voco("ls", tmp_path / "store", "--json").json
     assert "expected a share of at most 0.01 (--max-damage)" in row["reason"]
     again = voco("ingest", tmp_path / "torn.ts", "--store", tmp_path / "store", "--retry-failed")
     assert again.code == 0, again.err

@@ -67,7 +67,8 @@ def timeless(path: Path) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    "layout", [pytest.param(layout, marks=[pytest.mark.slow] if layout != "msvd-qa" else []) for layout in LAYOUTS]
+    "layout",
+    [pytest.param(layout, marks=[pytest.mark.slow] if layout != "activitynet-qa" else []) for layout in LAYOUTS],
 )
 def test_every_question_is_answered_from_its_own_video(corpus: Corpus, layout: str, tmp_path: Path) -> None:
     """The embedded model is right far more often than on another's video, so a mix-up would show."""

@@ -261,7 +261,8 @@ def test_a_link_in_the_store_costs_its_video_alone(copied: str, tmp_path: Path) 
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["zarr.json"]
 
 
-@pytest.mark.parametrize("moved", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("moved", [False, True])
 def test_interrupted_work_resumes_at_its_chunks(tmp_path: Path, moved: bool) -> None:
     file = make_clip(tmp_path / "long.mp4", frames=600, fps=10)
     whole = str(tmp_path / "whole")

@@ -20,11 +20,11 @@ UNSEEN = 40  # clips whose answers hold the embedded model's accuracy
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> ReasonStage:
-    """Over a store of a few clips of two splits."""
+    """Over a store of clips of three splits."""
     folder = tmp_path_factory.mktemp("trial")
-    for split in ("test", "compositional"):
-        report = ingest_clips(split_scenes(split, CLIPS), folder / "clips", str(folder / "store"))
-        assert (report.ok, len(report.done), report.segments) == (True, CLIPS, CLIPS * len(LOOKS))
+    scenes = split_scenes("test", CLIPS) | split_scenes("compositional", CLIPS) | split_scenes("unseen", UNSEEN)
+    report = ingest_clips(scenes, folder / "clips", str(folder / "store"))
+    assert (report.ok, len(report.done), report.segments) == (True, len(scenes), len(scenes) * len(LOOKS))
     return open_reader(str(folder / "store"))
 
 
@@ -38,11 +38,10 @@ def test_a_trial_asks_about_every_clip(stage: ReasonStage) -> None:
         assert run_trial(stage, scenes, asked=4) == found, "the same again"
 
 
-def test_the_embedded_model_answers_about_clips_that_it_never_saw(tmp_path: Path, local_ray: None) -> None:
+def test_the_embedded_model_answers_about_clips_that_it_never_saw(stage: ReasonStage) -> None:
     """Through files, ingest, store and ask: 98% of 8,000 questions (docs/results); 240 here, so a margin below."""
     scenes = split_scenes("unseen", UNSEEN)
-    ingest_clips(scenes, tmp_path / "clips", str(tmp_path / "store"))
-    found = run_trial(open_reader(str(tmp_path / "store")), scenes, asked=6)
+    found = run_trial(stage, scenes, asked=6)
     assert found.accuracy > 0.94, found.by_type()
     assert question_only(scenes.values(), asked=6, learned_from=2000) < 0.5
 

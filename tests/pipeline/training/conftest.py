@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.pipeline.stages import fill_store
 from transformers import (
     AutoModelForCausalLM,
     CLIPVisionConfig,
@@ -19,7 +20,6 @@ from transformers import (
 )
 
 from vococache.model.scratch import byte_tokenizer, small_config
-from vococache.pipeline.ingest.job import ingest
 from vococache.pipeline.synthetic.render import write_clip
 from vococache.pipeline.synthetic.scene import make_scene
 from vococache.pipeline.training.job import train
@@ -61,7 +61,7 @@ def settings(blank: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
-def corpus(tmp_path_factory: pytest.TempPathFactory, blank: Path, local_ray: None) -> tuple[Path, Path, Path]:
+def corpus(tmp_path_factory: pytest.TempPathFactory, blank: Path) -> tuple[Path, Path, Path]:
     """(model folder, store, conversations about its videos); the videos themselves are gone."""
     root = tmp_path_factory.mktemp("corpus")
     settings = TrainSettings(
@@ -75,7 +75,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, blank: Path, local_ray: Non
         path = write_clip(make_scene(f"train {number}"), root / f"videos/clip{number}.mp4")
         rows.append({"video": path.name, "question": f"which one is it, {number}?", "answer": "red left"})
     rows.append({"video": "gone.mp4", "question": "where is it?", "answer": "nowhere"})
-    ingest(str(root / "videos"), str(root / "store"), fps=2, model=str(root / "start/model"))
+    videos = {path.stem: path for path in (root / "videos").iterdir()}
+    fill_store(str(root / "store"), videos, fps=2.0, model=str(root / "start/model"))
     for path in (root / "videos").iterdir():
         path.unlink()
     (root / "rows.json").write_text("\n".join(map(json.dumps, rows)))
