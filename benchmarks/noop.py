@@ -12,6 +12,7 @@ from pathlib import Path
 
 from common import report
 
+from vococache.pipeline.tables import counted
 from vococache.storage import ChunkReceipt, Intent, documents, open_store
 from vococache.storage.format import DOCUMENT, TRAILER
 from vococache.workers.compress import store_header
@@ -75,7 +76,7 @@ def ingest_seconds(folder: Path, count: int) -> tuple[float, float]:
         [*command, "--store", str(folder / "store"), "--fps", "1"], check=True, stdout=subprocess.PIPE, text=True
     )
     wall = time.perf_counter() - started
-    assert f"nothing to do: {count} videos are up to date" in done.stdout, done.stdout
+    assert f"nothing to do: {counted(count, 'video')}" in done.stdout, done.stdout
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, wall
 
