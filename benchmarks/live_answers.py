@@ -1,10 +1,11 @@
 """Right answers about a live stream of synthetic scenes, by kind, beside those about the finished file.
 
-python benchmarks/live_answers.py [--scenes 100]: each scene lasts 4 s, and is asked 5 questions. "live": over the
-window of its seconds on the clock, of the parts that grew. "file": over the same seconds of the file as `voco ingest`
-has it. Then readings of "now" of the same scenes: the caches of all 8 frames, the caches of the last 4, and the last 4
-frames alone with all their vision tokens (after SimpleStream, arXiv 2604.02317), which the embedded model never learned
-to read.
+python benchmarks/live_answers.py [--scenes 100] [--model MODEL]: each scene lasts 4 s, and is asked 5 questions.
+"live": over the window of its seconds on the clock, of the parts that grew. "file": over the same seconds of the file
+as `voco ingest` has it. Then readings of "now" of the same scenes: caches alone, caches with the last frames whole, and
+the last frames alone with all their vision tokens (after SimpleStream, arXiv 2604.02317), which the embedded model
+never learned to read. `--model runs/twin/model` (benchmarks/twin) can: then only these, its caches 4 covering tokens a
+frame.
 """
 
 import argparse
@@ -22,11 +23,14 @@ import torch
 from common import report
 
 from vococache.model import load_model
+from vococache.model.cache import VoCoCache
+from vococache.model.voco import VoCoModel
 from vococache.pipeline.ingest.job import ingest
 from vococache.pipeline.live.parts import ClockWindow, newest_first, select_spans
 from vococache.pipeline.live.sources import WatchSource
 from vococache.pipeline.live.watch import Stored, open_watch
 from vococache.pipeline.synthetic.questions import Question, questions
+from vococache.pipeline.synthetic.render import FPS
 from vococache.pipeline.synthetic.scene import SECONDS
 from vococache.pipeline.synthetic.stream import scene_of, send_scenes
 from vococache.pipeline.synthetic.trial import ANSWER_TOKENS, LOOKS_A_SECOND
@@ -36,6 +40,16 @@ from vococache.workers.reason import ReasonStage, answer_text, question_ids
 
 ASKED = 5
 LOOKS = int(SECONDS * LOOKS_A_SECOND)
+FRAMES = int(SECONDS * FPS)  # of a scene in the stream
+KEPT = 4  # of a frame's 36 tokens, where caches are not of VoCo tokens
+READINGS = {  # the last looks: how many compressed, then how many whole
+    "8 cached": (8, 0),
+    "last 4 cached": (4, 0),
+    "7 cached, last whole": (7, 1),
+    "4 cached, last 4 whole": (4, 4),
+    "last 4 whole": (0, 4),
+    "8 whole": (0, 8),
+}
 
 Right = dict[str, list[bool]]
 
@@ -43,6 +57,7 @@ Right = dict[str, list[bool]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=100)
+    parser.add_argument("--model", default="synthetic")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     posed = {
@@ -53,20 +68,17 @@ def main() -> None:
         path = Path(folder) / "stream.ts"
         with path.open("wb") as file:
             send_scenes(file, options.seed, speed=0, scenes=options.scenes + 1)  # the last one's end is not asked about
-        found = {
-            "live": live(Path(folder), path, posed),
-            "file": finished(Path(folder), path, posed),
-            "8 frames' caches": still(path, posed, LOOKS, whole=False),
-            "last 4 frames' caches": still(path, posed, 4, whole=False),
-            "last 4 frames whole": still(path, posed, 4, whole=True),
-        }
+        found = {}
+        if options.model == "synthetic":
+            found = {"live": live(Path(folder), path, posed), "file": finished(Path(folder), path, posed)}
+        found |= read(options.model, path, posed)
     kinds = sorted({question.type for asked in posed.values() for question in asked})
     rows: list[list[object]] = [["kind", "questions", *found]]
     for kind in [*kinds, "all"]:
         shares = [share(right, None if kind == "all" else kind) for right in found.values()]
         rows.append([kind, shares[0][1], *(f"{yes / of:.1%}" for yes, of in shares)])
     result = {name: {kind: share(right, kind) for kind in kinds} for name, right in found.items()}
-    report("live_answers", rows, {"scenes": options.scenes, "right": result})
+    report("live_answers", rows, {"scenes": options.scenes, "model": options.model, "right": result})
 
 
 def share(right: Right, kind: str | None) -> tuple[int, int]:
@@ -116,26 +128,44 @@ def ask(stage: ReasonStage, spans: list[Any], asked: list[Question], right: Righ
         right[question.type].append(answer.answer.strip().lower() == question.answer)
 
 
-def still(path: Path, posed: dict[int, list[Question]], last: int, *, whole: bool) -> Right:
-    """Asked over the last so many looks of a scene: their caches, or all their vision tokens."""
-    how: dict[str, Any] = {"compression": "cover", "num_voco_tokens": 36, "frames_per_segment": 1} if whole else {}
-    model = load_model("synthetic", device="cpu", **how)
-    right: Right = defaultdict(list)
+def read(name: str, path: Path, posed: dict[int, list[Question]]) -> dict[str, Right]:
+    """Asked over a scene's looks, as `READINGS` has them: compressed ones, then whole ones."""
+    compressing, whole = models(name)
+    found: dict[str, Right] = {reading: defaultdict(list) for reading in READINGS}
+    looks: list[np.ndarray] = []
     with av.open(str(path)) as container, torch.inference_mode():
-        looks: list[np.ndarray] = []
         for number, frame in enumerate(container.decode(video=0)):
-            if number % 4 == 0:
-                looks.append(model.config.geometry.apply(frame.to_ndarray(format="rgb24").astype(np.uint8)))
-            scene, place = divmod(number + 1, 32)
+            if number % (FRAMES // LOOKS) == 0:
+                looks.append(whole.config.geometry.apply(frame.to_ndarray(format="rgb24").astype(np.uint8)))
+            scene, place = divmod(number + 1, FRAMES)
             if place or scene - 1 not in posed:
                 continue
-            pixels = model.pixel_values(torch.from_numpy(np.stack(looks[-last:]))[:, None])
-            texts = [question_ids(model, question.text) for question in posed[scene - 1]]
-            ids = model.generate_ids(model.compress(pixels), texts, ANSWER_TOKENS)
-            for question, each in zip(posed[scene - 1], ids, strict=True):
-                right[question.type].append(answer_text(model, each).strip().lower() == question.answer)
+            pixels = whole.pixel_values(torch.from_numpy(np.stack(looks))[:, None])
+            texts = [question_ids(whole, question.text) for question in posed[scene - 1]]
+            for reading, (cached, kept) in READINGS.items():
+                parts = [compressing.compress(pixels[-cached - kept : LOOKS - kept])] if cached else []
+                parts += [whole.compress(pixels[-kept:])] if kept else []
+                ids = whole.generate_ids(VoCoCache.join([*map(as_entries, parts)]), texts, ANSWER_TOKENS)
+                for question, each in zip(posed[scene - 1], ids, strict=True):
+                    is_right = answer_text(whole, each).strip().lower() == question.answer
+                    found[reading][question.type].append(is_right)
             looks = []
-    return right
+    return found
+
+
+def models(name: str) -> tuple[VoCoModel, VoCoModel]:
+    """What compresses a frame, and what keeps it whole: a model of VoCo tokens, or one that was trained on all."""
+    own = load_model(name, device="cpu")
+    if own.config.compression != "full":
+        return own, load_model(name, device="cpu", compression="cover", num_voco_tokens=36, frames_per_segment=1)
+    told: dict[str, Any] = {"frames_per_segment": 1, "prefix_ids": [own.config.prompt.bos_id], "device": "cpu"}
+    compressing = load_model(name, compression="cover", num_voco_tokens=KEPT, **told)
+    return compressing, load_model(name, compression="full", **told)
+
+
+def as_entries(cache: VoCoCache) -> VoCoCache:
+    """Each entry as a segment of its own, so that segments of different length can be joined."""
+    return VoCoCache(cache.data.permute(0, 4, 1, 2, 3, 5).flatten(0, 1).unsqueeze(4))
 
 
 if __name__ == "__main__":
