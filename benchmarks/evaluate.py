@@ -62,7 +62,7 @@ def main() -> None:
         "one by one": len(few) * ASKED / one_by_one,
         "from pixels": len(few) * ASKED / from_pixels,
     }
-    rows: list[tuple[object, ...]] = [("", "questions a second", "batched is so many times as fast")]
+    rows: list[tuple[object, ...]] = [("", "questions a second", "times as fast, batched")]
     rows += [(name, f"{rate:.1f}", f"{rates['batched'] / rate:.1f}") for name, rate in rates.items()]
     result = {"videos": clips, "asked": ASKED, "rates": rates, "same_answers": same / (len(few) * ASKED)}
     ratios = {f"batched over {way}": rates["batched"] / rates[way] for way in ("one by one", "from pixels")}

@@ -8,6 +8,7 @@ cores. With `--vllm .venv-vllm/bin/python` the service is `voco serve --engine v
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -114,10 +115,15 @@ def serving(store: str, vllm: str | None, decoder: str) -> Iterator[tuple[str, p
     command = [*VOCO, "serve", store, "--port", "0"]
     if vllm is not None:
         command = [vllm, *command[1:], "--engine", "vllm", "--model", decoder, "--", "--enforce-eager"]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    # By default vLLM takes nearly all of a machine's memory for its blocks.
+    child = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={"VLLM_CPU_KVCACHE_SPACE": "2"} | os.environ
+    )
     try:
         assert child.stdout is not None
-        yield child.stdout.readline().strip(), psutil.Process(child.pid)
+        url = child.stdout.readline().strip()
+        assert url, "the service did not start"
+        yield url, psutil.Process(child.pid)
     finally:
         child.terminate()
         child.wait()

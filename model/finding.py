@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from vococache.model.cache import VoCoCache
 from vococache.model.decoder import project_query, run_layers
@@ -23,17 +24,25 @@ QUESTION = 'Does the video show this: "{}"? Answer yes or no.'  # of a model tha
 BATCH_POSITIONS = 8192  # cached ones and those of texts, in one pass
 
 
-@torch.inference_mode()
 def index_queries(model: VoCoModel, ids: Tensor, layer: int, heads: Sequence[int] | None = None) -> Tensor:
     """Queries before RoPE, [T, G, R, D] float32, of a text `ids` [T] behind no segment, at `layer`.
 
     `heads`: the key-value heads whose queries these are; None for all.
     """
-    past = model.rotated(model.empty_cache())
-    prefix, length = past.shape[4], len(ids)
+    return queries_of_texts(model, [ids], layer, heads)[0]
+
+
+@torch.inference_mode()
+def queries_of_texts(
+    model: VoCoModel, texts: Sequence[Tensor], layer: int, heads: Sequence[int] | None = None
+) -> list[Tensor]:
+    """`index_queries` of several texts in one pass."""
+    past = model.rotated(model.empty_cache()).expand(-1, -1, len(texts), -1, -1, -1)
     reading = model.reading
-    hidden = reading.embed_tokens(ids.to(model.device)[None])
+    hidden = reading.embed_tokens(pad_sequence(list(texts), batch_first=True).to(model.device))
+    prefix, length = past.shape[4], hidden.shape[1]
     positions = torch.arange(prefix, prefix + length, device=model.device)
+    # What fills a row up stands behind its text, which does not see it.
     mask = torch.ones(length, prefix + length, dtype=torch.bool, device=model.device).tril(prefix)
 
     def extend(index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,9 +50,10 @@ def index_queries(model: VoCoModel, ids: Tensor, layer: int, heads: Sequence[int
 
     hidden = run_layers(reading.layers[:layer], hidden, model.rope.angles(positions, hidden.dtype), mask, extend)
     asking = reading.layers[layer]
-    query_HTD = project_query(asking.self_attn, asking.input_layernorm(hidden))[0].float().cpu()
-    query_GRTD = query_HTD.reshape(model.config.kv_heads, -1, length, query_HTD.shape[-1])
-    return query_GRTD[list(range(len(query_GRTD)) if heads is None else heads)].permute(2, 0, 1, 3)
+    query_BHTD = project_query(asking.self_attn, asking.input_layernorm(hidden)).float().cpu()
+    query_BGRTD = query_BHTD.unflatten(1, (model.config.kv_heads, -1))
+    query_BTGRD = query_BGRTD[:, list(range(model.config.kv_heads) if heads is None else heads)].permute(0, 3, 1, 2, 4)
+    return [query_TGRD[: len(ids)] for query_TGRD, ids in zip(query_BTGRD, texts, strict=True)]
 
 
 def join_queries(query_TGRD: Tensor, key_NGD: Tensor) -> Tensor:
@@ -51,8 +61,17 @@ def join_queries(query_TGRD: Tensor, key_NGD: Tensor) -> Tensor:
 
     What is asked about tells segments apart; the words around it fit all of them alike.
     """
-    covariance = torch.stack([key.T.cov() for key in key_NGD.float().unbind(1)])  # [G, D, D]
-    weight = torch.einsum("tgrd,gde,tgre->tgr", query_TGRD, covariance, query_TGRD)
+    return weigh_queries(query_TGRD, key_covariance(key_NGD))
+
+
+def key_covariance(key_NGD: Tensor) -> Tensor:
+    """How keys vary, for each head: [G, D, D]."""
+    return torch.stack([key.T.cov() for key in key_NGD.float().unbind(1)])
+
+
+def weigh_queries(query_TGRD: Tensor, covariance_GDD: Tensor) -> Tensor:
+    """`join_queries`, where it is known how the keys vary."""
+    weight = torch.einsum("tgrd,gde,tgre->tgr", query_TGRD, covariance_GDD, query_TGRD)
     total = weight.sum(0).clamp(min=torch.finfo(weight.dtype).tiny)
     return (query_TGRD * weight[..., None]).sum(0) / total[..., None]
 

@@ -6,7 +6,7 @@ import torch
 
 import vococache
 from vococache.model.cache import VoCoCache
-from vococache.model.finding import index_queries, join_queries, key_scores, yes_over_no
+from vococache.model.finding import index_queries, join_queries, key_scores, queries_of_texts, yes_over_no
 from vococache.model.voco import VoCoModel
 from vococache.workers.finding import Scores, Window, answer_starts, as_question, best_windows
 from vococache.workers.focus import Scope, plan
@@ -30,6 +30,12 @@ def test_queries_are_those_of_the_model(embedded: VoCoModel) -> None:
     heads = seen[0][0].unflatten(1, (6, 32))
     assert found.shape == (len(ids), 2, 1, 32)
     torch.testing.assert_close(found[:, :, 0], heads[:, [5, 1]])
+
+
+def test_texts_in_one_pass_have_the_queries_of_each(embedded: VoCoModel) -> None:
+    texts = [question_ids(embedded, text) for text in ("is there a red circle?", "why?", "what moves to the left?")]
+    for found, ids in zip(queries_of_texts(embedded, texts, 2, [5, 1]), texts, strict=True):
+        torch.testing.assert_close(found, index_queries(embedded, ids, 2, [5, 1]))
 
 
 def test_a_joined_query_leaves_out_what_fits_all_keys_alike() -> None:
