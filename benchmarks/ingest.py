@@ -107,7 +107,7 @@ def tree_seconds(videos: Path, store: Path) -> tuple[float, float]:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
     command = [sys.executable, "-c", "from vococache.pipeline.cli import main; main()", "ingest", str(videos)]
-    subprocess.run([*command, "--store", str(store)], check=True)
+    subprocess.run([*command, "--store", str(store), "--fps", "1"], check=True)
     wall = time.perf_counter() - started
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
