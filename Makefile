@@ -14,8 +14,8 @@ demo: $(STAMP)  ## synthetic clips -> caches -> questions and answers
 test: $(STAMP)  ## the tests that need neither a GPU nor minutes
 	$(BIN)/python -m pytest
 
-test-all: $(STAMP)  ## all tests; those marked gpu only where there is CUDA
-	$(BIN)/python -m pytest -m "$$($(BIN)/python -c 'import torch; print("" if torch.cuda.is_available() else "not gpu")')"
+test-all: $(STAMP)  ## all tests, and how much of the code they run; those marked gpu only where there is CUDA
+	$(BIN)/python -m pytest --cov -m "$$($(BIN)/python -c 'import torch; print("" if torch.cuda.is_available() else "not gpu")')"
 
 lint: $(STAMP) docs  ## style, layers, types, security, the documentation's links
 	$(BIN)/ruff check .

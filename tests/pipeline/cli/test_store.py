@@ -47,12 +47,12 @@ def test_ls_where(voco: Voco, store: Path, tmp_path: Path) -> None:
 
 
 def test_upgrade(voco: Voco, tmp_path: Path) -> None:
-    own = Path(shutil.copytree(Path(__file__).parents[1] / "storage/data/v1", tmp_path / "own"))
+    own = Path(shutil.copytree(Path(__file__).parents[2] / "storage/data/v1", tmp_path / "own"))
     assert voco("upgrade", own, "--layer", "0", "--json").json == {"done": ["clip", "second clip"], "left": {}}
     assert open_store(str(own)).header.index == {"kind": "keys", "layer": 0, "shape": [2, 1, 4]}
     next(own.glob("videos/clip/kv.*/c.0.*")).unlink()
     assert voco("upgrade", own).out == "0 videos rewritten\n"
-    old = Path(shutil.copytree(Path(__file__).parents[1] / "storage/data/v2", tmp_path / "old"))
+    old = Path(shutil.copytree(Path(__file__).parents[2] / "storage/data/v2", tmp_path / "old"))
     (old / "videos/clip/kv/c.0.0.0.0.0.0").unlink()
     left = voco("upgrade", old)
     assert (left.code, left.out) == (1, "1 video rewritten\n")
