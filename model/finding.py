@@ -7,6 +7,7 @@ Letters: T tokens of a text, G key-value heads of the index, R query heads that 
 S segments, K tokens of a segment, N keys, B rows, E hidden size, V vocabulary.
 """
 
+import threading
 import warnings
 from collections.abc import Sequence
 
@@ -20,6 +21,7 @@ from vococache.model.decoder import project_query, run_layers
 from vococache.model.voco import VoCoModel
 
 QUESTION = 'Does the video show this: "{}"? Answer yes or no.'  # of a model that has no question of its own
+SLAB_VALUES = 1 << 18  # that are widened at once, and stay in the processor's cache
 BATCH_POSITIONS = 8192  # cached ones and those of texts, in one pass
 
 
@@ -64,15 +66,30 @@ def key_scores(query_GRD: Tensor, keys_SKGD: npt.NDArray[np.float16]) -> Tensor:
     matrix = torch.zeros(heads, width, heads, shared)
     for head, query_RD in enumerate(query_GRD):
         matrix[head, :, head] = query_RD.T
+    matrix = matrix.reshape(heads * width, heads * shared)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a mapped file may not be written to, and is not
         keys = torch.from_numpy(keys_SKGD.reshape(segments * tokens, heads * width))
-    found = (keys.float() @ matrix.reshape(heads * width, heads * shared)).view(segments, tokens, heads * shared)
-    best = found[:, 0]
-    for token in range(1, tokens):
-        best = torch.maximum(best, found[:, token])
-    fit: Tensor = best.mean(1)
+    fit = torch.empty(segments)
+    at_once = max(1, SLAB_VALUES // (tokens * heads * width))
+    for first in range(0, segments, at_once):
+        slab = keys[first * tokens : (first + at_once) * tokens].float()
+        best = (slab @ matrix).view(-1, tokens, heads * shared).amax(1)
+        torch.mean(best, 1, out=fit[first : first + at_once])
     return fit
+
+
+def compute_alone() -> None:
+    """From here on this thread computes by itself: beside it are others of its kind, and all would wait for each other.
+
+    What threads that start later begin with stays as it was.
+    """
+    before = torch.get_num_threads()
+    if before > 1:
+        torch.set_num_threads(1)
+        other = threading.Thread(target=torch.set_num_threads, args=(before,))
+        other.start()
+        other.join()
 
 
 @torch.inference_mode()

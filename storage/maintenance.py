@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from vococache.errors import CorruptionError, InputError, StoreError, StoreMismatchError, VideoNotFoundError
-from vococache.storage import catalog, documents
+from vococache.storage import catalog, documents, sealing
 from vococache.storage.documents import Fields, stamp
 from vococache.storage.format import (
     DOCUMENT,
@@ -99,7 +99,8 @@ def gc(store: Store, *, older_than_s: float = GC_AGE_S, partial: bool = False, d
     """
     garbage = []
     limit = time.time() - older_than_s
-    for name, entries in _groups(store).items():
+    groups = _groups(store)
+    for name, entries in groups.items():
         reasons = _garbage_of(store, name, entries, partial) if entries else {}
         if reasons and max(entry.modified for entry in entries) <= limit:
             if name is not None and store.objects.walk(f"videos/{name}") != entries:
@@ -116,7 +117,7 @@ def gc(store: Store, *, older_than_s: float = GC_AGE_S, partial: bool = False, d
                 if entry.key in reasons
             ]
     if not dry_run:
-        catalog.seal(store.objects, store.identity)
+        sealing.seal(store, present={name for name in groups if name is not None and is_safe_key(name)})
     return garbage
 
 
