@@ -14,7 +14,7 @@ from itertools import islice
 from common import report
 from store import HEADER, hour_long_videos
 
-from vococache.storage import Store, catalog, open_store
+from vococache.storage import Store, catalog, open_store, sealing
 from vococache.storage.format import DOCUMENT
 
 SERVER = """
@@ -63,7 +63,7 @@ def measure(store: Store, videos: int, delay: float) -> None:
     store = open_store(store.url, "a")
     seconds = {"without": timed(store, videos)}
     start = time.perf_counter()
-    catalog.seal(store.objects, store.identity)
+    sealing.seal(store)
     seconds["sealing"] = time.perf_counter() - start
     seconds["with"] = timed(store, videos)
     for video, _ in islice(put, 50):

@@ -27,7 +27,7 @@ from vococache.pipeline.ingest.job import ingest
 from vococache.pipeline.search.job import FoundWindow, find
 from vococache.pipeline.synthetic.reel import Needle, make_reel, write_reel
 from vococache.pipeline.synthetic.trial import ANSWER_TOKENS
-from vococache.workers.focus import Scope, load_focused
+from vococache.workers.focus import Scope, focus, load_focus
 from vococache.workers.reason import ReasonStage, question_ids
 from vococache.workers.spans import SegmentSpan
 
@@ -131,9 +131,8 @@ def asked(stage: ReasonStage, video: str, text: str, **how: Any) -> str:
 def by_question(stage: ReasonStage, video: str, text: str) -> str:
     """As `ask` does where a video does not fit and nothing is told to find; also where it fits."""
     room = len(question_ids(stage.model, text)) + ANSWER_TOKENS
-    context = load_focused(
-        stage, Scope({video: (0, stage.store.info(video).segments)}), text, tokens=None, room=room, find=None
-    )
+    scope = Scope({video: (0, stage.store.info(video).segments)})
+    context = load_focus(stage, focus(stage, scope, text, room=room))
     return stage.answer(context, [text], max_new_tokens=ANSWER_TOKENS)[0].answer
 
 

@@ -7,6 +7,7 @@ Letters: T tokens of a text, G key-value heads of the index, R query heads that 
 S segments, K tokens of a segment, N keys, B rows, E hidden size, V vocabulary.
 """
 
+import threading
 import warnings
 from collections.abc import Sequence
 
@@ -21,6 +22,7 @@ from vococache.model.decoder import project_query, run_layers
 from vococache.model.voco import VoCoModel
 
 QUESTION = 'Does the video show this: "{}"? Answer yes or no.'  # of a model that has no question of its own
+SLAB_VALUES = 1 << 18  # that are widened at once, and stay in the processor's cache
 BATCH_POSITIONS = 8192  # cached ones and those of texts, in one pass
 
 
@@ -51,7 +53,7 @@ def queries_of_texts(
     hidden = run_layers(reading.layers[:layer], hidden, model.rope.angles(positions, hidden.dtype), mask, extend)
     asking = reading.layers[layer]
     query_BHTD = project_query(asking.self_attn, asking.input_layernorm(hidden)).float().cpu()
-    query_BGRTD = query_BHTD.unflatten(1, (model.config.kv_heads, -1))
+    query_BGRTD = query_BHTD.reshape(len(texts), model.config.kv_heads, -1, *query_BHTD.shape[2:])
     query_BTGRD = query_BGRTD[:, list(range(model.config.kv_heads) if heads is None else heads)].permute(0, 3, 1, 2, 4)
     return [query_TGRD[: len(ids)] for query_TGRD, ids in zip(query_BTGRD, texts, strict=True)]
 
@@ -83,15 +85,30 @@ def key_scores(query_GRD: Tensor, keys_SKGD: npt.NDArray[np.float16]) -> Tensor:
     matrix = torch.zeros(heads, width, heads, shared)
     for head, query_RD in enumerate(query_GRD):
         matrix[head, :, head] = query_RD.T
+    matrix = matrix.reshape(heads * width, heads * shared)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a mapped file may not be written to, and is not
         keys = torch.from_numpy(keys_SKGD.reshape(segments * tokens, heads * width))
-    found = (keys.float() @ matrix.reshape(heads * width, heads * shared)).view(segments, tokens, heads * shared)
-    best = found[:, 0]
-    for token in range(1, tokens):
-        best = torch.maximum(best, found[:, token])
-    fit: Tensor = best.mean(1)
+    fit = torch.empty(segments)
+    at_once = max(1, SLAB_VALUES // (tokens * heads * width))
+    for first in range(0, segments, at_once):
+        slab = keys[first * tokens : (first + at_once) * tokens].float()
+        best = (slab @ matrix).view(-1, tokens, heads * shared).amax(1)
+        torch.mean(best, 1, out=fit[first : first + at_once])
     return fit
+
+
+def compute_alone() -> None:
+    """From here on this thread computes by itself: beside it are others of its kind, and all would wait for each other.
+
+    What threads that start later begin with stays as it was.
+    """
+    before = torch.get_num_threads()
+    if before > 1:
+        torch.set_num_threads(1)
+        other = threading.Thread(target=torch.set_num_threads, args=(before,))
+        other.start()
+        other.join()
 
 
 @torch.inference_mode()

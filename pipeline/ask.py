@@ -128,7 +128,8 @@ def ask(
     named = None if videos is None else [video_id(text) for text in ([videos] if isinstance(videos, str) else videos)]
     scope = scope_of(stage, named, start, end, last)
     # What is found for a question is for that alone; else all of them go through the model together.
-    together = find is not None or fits(stage, scope, asked, max_new_tokens, tokens, whole=whole)
+    room = room_for(stage, asked, max_new_tokens)
+    together = find is not None or fits(stage, scope.segments, stage.check_tokens(tokens), room, whole=whole)
     groups = [asked] if together else [[question] for question in asked]
     told = []
     for questions in groups:
@@ -180,25 +181,24 @@ def scope_of(
             return Scope({info.id: (0, info.segments) for info in listed})
         videos = [info.id for info in listed]
     spans = [span for video in videos for span in spans_of(stage, video, start, end, last)]
-    return Scope({span.video: (span.start, span.stop) for span in spans})
+    return Scope.of(spans)
 
 
-def fits(
-    stage: "ReasonStage",
-    scope: "Scope",
-    questions: Sequence[str],
-    max_new_tokens: int,
-    tokens: int | None,
-    *,
-    whole: bool,
-    history: Sequence[tuple[str, str]] = (),
-) -> bool:
-    """Is all of a scope read? `whole`: yes, whatever comes of it; so too where no index says what matters."""
+def fits(stage: "ReasonStage", segments: int, tokens: int, room: int, *, whole: bool) -> bool:
+    """Are all of so many segments read, with a text of `room` positions? So too where no index says what matters.
+
+    `whole`: yes, whatever comes of it.
+    """
+    return whole or segments * tokens + room <= stage.limit or stage.store.header.index is None
+
+
+def room_for(
+    stage: "ReasonStage", questions: Sequence[str], max_new_tokens: int, history: Sequence[tuple[str, str]] = ()
+) -> int:
+    """Positions that the longest of these questions and its answer take."""
     from vococache.workers.reason import question_ids
 
-    longest = max(len(question_ids(stage.model, question, history)) for question in questions)
-    needed = scope.segments * stage.check_tokens(tokens) + longest + max_new_tokens
-    return whole or needed <= stage.limit or stage.store.header.index is None
+    return max(len(question_ids(stage.model, question, history)) for question in questions) + max_new_tokens
 
 
 def load(
@@ -213,13 +213,13 @@ def load(
     history: Sequence[tuple[str, str]] = (),
 ) -> "Context":
     """A scope's segments for questions: all of them where they fit, else what matters to the first question."""
-    from vococache.workers.focus import load_focused
-    from vococache.workers.reason import question_ids
+    from vococache.workers.focus import focus, load_focus
 
-    room = max(len(question_ids(stage.model, question, history)) for question in questions) + max_new_tokens
-    if find is None and fits(stage, scope, questions, max_new_tokens, tokens, whole=whole, history=history):
-        return stage.load_segments(scope.bounds, tokens=tokens, room=room)
-    return load_focused(stage, scope, questions[0], tokens=tokens, room=room, find=find)
+    room = room_for(stage, questions, max_new_tokens, history)
+    if find is None and fits(stage, scope.segments, stage.check_tokens(tokens), room, whole=whole):
+        spans = scope.spans or [stage.span(video, *bound) for video, bound in scope.bounds.items()]
+        return stage.load_spans(spans, tokens=tokens, room=room)
+    return load_focus(stage, focus(stage, scope, questions[0], tokens=tokens, room=room, find=find))
 
 
 def chat(

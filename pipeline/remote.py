@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from vococache.errors import InputError, VoCoError
 from vococache.pipeline.ask import AskAnswer, video_id
-from vococache.workers.spans import Evidence, SegmentSpan
+from vococache.workers.spans import Evidence, SegmentSpan, Skeleton
 
 AT_ONCE = 32  # questions on their way
 TIMEOUT_SECONDS = 600.0
@@ -69,40 +69,50 @@ class Service:
             raise ServiceError(f"no answer from {self.url}: {reason}; `voco serve` starts a service") from None
 
     def notes(self, videos: Sequence[str]) -> list[str]:
-        """What whoever asks about `videos` should know, each once."""
+        """What whoever asks about `videos` should know, each once; about none of them, the model's own note."""
+        if not videos:
+            [model] = self.call("/v1/models")["data"]
+            return [note] if (note := model["voco"]["note"]) else []
         found = [self.call(f"/videos/{quote(video_id(video), safe='')}")["notes"] for video in videos]
         return list(dict.fromkeys(note for notes in found for note in notes))
 
-    def ask(self, videos: Sequence[str], questions: Sequence[str], **options: Any) -> list[AskAnswer]:
+    def ask(self, videos: Sequence[str] | None, questions: Sequence[str], **options: Any) -> list[AskAnswer]:
         """As `vococache.ask`, whose options it takes but for those of loading."""
-        named = [video_id(video) for video in videos]
+        named = None if videos is None else [video_id(video) for video in videos]
         bodies = [self._body(named, [{"role": "user", "content": text}], options) for text in questions]
         with ThreadPoolExecutor(AT_ONCE) as pool:
             replies = list(pool.map(lambda body: self.call("/v1/chat/completions", body), bodies))
-        return [
-            AskAnswer(
-                question=question, answer=_text(reply), videos=named,
-                segments=[SegmentSpan(**span) for span in reply["voco"]["segments"]], timings=reply["voco"]["timings"],
-                evidence=[Evidence(**span) for span in reply["voco"].get("evidence", [])],
-            )
-            for question, reply in zip(questions, replies, strict=True)
-        ]  # fmt: skip
+        return [_answer(named, question, reply) for question, reply in zip(questions, replies, strict=True)]
 
-    def chat(self, videos: Sequence[str], questions: Iterator[str], **options: Any) -> Iterator[str]:
+    def chat(self, videos: Sequence[str] | None, questions: Iterator[str], **options: Any) -> Iterator[str]:
         """As `vococache.pipeline.ask.chat`."""
         turns: list[dict[str, str]] = []
-        named = [video_id(video) for video in videos]
+        named = None if videos is None else [video_id(video) for video in videos]
         for question in questions:
             turns.append({"role": "user", "content": question})
             answer = _text(self.call("/v1/chat/completions", self._body(named, turns, options)))
             turns.append({"role": "assistant", "content": answer})
             yield answer
 
-    def _body(self, videos: Sequence[str], turns: Sequence[dict[str, str]], options: dict[str, Any]) -> dict[str, Any]:
+    def _body(
+        self, videos: Sequence[str] | None, turns: Sequence[dict[str, str]], options: dict[str, Any]
+    ) -> dict[str, Any]:
         if any(isinstance(options.get(name), str) for name in ("start", "end")):
             raise InputError("a service takes seconds, or --last: times such as 17:05 are understood without --server")
         renamed = {"max_tokens" if name == "max_new_tokens" else name: value for name, value in options.items()}
-        return {"model": self.model, "messages": list(turns), "video": list(videos), **renamed}
+        about = {"all": True} if videos is None else {"video": list(videos)}
+        return {"model": self.model, "messages": list(turns), **about, **renamed}
+
+
+def _answer(videos: list[str] | None, question: str, reply: dict[str, Any]) -> AskAnswer:
+    """A reply as `vococache.ask` gives it."""
+    told = reply["voco"]
+    segments = [SegmentSpan(**span) for span in told["segments"]]
+    return AskAnswer(
+        question=question, answer=_text(reply), videos=videos or [*dict.fromkeys(span.video for span in segments)],
+        segments=segments, timings=told["timings"], evidence=[Evidence(**span) for span in told.get("evidence", [])],
+        skeleton=Skeleton(**told["skeleton"]) if "skeleton" in told else None,
+    )  # fmt: skip
 
 
 def _text(reply: dict[str, Any]) -> str:

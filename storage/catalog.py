@@ -1,76 +1,73 @@
-"""A catalog of an object store's videos, so that a listing fetches what changed alone. Never the truth.
+"""A catalog: what a listing or a search would else have to open video by video, put together. Never the truth.
 
-Before a video's document is swapped, an empty object `changed/<id>.<digits>` says so. `seal` puts what the documents of
-such videos say into a part, `catalog/<number>`, and takes away the marks that are so old that their writers must have
-finished. So whoever has no mark is as the newest part that names it says; the documents of the others are read.
+Parts, `catalog/<number>`, hold rows, what the documents of an object store's videos say, and tell of objects of
+vectors, `catalog/<name>.index`, the indexes of many videos one behind the other. `vococache.storage.sealing` makes
+them.
+
+Before a video's document is swapped on an object store, an empty object `changed/<id>.<digits>` says so. Whoever has
+no mark is as the newest part that names it says; the documents of the others are read. Vectors need no marks: they are
+those of a generation, whose chunks never change.
 """
 
-import time
+import hashlib
 import uuid
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vococache.errors import CorruptionError
 from vococache.storage import documents
 from vococache.storage.documents import Fields
-from vococache.storage.format import DOCUMENT, is_safe_key
+from vococache.storage.format import is_safe_key
 from vococache.storage.objects import Entry, Objects
 
 PARTS, MARKS = "catalog", "changed"
+VECTORS = ".index"
 HEAD = b'{"crc32c":"'
-MARK_AGE_S = 3600.0  # no swap takes so long
-MOST_PARTS = 16
+FEW = 64  # objects that may as well be opened one by one
+DIGITS = 12  # of a mark: so many that are its own, and so many of the document that is to be replaced
 
 Rows = dict[str, tuple[Fields, int] | None]  # summary and length of each video's document; None where it has none
 
 
+class Vectors(NamedTuple):
+    """An object of vectors: the crc32c of its bytes, and whose they are: video, generation, segments [start, stop)."""
+
+    crc32c: int
+    rows: list[tuple[str, str, int, int]]
+
+
 class Catalog(NamedTuple):
-    """What the parts say, without the videos of `changed`, whose documents are to be asked."""
+    """What the parts say: rows, without those of the `changed` videos, whose documents are to be asked; vectors."""
 
     rows: Rows
     changed: list[str]
+    vectors: dict[str, Vectors]
 
 
-def mark(objects: Objects, video: str) -> None:
-    """Say that a video's document is about to be swapped."""
+def mark(objects: Objects, video: str, *before: bytes | None) -> None:
+    """Say that a video's document is about to be changed. `before`: what it is, where it is swapped, not deleted."""
     if not objects.is_local:
-        objects.put(f"{MARKS}/{video}.{uuid.uuid4().hex[:12]}", b"")
+        digits = "".join((uuid.uuid4().hex[:DIGITS], *map(digest, before)))
+        objects.put(f"{MARKS}/{video}.{digits}", b"")
 
 
-def read(objects: Objects, identity: str) -> Catalog | None:
-    """The catalog of a store; None where there is none that is sound."""
-    if objects.is_local:
+def digest(document: bytes | None) -> str:
+    """Digits of a document, by which a mark knows it."""
+    return "0" * DIGITS if document is None else hashlib.sha256(document).hexdigest()[:DIGITS]
+
+
+def read(objects: Objects, identity: str, most_bytes: int | None = None) -> Catalog | None:
+    """The catalog of a store; None where there is none that is sound, or its parts have more than so many bytes."""
+    changed = videos_of(marks(objects))  # first: a mark that goes meanwhile is in a part that is read afterwards
+    entries = objects.walk(PARTS)
+    length = sum(entry.length for entry in entries if not entry.key.endswith(VECTORS))
+    if most_bytes is not None and length > most_bytes:
         return None
-    changed = _videos(objects.walk(MARKS))  # first: a mark that goes meanwhile is in a part that is read afterwards
-    rows = _parts(objects, identity, _numbers(objects))
-    if rows is None:
+    said = told(objects, identity, numbers(entries))
+    if said is None:
         return None
-    return Catalog({video: row for video, row in rows.items() if video not in changed}, sorted(changed))
-
-
-def seal(objects: Objects, identity: str, *, older_than_s: float = MARK_AGE_S) -> int:
-    """Bring the catalog up to date, or make it; the number of videos that were looked at."""
-    if objects.is_local:
-        return 0
-    limit = time.time() - older_than_s
-    numbers, marks = _numbers(objects), objects.walk(MARKS)
-    rows = _parts(objects, identity, numbers)
-    videos = _videos(marks) if rows is not None else {*_videos(marks), *filter(is_safe_key, objects.names("videos"))}
-    if not videos and rows is not None:
-        return 0
-    found = objects.map(lambda video: _look(objects, video), sorted(videos))
-    looked: Rows = {video: row for video, row in zip(sorted(videos), found, strict=True) if not isinstance(row, str)}
-    full = rows is None or len(numbers) >= MOST_PARTS
-    fields = {
-        "store": identity,
-        "full": full,
-        "rows": {**rows, **looked} if full and rows is not None else looked,
-    }
-    if objects.create(f"{PARTS}/{max(numbers, default=0) + 1:08}", documents.seal(HEAD, fields)):
-        objects.delete(each.key for each in marks if each.modified <= limit and _videos([each]) <= looked.keys())
-        if full:
-            objects.delete(f"{PARTS}/{number:08}" for number in numbers)
-    return len(videos)
+    rows, vectors = said
+    return Catalog({video: row for video, row in rows.items() if video not in changed}, sorted(changed), vectors)
 
 
 def is_part(key: str) -> bool:
@@ -78,36 +75,66 @@ def is_part(key: str) -> bool:
     return key.partition("/")[0] in (PARTS, MARKS)
 
 
-def _look(objects: Objects, video: str) -> tuple[Fields, int] | str | None:
-    """A document's summary and length, unchecked but for its seal; a text where it is damaged, and stays marked."""
-    try:
-        data = objects.get(f"videos/{video}/{DOCUMENT}")
-    except CorruptionError as error:
-        return str(error)
-    if data is None:
-        return None
-    summary = documents.unseal_summary(data)
-    return "damaged" if summary is None else (summary, len(data))
+def marks(objects: Objects) -> list[Entry]:
+    """All marks; on a local disk there are none."""
+    return [] if objects.is_local else objects.walk(MARKS)
 
 
-def _numbers(objects: Objects) -> list[int]:
-    return sorted(int(name) for name in objects.names(PARTS) if name.isdecimal())
+def videos_of(found: Iterable[Entry]) -> set[str]:
+    """The videos that marks name."""
+    names = (each.key.partition("/")[2].rpartition(".")[0] for each in found)
+    return {name for name in names if is_safe_key(name)}
 
 
-def _parts(objects: Objects, identity: str, numbers: list[int]) -> Rows | None:
+def is_spent(key: str, document: str) -> bool:
+    """Can the swap that a mark announces not happen any more, as the document is another by now, of that digest?"""
+    digits = key.rpartition(".")[2]
+    return len(digits) == 2 * DIGITS and digits[DIGITS:] != document
+
+
+def numbers(entries: Iterable[Entry]) -> list[int]:
+    """The numbers of parts among a catalog's objects."""
+    names = (entry.key.partition("/")[2] for entry in entries)
+    return sorted(int(name) for name in names if name.isdecimal() and name.isascii())
+
+
+def part_key(number: int) -> str:
+    """The key of a part."""
+    return f"{PARTS}/{number:08}"
+
+
+def vectors_key(name: str) -> str:
+    """The key of an object of vectors."""
+    return f"{PARTS}/{name}{VECTORS}"
+
+
+def told(objects: Objects, identity: str, parts: list[int]) -> tuple[Rows, dict[str, Vectors]] | None:
     """What the parts say together; None where one is damaged or missing, or none is full."""
-    rows: Rows | None = None
-    for data in objects.map(objects.get, [f"{PARTS}/{number:08}" for number in numbers]):
+    found: tuple[Rows, dict[str, Vectors]] | None = None
+    try:
+        read = list(objects.map(objects.get, [part_key(number) for number in parts]))
+    except CorruptionError:  # what is no plain file
+        return None
+    for data in read:
         fields = documents.unseal(HEAD, data or b"")
         if fields is None or fields.get("store") != identity or type(fields.get("rows")) is not dict:
             return None
+        try:
+            vectors = {name: _vectors(each) for name, each in fields.get("vectors", {}).items() if is_safe_key(name)}
+        except (ValueError, TypeError, AttributeError):
+            return None
         if fields.get("full") is True:
-            rows = {}
-        if rows is not None:
-            rows |= fields["rows"]
-    return rows
+            found = {}, {}
+        if found is not None:
+            rows, known = found
+            found = rows | fields["rows"], known | vectors
+    return found
 
 
-def _videos(marks: Iterable[Entry]) -> set[str]:
-    names = (each.key.partition("/")[2].rpartition(".")[0] for each in marks)
-    return {name for name in names if is_safe_key(name)}
+def _vectors(said: Any) -> Vectors:
+    """What a part says of an object of vectors. Raises `ValueError` or `TypeError` where it says something else."""
+    crc32c, rows = said
+    found = [(str(video), str(generation), int(start), int(stop)) for video, generation, start, stop in rows]
+    if not all(0 <= start < stop for _, _, start, stop in found):
+        raise ValueError("segments")
+    return Vectors(int(crc32c), found)

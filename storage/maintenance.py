@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from vococache.errors import CorruptionError, InputError, StoreError, StoreMismatchError, VideoNotFoundError
-from vococache.storage import catalog, documents
+from vococache.storage import catalog, documents, sealing
 from vococache.storage.documents import Fields, stamp
 from vococache.storage.format import (
     DOCUMENT,
@@ -97,29 +97,29 @@ def gc(store: Store, *, older_than_s: float = GC_AGE_S, partial: bool = False) -
     Leaves alone what changed within `older_than_s` seconds: a running ingest may be at it. Damaged videos are left for
     `verify` and `remove`.
     """
-    removed = []
-    for video, is_all, found in _garbage(store, older_than_s, partial):
+    removed, groups = [], _groups(store)
+    for video, is_all, found in _garbage(store, groups, older_than_s, partial):
         if video is not None and is_all:
             remove(store, video)
         elif video is not None and any(item.reason == "partial video" for item in found):
             store.forget_begun(video)
         store.objects.delete(item.object for item in found)
         removed += found
-    catalog.seal(store.objects, store.identity)
+    sealing.seal(store, present={name for name in groups if name is not None and is_safe_key(name)})
     return removed
 
 
 def garbage(store: StoreReader, *, older_than_s: float = GC_AGE_S, partial: bool = False) -> list[Garbage]:
     """What `gc` would remove."""
-    return [item for _, _, found in _garbage(store, older_than_s, partial) for item in found]
+    return [item for _, _, found in _garbage(store, _groups(store), older_than_s, partial) for item in found]
 
 
 def _garbage(
-    store: StoreReader, older_than_s: float, partial: bool
+    store: StoreReader, groups: dict[str | None, list[Entry]], older_than_s: float, partial: bool
 ) -> Iterator[tuple[str | None, bool, list[Garbage]]]:
     """Each video that has garbage, or None for the store itself; is it garbage as a whole; and what of it is."""
     limit = time.time() - older_than_s
-    for name, entries in _groups(store).items():
+    for name, entries in groups.items():
         reasons = _garbage_of(store, name, entries, partial) if entries else {}
         if not reasons or max(entry.modified for entry in entries) > limit:
             continue

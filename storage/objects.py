@@ -53,6 +53,7 @@ class Objects(ABC):
     url: str
     threads: int
     is_local = False  # else a look at each video's document is so slow that a catalog pays
+    swaps = True  # does nobody come between the look and the deed of `replace`?
 
     @abstractmethod
     def get(self, key: str) -> bytes | None:
@@ -85,8 +86,7 @@ class Objects(ABC):
     def replace(self, key: str, expected: bytes | None, data: bytes | None) -> bool:
         """Make `data` of an object that is `expected`, None being no object; False, and nothing done, where it is not.
 
-        Nobody who does the same comes between the look and the deed: on local disks where these have locks, in memory,
-        and on S3.
+        Nobody who does the same comes between the look and the deed, where it `swaps`.
         """
 
     def obstacle(self, key: str) -> str | None:

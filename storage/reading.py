@@ -3,7 +3,7 @@
 import builtins
 import difflib
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -40,6 +40,7 @@ Infos = list[VideoInfo]
 T = TypeVar("T")
 Take = Callable[[int, npt.NDArray[Any]], object]
 READABLE = ("complete", "growing")
+BYTES_OF_A_WAIT = 64 << 10  # that come over a network while one waits for a small object
 
 
 class StoreReader:
@@ -58,38 +59,61 @@ class StoreReader:
 
     def list(self) -> Infos:
         """All videos, sorted by id. One whose document is damaged is listed as failed."""
-        known = catalog.read(self.objects, self.identity)
         with _uncollected():
-            if known is None:
-                found = self.objects.get_each("videos", DOCUMENT, is_safe_key)
-                return [self._row(video, data) for video, data in found if data is not None]
-            asked = self.objects.map(lambda video: self.objects.get(f"videos/{video}/{DOCUMENT}"), known.changed)
-            rows = [self._catalogued_row(video, row) for video, row in known.rows.items() if row is not None]
-            rows += [
-                self._row(video, data) for video, data in zip(known.changed, asked, strict=True) if data is not None
-            ]
-            return sorted(rows, key=lambda info: info.id)
+            known = None if self.is_local else catalog.read(self.objects, self.identity)
+            return [documents.video_info(*said) for said in self.summaries(known)]
 
-    def _catalogued_row(self, video: str, row: Any) -> VideoInfo:
-        """The row of a video whose document a catalog has the summary of, checked as the document is."""
+    def summaries(
+        self, known: catalog.Catalog | None, videos: Sequence[str] | None = None
+    ) -> Iterator[tuple[str, Fields, int]]:
+        """What the documents of all videos say, by id, and their lengths; of damaged ones, that they failed, and why.
+
+        `known`: a catalog, whose rows are believed on an object store. `videos`: of these alone, in their order.
+        """
+        if known is None or self.is_local:
+            found = (
+                self.objects.get_each("videos", DOCUMENT, is_safe_key) if videos is None else self._documents(videos)
+            )
+            yield from ((video, *self._summary(video, data)) for video, data in found if data is not None)
+            return
+        rows = known.rows
+        wanted = sorted({*rows, *known.changed}) if videos is None else videos
+        changed = {*known.changed}
+        asked = dict(self._documents([video for video in wanted if video in changed]))
+        for video in wanted:
+            if video in changed:
+                if (data := asked[video]) is not None:
+                    yield video, *self._summary(video, data)
+            elif (row := rows.get(video)) is not None:
+                yield video, *self._catalogued(video, row)
+
+    def _documents(self, videos: Sequence[str]) -> Iterator[tuple[str, bytes | CorruptionError | None]]:
+        def get(video: str) -> tuple[str, bytes | CorruptionError | None]:
+            try:
+                return video, self.objects.get(self._key(video, DOCUMENT))
+            except CorruptionError as error:
+                return video, error
+
+        return self.objects.map(get, videos)
+
+    def _catalogued(self, video: str, row: Any) -> tuple[Fields, int]:
+        """What a catalog says of a video's document, checked as the document is."""
         match row:
             case [dict(fields), int(length)] if is_safe_key(video):
                 try:
                     self._check(video, fields, length)
                 except StoreError as error:
                     fields = {"status": "failed", "reason": str(error)}
-                return documents.video_info(video, fields, length)
-        fields = {"status": "failed", "reason": f"{self.url}/{catalog.PARTS} is no catalog of ours: remove it"}
-        return documents.video_info(video, fields, 0)
+                return fields, length
+        return {"status": "failed", "reason": f"{self.url}/{catalog.PARTS} is no catalog of ours: remove it"}, 0
 
-    def _row(self, video: str, data: bytes | CorruptionError) -> VideoInfo:
+    def _summary(self, video: str, data: bytes | CorruptionError) -> tuple[Fields, int]:
         if isinstance(data, CorruptionError):
-            return documents.video_info(video, {"status": "failed", "reason": str(data)}, 0)
+            return {"status": "failed", "reason": str(data)}, 0
         try:
-            fields = self.parse(video, data, documents.unseal_summary)
+            return self.parse(video, data, documents.unseal_summary), len(data)
         except StoreError as error:
-            fields = {"status": "failed", "reason": str(error)}
-        return documents.video_info(video, fields, len(data))
+            return {"status": "failed", "reason": str(error)}, len(data)
 
     @property
     def is_local(self) -> bool:
@@ -103,7 +127,23 @@ class StoreReader:
             data = self.objects.get(self._key(video, DOCUMENT))
         except CorruptionError as error:
             data = error
-        return None if data is None else self._row(video, data)
+        return None if data is None else documents.video_info(video, *self._summary(video, data))
+
+    def finder(self, count: int) -> Callable[[str], VideoInfo | None]:
+        """`find` for `count` videos: of an object store by its catalog as it is now, where that is less to fetch."""
+        few, most = self.is_local or count < catalog.FEW, count * BYTES_OF_A_WAIT
+        known = None if few else catalog.read(self.objects, self.identity, most)
+        if known is None:
+            return self.find
+        changed = {*known.changed}
+
+        def find(video: str) -> VideoInfo | None:
+            if video in changed:
+                return self.find(video)
+            row = known.rows.get(video)
+            return None if row is None else documents.video_info(video, *self._catalogued(video, row))
+
+        return find
 
     def ids(self) -> builtins.list[str]:
         """Ids of all groups, sorted, whatever their state."""
@@ -213,7 +253,7 @@ class StoreReader:
             if kind is not None:
                 data = np.empty(chunks[index].length - trailer, np.uint8)
             found = self.objects.read_into(self._key(video, key), data, trailer)
-            self.compare(video, key, chunks[index], found)
+            self.compare(self._key(video, key), chunks[index], found)
             if kind is not None:
                 quantize.decode(data, part, kind)
             if take is not None:
@@ -230,7 +270,8 @@ class StoreReader:
         place = placed(documents.generation(fields), self.chunk_key(array, index))
         expected, trailer = documents.stamps_of(fields, array)[index], documents.trailer_of(place)
         data = np.empty(expected.length - trailer, np.uint8)
-        self.compare(video, place, expected, self.objects.read_into(self._key(video, place), data, trailer))
+        place = self._key(video, place)
+        self.compare(place, expected, self.objects.read_into(place, data, trailer))
         return data
 
     def chunk_key(self, array: str, index: int) -> str:
@@ -351,16 +392,16 @@ class StoreReader:
 
     def _checked(self, video: str, fields: Fields, key: str, expected: Stamp) -> bytes:
         """A small object's bytes, as recorded."""
-        key = placed(documents.generation(fields), key)
-        data = self.objects.get(self._key(video, key))
-        self.compare(video, key, expected, None if data is None else stamp(data))
+        place = self._key(video, placed(documents.generation(fields), key))
+        data = self.objects.get(place)
+        self.compare(place, expected, None if data is None else stamp(data))
         return data or b""
 
-    def compare(self, video: str, key: str, expected: Stamp, found: Stamp | None) -> None:
-        """Raises `CorruptionError` where an object of a video's group is not what was written."""
+    def compare(self, key: str, expected: Stamp, found: Stamp | None) -> None:
+        """Raises `CorruptionError` where an object is not what was written."""
         if found != expected:
             raise CorruptionError(
-                f"{self.url}/{self._key(video, key)} is not what was written: {difference(expected, found)};"
+                f"{self.url}/{key} is not what was written: {difference(expected, found)};"
                 f" `voco rm` and ingest the video again"
             )
 

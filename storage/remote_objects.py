@@ -36,6 +36,7 @@ class RemoteObjects(Objects):
             serial = {"max_concurrency": 1} if self._full_url.startswith(("s3:", "s3a:")) else {}
             self._opened, root = url_to_fs(self._full_url, use_listings_cache=False, **serial)
         self._root, self._process = root.rstrip("/"), os.getpid()
+        self.swaps = not {"s3", "memory"}.isdisjoint(protocols(self._opened))
 
     @property
     def _fs(self) -> Any:
@@ -82,7 +83,7 @@ class RemoteObjects(Objects):
     def replace(self, key: str, expected: bytes | None, data: bytes | None) -> bool:
         if expected is None and data is not None:
             return self.create(key, data)
-        if expected is not None and data is not None and "s3" in self._fs.protocol:
+        if expected is not None and data is not None and "s3" in protocols(self._fs):
             return self._swap(key, expected, data)
         with _ALONE:
             if self.get(key) != expected:
@@ -141,6 +142,12 @@ class RemoteObjects(Objects):
                 return []
         skip = len(self._root) + 1
         return sorted(Entry(path[skip:], info["size"], _modified(info)) for path, info in found.items())
+
+
+def protocols(filesystem: Any) -> tuple[str, ...]:
+    """What an fsspec file system calls itself."""
+    found = filesystem.protocol
+    return (found,) if isinstance(found, str) else tuple(found)
 
 
 def _check_bucket(error: Exception) -> None:

@@ -396,7 +396,7 @@ class Store(GenerationStore):
             if new is None:
                 assert fields is not None, "what is not there cannot be left as it is"
                 return fields, documents.video_info(video, fields, len(data or b""))
-            catalog.mark(self.objects, video)
+            catalog.mark(self.objects, video, data)
             document = documents.seal_video(self.identity, video, *new)
             if self.objects.replace(key, data, document):
                 return fields, documents.video_info(video, new[0], len(document))
@@ -405,7 +405,7 @@ class Store(GenerationStore):
         """Change the summary of a video's document. Raises `CorruptionError`."""
         key = self._key(video, DOCUMENT)
         while (data := self.objects.get(key)) is not None and self.parse(video, data):
-            catalog.mark(self.objects, video)
+            catalog.mark(self.objects, video, data)
             if self.objects.replace(key, data, documents.changed(data, change)):
                 return
 

@@ -83,7 +83,7 @@ def _rewrite(store: Store, video: str) -> bool:
         header, "complete", Intent.from_dict(fields["intent"]), fields["segments"], fields["duration"], receipts,
         stamps, about, token,
     )  # fmt: skip
-    catalog.mark(store.objects, video)
+    catalog.mark(store.objects, video, data)
     if not store.objects.replace(key, data, documents.seal_video(store.identity, video, *new)):
         return _rewrite(store, video)  # its document was changed meanwhile
     if old is None:

@@ -1,10 +1,9 @@
 """Finding segments in a store: first by the index, all of it in one pass, then by reading the best windows."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -12,15 +11,19 @@ import torch
 
 from vococache.errors import ContextLimitError, InputError, ModelError, StoreError
 from vococache.model.cache import VoCoCache
-from vococache.model.finding import QUESTION, index_queries, join_queries, key_scores, yes_over_no
+from vococache.model.finding import QUESTION, compute_alone, index_queries, join_queries, key_scores, yes_over_no
 from vococache.model.voco import VoCoModel
 from vococache.storage import VideoInfo
-from vococache.storage.index import IndexPart, each_index
+from vococache.storage.index import IndexScan, IndexSpan, scan_index
 from vococache.workers.reason import ReasonStage, prompt_text, question_ids
+
+Vectors = npt.NDArray[np.float16]
 
 SAMPLE = 4096  # segments, the first of those that are searched, by which a text's tokens are weighed
 WINDOW_SEGMENTS = 8  # that are read together, unless the model was taught another number
 READERS = 8  # windows that are fetched at once
+MOST_HELD = 256  # objects of the index, until the sample is whole
+AT_ONCE = 16384  # windows that are valued together, in the processor's cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,7 @@ def score_segments(
     stage: ReasonStage,
     question: str,
     *,
-    wanted: Callable[[VideoInfo], bool] = lambda _: True,
+    wanted: Callable[[VideoInfo], bool] | None = None,
     videos: Sequence[str] | None = None,
 ) -> Scores:
     """Hold a question's queries against the index of all videos that are `wanted`, or of these `videos`.
@@ -87,20 +90,72 @@ def score_segments(
         raise StoreError(f"store {stage.store.url} has no index of keys: `voco upgrade {stage.store.url}` makes one")
     started = time.perf_counter()
     query_TGRD = index_queries(stage.model, question_ids(stage.model, question), index["layer"], index.get("heads"))
-    parts = each_index(stage.store, wanted, videos)
-    sample: list[IndexPart] = []
-    for part in parts:
-        sample.append(part)
-        if sum(len(part.vectors) for part in sample) >= SAMPLE:
-            break
-    found: dict[str, list[npt.NDArray[np.float32]]] = {}
-    if sample:
-        keys = np.concatenate([part.vectors for part in sample])[:SAMPLE]  # [S, K, G, D]
-        query = join_queries(query_TGRD, torch.from_numpy(keys.reshape(-1, *keys.shape[2:])))
-        for part in chain(sample, parts):
-            found.setdefault(part.video.id, []).append(key_scores(query, part.vectors).numpy())
-    joined = {video: np.concatenate(parts) for video, parts in found.items()}
-    return Scores(videos=joined, seconds=time.perf_counter() - started)
+    found = scan_scores(scan_index(stage.store, wanted, videos), query_TGRD)
+    return Scores(videos=found, seconds=time.perf_counter() - started)
+
+
+def scan_scores(scan: IndexScan, query_TGRD: torch.Tensor) -> dict[str, npt.NDArray[np.float32]]:
+    """How well each segment of an index fits a text's queries, by video; without those that were replaced meanwhile."""
+    ends = np.cumsum([0, *(each.segments for each in scan.videos.values())])
+    begins = dict(zip(scan.videos, ends.tolist(), strict=False))
+    sample = _Sample(begins, int(ends[np.searchsorted(ends, min(SAMPLE, ends[-1]))]))
+    found = np.full(ends[-1], np.nan, np.float32)
+    query: list[torch.Tensor] = []  # one, as soon as the sample is whole
+
+    def look(vectors: Vectors) -> Vectors | torch.Tensor:
+        compute_alone()
+        return key_scores(query[0], vectors) if query else vectors
+
+    def note(spans: Sequence[IndexSpan], looked: Vectors | torch.Tensor) -> None:
+        scores = (looked if isinstance(looked, torch.Tensor) else key_scores(query[0], looked)).numpy()
+        for video, start, stop, at in spans:
+            found[begins[video] + start : begins[video] + stop] = scores[at : at + stop - start]
+
+    def weigh() -> None:
+        query.append(join_queries(query_TGRD, torch.from_numpy(sample.keys())))
+        for earlier in sample.taken:
+            note(*earlier)
+
+    for spans, looked in scan.map(look):
+        if query or isinstance(looked, torch.Tensor):
+            note(spans, looked)
+        elif sample.add(spans, looked):
+            weigh()
+    if sample.taken and not query:
+        weigh()
+    whole = {
+        video: found[begin : begin + each.segments]
+        for (video, begin), each in zip(begins.items(), scan.videos.values(), strict=True)
+    }
+    if np.isnan(found).any():  # of what was replaced or removed meanwhile, or has no index
+        whole = {video: scores for video, scores in whole.items() if not np.isnan(scores).any()}
+    return whole
+
+
+class _Sample:
+    """The first `count` segments of an index, whatever objects they come in: by them a text's tokens are weighed."""
+
+    def __init__(self, begins: Mapping[str, int], count: int) -> None:
+        self.taken: list[tuple[Sequence[IndexSpan], Vectors]] = []
+        self._begins = begins
+        self._known = np.zeros(count, bool)
+        self._keys = np.empty(0, np.float16)
+
+    def add(self, spans: Sequence[IndexSpan], vectors: Vectors) -> bool:
+        """Take an object in; is that enough?"""
+        self.taken.append((spans, vectors))
+        if not len(self._keys):
+            self._keys = np.empty((len(self._known), *vectors.shape[1:]), np.float16)
+        for video, start, stop, at in spans:
+            if (begin := self._begins[video] + start) < len(self._known):
+                self._keys[begin : begin + stop - start] = vectors[at : at + stop - start]
+                self._known[begin : begin + stop - start] = True
+        return bool(self._known.all()) or len(self.taken) == MOST_HELD
+
+    def keys(self) -> npt.NDArray[np.float16]:
+        """Keys [N, G, D] of as many of them as there are; of others, where there are none."""
+        keys = self._keys[self._known][:SAMPLE] if self._known.any() else self.taken[0][1][:SAMPLE]
+        return keys.reshape(-1, *keys.shape[2:])
 
 
 def best_windows(scores: Scores, length: int, most: int) -> list[Window]:
@@ -108,34 +163,60 @@ def best_windows(scores: Scores, length: int, most: int) -> list[Window]:
 
     A window's score is the mean of the better half of its segments' (what is looked for need not fill it).
     """
-    starts, values, videos = [], [], list(scores.videos)
-    for number, video in enumerate(videos):
-        own = scores.videos[video]
-        width = min(length, len(own))
-        if width == 0:
-            continue
-        windows = np.lib.stride_tricks.sliding_window_view(own, width)
-        half = -(-width // 2)
-        # Of several with the same better half, the one that fits as a whole.
-        value = np.partition(windows, width - half, axis=1)[:, width - half :].mean(1) + 1e-3 * windows.mean(1)
-        best = np.argsort(-value, kind="stable")[: 2 * length * most]
-        starts.append(np.stack((np.full(len(best), number), best), axis=1))
-        values.append(value[best])
-    if not starts:
+    videos = {video: own for video, own in scores.videos.items() if len(own)}
+    if not videos:
         return []
-    place, value = np.concatenate(starts), np.concatenate(values)
+    names, flat = [*videos], np.concatenate([*videos.values()])
+    ends = np.cumsum([len(own) for own in videos.values()])
+    begins = np.concatenate(([0], ends[:-1]))
+    value = np.full(len(flat), -np.inf, np.float32)  # of the window that begins there
+    inside = _window_values(flat, length)
+    value[: len(inside)] = inside
+    beyond = ends[:, None] - np.arange(1, length)  # windows that begin there end in another video
+    value[beyond[beyond >= 0]] = -np.inf
+    sizes = ends - begins
+    for size in np.unique(sizes[sizes < length]):  # videos that are shorter than a window are one
+        short = begins[sizes == size]
+        value[short] = _better_half([flat[short + place] for place in range(size)])
+    # Each window that is chosen rules out fewer than twice its length.
+    enough = 2 * length * most
+    least = np.partition(value, -enough)[-enough] if enough < len(value) else -np.inf
+    starts = np.flatnonzero((value >= least) & (value > -np.inf))
     chosen: list[Window] = []
     taken: dict[int, list[int]] = {}
-    for row in np.argsort(-value, kind="stable"):
-        number, start = int(place[row, 0]), int(place[row, 1])
+    for start in starts[np.argsort(-value[starts], kind="stable")].tolist():
+        number = int(np.searchsorted(begins, start, side="right")) - 1
         if any(abs(start - other) < length for other in taken.get(number, [])):
             continue
         taken.setdefault(number, []).append(start)
-        stop = min(start + length, len(scores.videos[videos[number]]))
-        chosen.append(Window(videos[number], start, stop, float(value[row])))
+        first, stop = start - int(begins[number]), min(start + length, int(ends[number])) - int(begins[number])
+        chosen.append(Window(names[number], first, stop, float(value[start])))
         if len(chosen) == most:
             break
     return chosen
+
+
+def _window_values(scores: npt.NDArray[np.float32], width: int) -> npt.NDArray[np.float32]:
+    """The value of each window of `width` neighbours, [len(scores) - width + 1]."""
+    found = np.empty(max(0, len(scores) - width + 1), np.float32)
+    for first in range(0, len(found), AT_ONCE):
+        part = scores[first : first + AT_ONCE + width - 1]
+        found[first : first + AT_ONCE] = _better_half([part[n : len(part) - width + 1 + n] for n in range(width)])
+    return found
+
+
+def _better_half(column: list[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    """Of windows whose n-th segments' scores are the n-th array: the mean of each one's better half.
+
+    Of several with the same better half, the one that fits as a whole.
+    """
+    width, half = len(column), -(-len(column) // 2)
+    whole: npt.NDArray[np.float32] = np.sum(column, axis=0)
+    for last in range(width - 1, width - 1 - half, -1):  # the best of what is left moves to the end
+        for n in range(last):
+            column[n], column[n + 1] = np.minimum(column[n], column[n + 1]), np.maximum(column[n], column[n + 1])
+    better: npt.NDArray[np.float32] = np.sum(column[width - half :], axis=0)
+    return better / half + 1e-3 / width * whole
 
 
 def read_windows(stage: ReasonStage, windows: Sequence[Window], question: str) -> list[Window]:

@@ -1,7 +1,7 @@
 """Reading what is too long: the windows that matter in full, of the rest a thin skeleton, in time order."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,9 +27,16 @@ READ = 50  # windows that are read before the best are chosen, where it is told 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What is asked about: of each video, in order, segments [start, stop)."""
+    """What is asked about: of each video, in order, segments [start, stop). `spans`: with their times, where known."""
 
     bounds: Mapping[str, tuple[int, int]]
+    spans: Sequence[SegmentSpan] = ()
+
+    @classmethod
+    def of(cls, spans: Iterable[SegmentSpan]) -> "Scope":
+        """The scope of these spans; of several of one video, the last."""
+        kept = {span.video: span for span in spans}
+        return cls({video: (span.start, span.stop) for video, span in kept.items()}, [*kept.values()])
 
     @property
     def segments(self) -> int:
@@ -37,7 +44,21 @@ class Scope:
         return sum(stop - start for start, stop in self.bounds.values())
 
 
-def load_focused(
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Focus:
+    """What of a scope is read for a question: `spans` with all `tokens`, the rest as the skeleton says; all `pieces`.
+
+    `seconds`: that it took to find.
+    """
+
+    spans: list[SegmentSpan]
+    tokens: int
+    pieces: list[Piece]
+    skeleton: Skeleton
+    seconds: float
+
+
+def focus(
     stage: ReasonStage,
     scope: Scope,
     question: str,
@@ -45,8 +66,8 @@ def load_focused(
     tokens: int | None = None,
     room: int = 0,
     find: str | None = None,
-) -> Context:
-    """The parts of a scope that matter to a question, placed for reading within the model's context.
+) -> Focus:
+    """The parts of a scope that matter to a question, as many as fit the model's context.
 
     Windows come first by the index: by the question itself, or, better, by what it tells to `find`, which the best
     `READ` windows then are read for. They take half of the room, and no more segments than the model was taught to
@@ -77,12 +98,18 @@ def load_focused(
     windows = [_moved(window, scope.bounds[window.video][0]) for window in windows]
     if find is not None:
         windows = sorted(read_windows(stage, windows, wanted), key=lambda window: -window.score)[:most]
-    found = time.perf_counter()
     pieces, skeleton = plan(scope, windows, k, positions, elastic=config.elastic and not config.untrained)
-    placed = stage.model.place(VoCoCache.join([_entries(stage, piece) for piece in pieces]))
+    spans = named(stage, windows)
+    return Focus(spans=spans, tokens=k, pieces=pieces, skeleton=skeleton, seconds=time.perf_counter() - started)
+
+
+def load_focus(stage: ReasonStage, focus: Focus) -> Context:
+    """What was chosen, placed for reading."""
+    started = time.perf_counter()
+    placed = stage.model.place(VoCoCache.join([_entries(stage, piece) for piece in focus.pieces]))
     return Context(
-        spans=named(stage, windows), tokens=k, placed=placed, load_seconds=time.perf_counter() - found, pieces=pieces,
-        skeleton=skeleton, find_seconds=found - started,
+        spans=focus.spans, tokens=focus.tokens, placed=placed, load_seconds=time.perf_counter() - started,
+        pieces=focus.pieces, skeleton=focus.skeleton, find_seconds=focus.seconds,
     )  # fmt: skip
 
 
@@ -120,7 +147,7 @@ def plan(
         numbers = np.sort(np.concatenate((np.flatnonzero(whole), thinly)))
         changes = np.flatnonzero(np.diff(whole[numbers])) + 1
         pieces += [
-            Piece(video, (part + scope.bounds[video][0]).tolist(), k if whole[part[0]] else thin)
+            Piece(video, tuple((part + scope.bounds[video][0]).tolist()), k if whole[part[0]] else thin)
             for part in np.split(numbers, changes)
             if len(part)
         ]

@@ -4,7 +4,7 @@ The one place where caches and texts meet: behind `ask`, evaluation, and trainin
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,14 +122,11 @@ class ReasonStage:
         started = time.perf_counter()
         return self._load([self.select(video, start, end) for video in videos], tokens, room, started)
 
-    def load_segments(
-        self, bounds: Mapping[str, tuple[int, int]], *, tokens: int | None = None, room: int = 0
-    ) -> Context:
-        """Segments [start, stop) of videos, one video after the other, placed for reading. Otherwise as `load`."""
-        started = time.perf_counter()
-        return self._load([self.span(video, *bound) for video, bound in bounds.items()], tokens, room, started)
+    def load_spans(self, spans: Sequence[SegmentSpan], *, tokens: int | None = None, room: int = 0) -> Context:
+        """These spans, one after the other, placed for reading. Otherwise as `load`."""
+        return self._load(spans, tokens, room, time.perf_counter())
 
-    def _load(self, spans: list[SegmentSpan], tokens: int | None, room: int, started: float) -> Context:
+    def _load(self, spans: Sequence[SegmentSpan], tokens: int | None, room: int, started: float) -> Context:
         k = self.check_tokens(tokens)
         self.check_room(spans, k, room)
         context = self.place(spans, k)

@@ -101,13 +101,7 @@ def ask_command(
     loading = {key: options.pop(key) for key in LOADING}
     if follow and (server or not asked):
         raise InputError("--follow needs a question, and no --server")
-    if server:
-        for name, given in (("all", everything), ("whole", options.pop("whole")), ("find", options.pop("find"))):
-            if given:
-                raise InputError(f"--{name} has no effect with --server: ask without it, or here")
-        reader: Any = _service(server, store, loading)
-    else:
-        reader = Here(store, loading)
+    reader: Any = _service(server, store, loading) if server else Here(store, loading)
     if follow:
         return _follow(reader, videos, asked, as_json, evidence, store, options)
     return _ask(reader, videos, asked, as_json, evidence, store, options)

@@ -3,19 +3,21 @@
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from vococache.errors import StoreError
 from vococache.model.images import FrameGeometry
 from vococache.pipeline.ingest.driver import IngestReport, Job, Progress
 from vococache.pipeline.ingest.events import Event
 from vococache.pipeline.ingest.options import IngestOptions
 from vococache.pipeline.ingest.sources import LeftOutFiles, Source, find_sources
-from vococache.storage import Store, StoreHeader, is_store, open_store
+from vococache.storage import Store, StoreHeader, catalog, is_store, open_store
 from vococache.storage.format import FRAME_BYTES
+from vococache.storage.sealing import seal
 from vococache.workers.compressor import Compressor
 from vococache.workers.video.sampling import FrameSampling
 from vococache.workers.video.source import is_url
@@ -112,6 +114,10 @@ def ingest_sources(
                 lambda: board.busy(notes),
             )
             report.run_seconds = time.perf_counter() - started - report.startup_seconds
+        if first is not None or report.reused or not opened.is_local:
+            written = len(report.done) + report.segments // opened.header.chunk_segments
+            with suppress(StoreError):  # what was asked for is done; whoever comes next opens more, or seals
+                seal(opened, least=catalog.FEW, written=written)
     finally:
         telling.close()
         if ours:

@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
 from itertools import chain, islice
+from operator import length_hint
 from threading import Event
 from typing import NamedTuple, TypeVar
 
@@ -66,12 +67,14 @@ class Planner:
     def judge(self, sources: Iterable[Source], store: StoreReader) -> Iterator[tuple[Source, Decision]]:
         """Decide about each source, in their order, as it is asked for.
 
-        File contents are read only where size, time and place leave it open.
+        What the store holds is as it is now, on an object store by its catalog. File contents are read only where size,
+        time and place leave it open.
         """
+        find = store.finder(length_hint(sources, 1))
         equal = _Equal(store, self.sampling) if self.reuse else None
 
         def judge(source: Source) -> tuple[Source, Decision]:
-            known = store.find(source.video)
+            known = find(source.video)
             found = self._judge(source, known, store)
             if found.state is SourceState.UP_TO_DATE and known and source.metadata:
                 found = found._replace(described=source.metadata != known.metadata)

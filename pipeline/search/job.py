@@ -94,9 +94,8 @@ def find(
     named = None if videos is None else list(dict.fromkeys(map(video_id, videos)))
     for video in named or ():
         stage.store.readable(video)
-    scores = finding.score_segments(
-        stage, question, wanted=lambda info: meets(info.metadata, where or {}), videos=named
-    )
+    wanted = (lambda info: meets(info.metadata, where)) if where else None
+    scores = finding.score_segments(stage, question, wanted=wanted, videos=named)
     started = time.perf_counter()
     length = finding.readable_segments(stage, question)
     windows = finding.best_windows(scores, length, max(READ, top) if read else top)

@@ -174,9 +174,8 @@ class Answering:
                 "index": 0, "finish_reason": chat.finish_reason(event), "logprobs": None,
                 "message": {"role": "assistant", "content": answer_text(self.model, event.ids), "refusal": None},
             }  # fmt: skip
-            own = {
-                "segments": chat.segments(self.checked), "evidence": await self._evidence(), "timings": event.timings,
-            }  # fmt: skip
+            timings = chat.timings(self.checked, event)
+            own = chat.read(self.checked) | {"evidence": await self._evidence(), "timings": timings}
             return JSONResponse(
                 {"object": "chat.completion", **self.common, "choices": [choice],
                  "usage": chat.usage(self.checked, event), "voco": own}
@@ -189,8 +188,7 @@ class Answering:
     async def stream(self, usage: bool) -> AsyncIterator[str]:
         """The answer as server-sent events: first what it rests on, then its text, at the end timings."""
         growing = chat.Growing(self.model)
-        segments = {"segments": chat.segments(self.checked)}
-        yield self._chunk({"role": "assistant", "content": ""}, None, voco=segments)
+        yield self._chunk({"role": "assistant", "content": ""}, None, voco=chat.read(self.checked))
         while isinstance(event := await self.events.get(), list):
             if text := growing.add(event):
                 yield self._chunk({"content": text}, None)
@@ -199,7 +197,7 @@ class Answering:
             return
         if text := growing.rest():
             yield self._chunk({"content": text}, None)
-        rests = {"evidence": await self._evidence(), "timings": event.timings}
+        rests = {"evidence": await self._evidence(), "timings": chat.timings(self.checked, event)}
         yield self._chunk({}, chat.finish_reason(event), voco=rests)
         if usage:
             chunk = {"object": "chat.completion.chunk", **self.common, "choices": []}

@@ -19,7 +19,6 @@ from vococache.pipeline.serve.contexts import Window
 from vococache.pipeline.serve.engine import Checked, Outcome, Question
 from vococache.workers.evidence import evidence as spans_of_evidence
 from vococache.workers.reason import ReasonStage, answer_text
-from vococache.workers.spans import Piece
 
 MAX_NEW_TOKENS = 512
 MAX_MESSAGES = 64
@@ -100,8 +99,9 @@ REFUSED = (
 class ChatRequest(BaseModel):
     """The body of `POST /v1/chat/completions`. `start`, `end`: seconds, of videos without a fragment of their own.
 
-    `last`: instead, the last so many seconds of what is stored of each. `tokens`: read only the first so many of each
-    segment. The default temperature is 0, greedy.
+    `last`: instead, the last so many seconds of what is stored of each. `all`: all of the store, in place of `video`.
+    `find`, `whole`: as of `voco ask`. `tokens`: read only the first so many of each segment. The default temperature is
+    0, greedy.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -120,6 +120,9 @@ class ChatRequest(BaseModel):
     start: Seconds | None = None
     end: Seconds | None = None
     last: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    all: bool = False
+    find: Text | None = None
+    whole: bool = False
     tokens: Annotated[int, Field(ge=1)] | None = None
 
     def question(self) -> Question:
@@ -133,6 +136,8 @@ class ChatRequest(BaseModel):
             message.role != ("user", "assistant")[place % 2] for place, message in enumerate(self.messages)
         ):
             raise InputError("expected turns of user and assistant in turn, the last one the user's question")
+        if self.whole and self.find is not None:
+            raise InputError("to find something is to read in part: expected find or whole, found both")
         texts = [message.text for message in earlier]
         temperature = self.temperature or 0.0
         sampling = GenerationOptions()
@@ -145,10 +150,12 @@ class ChatRequest(BaseModel):
             tokens=self.tokens,
             max_new_tokens=self.max_completion_tokens or self.max_tokens or 64,
             sampling=sampling,
+            find=self.find,
+            whole=self.whole,
         )
 
     def _windows(self) -> tuple[Window, ...]:
-        """The videos that are asked about, each once, in the order in which they are named first."""
+        """The videos that are asked about, each once, in the order in which they are named first; none: all are."""
         named = [] if self.video is None else [self.video] if isinstance(self.video, str) else self.video
         if self.last is not None and not (self.start is None and self.end is None):
             raise InputError("expected last, or start and end, found both")
@@ -159,9 +166,14 @@ class ChatRequest(BaseModel):
                 window = Window(window.video, self.start, self.end, self.last)
             windows.append(window)
         unique = tuple(dict.fromkeys(windows))
+        if self.all:
+            if unique or (self.start, self.end, self.last) != (None, None, None):
+                raise InputError("all is all of every video: expected no video and no window beside it")
+            return ()
         if not unique:
             raise InputError(
-                'no video: expected a part {"type": "video_url", "video_url": {"url": "voco:VIDEO_ID"}}, or "video"'
+                'no video: expected a part {"type": "video_url", "video_url": {"url": "voco:VIDEO_ID"}}, "video", or'
+                ' "all"'
             )
         if len(unique) > MAX_VIDEOS:
             raise InputError(f"{len(unique)} videos: expected at most {MAX_VIDEOS} in one question")
@@ -186,22 +198,24 @@ def _seconds(parts: Sequence[str | None]) -> float | None:
     return None if seconds is None else 3600.0 * int(hours or 0) + 60.0 * int(minutes or 0) + float(seconds)
 
 
-def segments(checked: Checked) -> list[dict[str, Any]]:
-    """What an answer rests on, for people and programs: of each video the segments and their times in seconds."""
-    return [
-        {
-            "video": span.video, "start": span.start, "stop": span.stop,
-            "start_time": span.start_time, "end_time": span.end_time,
-        }
-        for span in checked.spans
-    ]  # fmt: skip
+def read(checked: Checked) -> dict[str, Any]:
+    """What an answer was read from, for people and programs: segments, with their videos and times in seconds.
+
+    Where that was chosen, as all was too long, also the `skeleton`: what was read of the rest.
+    """
+    part = {} if checked.focus is None else {"skeleton": asdict(checked.focus.skeleton)}
+    return {"segments": [asdict(span) for span in checked.spans], **part}
+
+
+def timings(checked: Checked, outcome: Outcome) -> dict[str, float]:
+    """Seconds, with those that finding took."""
+    return ({} if checked.focus is None else {"find": checked.focus.seconds}) | outcome.timings
 
 
 def evidence(stage: ReasonStage, checked: Checked) -> list[dict[str, Any]]:
     """The spans that an answer rests on, best first; none where the store cannot be asked any more."""
-    pieces = [Piece(span.video, range(span.start, span.stop), checked.key[1]) for span in checked.spans]
     try:
-        found = spans_of_evidence(stage, pieces, checked.question.question, checked.question.history)
+        found = spans_of_evidence(stage, checked.key, checked.question.question, checked.question.history)
     except StoreError:
         return []
     return [asdict(span) for span in found]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from vococache.storage import VideoInfo
 from vococache.workers.reason import Context
-from vococache.workers.spans import SegmentSpan
+from vococache.workers.spans import Piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Window:
     last: float | None = None
 
 
-Key = tuple[tuple[SegmentSpan, ...], int]  # spans in their order, tokens of a segment
+Key = tuple[Piece, ...]  # all that is read, in its order
 
 
 class PlacedContexts:

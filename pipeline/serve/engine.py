@@ -16,17 +16,18 @@ from dataclasses import dataclass, field
 
 import torch
 
-from vococache.errors import VoCoError
+from vococache.errors import InputError, VoCoError
 from vococache.model.cache import PlacedCache
 from vococache.model.compiled import compile_layers
 from vococache.model.generate import GenerationOptions, generate
-from vococache.pipeline.ask import check_window
+from vococache.pipeline.ask import check_window, fits, scope_of
 from vococache.pipeline.live.parts import spans_of
 from vococache.pipeline.serve.contexts import Key, PlacedContexts, Window
 from vococache.pipeline.serve.metrics import Metrics
 from vococache.storage import VideoInfo
+from vococache.workers.focus import Focus, Scope, focus, load_focus
 from vococache.workers.reason import Context, ReasonStage, question_ids
-from vococache.workers.spans import SegmentSpan
+from vococache.workers.spans import Piece, SegmentSpan
 
 PASS_QUESTIONS = 64  # in one pass
 PASS_ENTRIES = 2048  # of several videos' caches in one pass: each question's scores are computed over all of them
@@ -47,7 +48,10 @@ class InternalError(VoCoError, RuntimeError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Question:
-    """What is asked: windows read one after the other as one context, earlier turns, the question itself."""
+    """What is asked: windows read one after the other as one context, earlier turns, the question itself.
+
+    No windows: all of the store. `find`, `whole`: as for `vococache.ask`.
+    """
 
     windows: tuple[Window, ...]
     question: str
@@ -55,18 +59,25 @@ class Question:
     tokens: int | None = None
     max_new_tokens: int = 64
     sampling: GenerationOptions = field(default_factory=GenerationOptions)
+    find: str | None = None
+    whole: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checked:
-    """A question that can be asked: its segments are there, and all of it fits the model."""
+    """A question that can be asked: its segments are there, and all of it fits the model.
+
+    `key`: all that is read, `infos`: its videos as they are. `focus`: what was chosen, where that is not all.
+    """
 
     question: Question
     key: Key
     infos: tuple[VideoInfo, ...]
     spans: tuple[SegmentSpan, ...]
+    tokens: int  # of each segment of the spans
     ids: torch.Tensor
     entries: int  # cached ones in front of the text
+    focus: Focus | None = None
     made_of: tuple[str, ...] = ()  # the intent's token of each span's video, where an engine asks for it
 
 
@@ -123,12 +134,15 @@ class Pending:
 class Engine(ABC):
     """What every engine does before a question is answered. `waiting`: most questions in the house at once."""
 
+    reads_in_part = True  # segments with fewer tokens than others, or some of a video alone
+
     def __init__(self, stage: ReasonStage, metrics: Metrics, *, waiting: int) -> None:
         self.stage = stage
         self.metrics = metrics
         self.waiting = waiting
         self._known: dict[Window, tuple[VideoInfo, SegmentSpan]] = {}
         self._inside = 0
+        self._finding = threading.Lock()
         self._changed = threading.Condition()
 
     @abstractmethod
@@ -164,23 +178,42 @@ class Engine(ABC):
             self.metrics.inside.set(self._inside)
 
     def check(self, question: Question) -> Checked:
-        """Look the videos up in the store. Reads their documents, so not for an event loop.
+        """Look the videos up in the store, and what of them matters, where not all of it is read.
 
-        Raises as `ask`: `InputError`, `ContextLimitError`, `VideoNotFoundError`, `CorruptionError`, `StoreError`.
+        Reads documents, and the index, so not for an event loop. Raises as `ask`: `InputError`, `ContextLimitError`,
+        `VideoNotFoundError`, `CorruptionError`, `StoreError`.
         """
         stage = self.stage
         k = stage.check_tokens(question.tokens)
-        infos, spans = [], []
         for window in question.windows:
             check_window(window.start, window.end)
-            for info, span in self._look_up(window):
-                infos.append(info)
-                spans.append(span)
+        looked = [found for window in question.windows for found in self._look_up(window)]
+        spans = [span for _, span in looked]
+        scope = Scope.of(spans) if looked else scope_of(stage, None, None, None, None)
+        twice = len(scope.bounds) < len(spans)
+        if not self.reads_in_part and (question.find is not None or not looked):
+            raise InputError("this engine reads all of what it is asked about: leave out 'find' and 'all'")
+        if twice and question.find is not None:
+            raise InputError("to find something, name each video once")
         ids = question_ids(stage.model, question.question, question.history)
-        stage.check_room(spans, k, len(ids) + question.max_new_tokens)
+        room, segments = len(ids) + question.max_new_tokens, sum(span.stop - span.start for span in spans)
+        whole = question.whole or twice or not self.reads_in_part
+        focused: Focus | None = None
+        if question.find is None and fits(stage, segments or scope.segments, k, room, whole=whole):
+            spans = spans or [stage.span(video, *bound) for video, bound in scope.bounds.items()]
+            stage.check_room(spans, k, room)
+            pieces = [Piece(span.video, range(span.start, span.stop), k) for span in spans]
+        else:
+            with self._finding:  # it takes all cores
+                focused = focus(stage, scope, question.question, tokens=k, room=room, find=question.find)
+            spans, pieces = focused.spans, focused.pieces
+        known = {info.id: info for info, _ in looked}
+        unknown = [video for video in dict.fromkeys(piece.video for piece in pieces) if video not in known]
+        known |= {info.id: info for info in stage.store.objects.map(stage.store.info, unknown)}
         return Checked(
-            question=question, key=(tuple(spans), k), infos=tuple(infos), spans=tuple(spans), ids=ids,
-            entries=stage.model.config.prefix_entries + k * sum(span.stop - span.start for span in spans),
+            question=question, key=tuple(pieces), infos=tuple(known[piece.video] for piece in pieces),
+            spans=tuple(spans), tokens=k, ids=ids, focus=focused,
+            entries=stage.model.config.prefix_entries + sum(piece.positions for piece in pieces),
         )  # fmt: skip
 
     def _look_up(self, window: Window) -> list[tuple[VideoInfo, SegmentSpan]]:
@@ -313,7 +346,10 @@ class PackingEngine(Engine):
         self.metrics.lookups.labels("hit" if kept else "miss").inc()
         if kept is not None:
             return kept, 0.0
-        context = self.stage.place(checked.spans, checked.key[1])
+        focused = checked.focus
+        context = (
+            self.stage.place(checked.spans, checked.tokens) if focused is None else load_focus(self.stage, focused)
+        )
         self.contexts.put(checked.key, checked.infos, context)
         self.contexts.shrink()
         return context, context.load_seconds

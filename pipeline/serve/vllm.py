@@ -141,6 +141,8 @@ def computed_dtype(decoder: Decoder) -> str:
 class VllmEngine(Engine):
     """Questions for vLLM's `AsyncLLM`, each a request of its own."""
 
+    reads_in_part = False
+
     def __init__(self, stage: ReasonStage, metrics: Metrics, client: Any, placeholder: int, *, waiting: int) -> None:
         super().__init__(stage, metrics, waiting=waiting)
         self.client = client
@@ -225,4 +227,4 @@ def segments(checked: Checked) -> Segments:
         Part(span.video, made_of, span.start, span.stop)
         for span, made_of in zip(checked.spans, checked.made_of, strict=True)
     ]
-    return Segments(tuple(parts), checked.key[1])
+    return Segments(tuple(parts), checked.tokens)

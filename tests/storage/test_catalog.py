@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 from tests.storage.samples import HEADER, add, intent, kv, write
 
-from vococache.storage import Store, catalog, maintenance, open_store
+from vococache.storage import Store, catalog, maintenance, open_store, sealing
 from vococache.storage.documents import Bytes
 from vococache.storage.format import DOCUMENT
 from vococache.storage.remote_objects import RemoteObjects
@@ -20,7 +20,7 @@ def remote(request: pytest.FixtureRequest, tmp_path: str) -> Store:
 
 
 def seal(store: Store, older_than_s: float = -60) -> None:
-    catalog.seal(store.objects, store.identity, older_than_s=older_than_s)
+    sealing.seal(store, older_than_s=older_than_s)
 
 
 def check(store: Store, monkeypatch: pytest.MonkeyPatch) -> set[str]:
@@ -54,9 +54,12 @@ def test_only_what_changed_is_asked(remote: Store, monkeypatch: pytest.MonkeyPat
     remote.record_source("v2", "/elsewhere.mp4", 1, 2)
     maintenance.remove(remote, "v3")
     add(remote, "new", segments=1)
-    for _ in range(2):
-        assert check(remote, monkeypatch) == {"v1", "v2", "v3", "new"}
-        seal(remote, older_than_s=60)  # the marks are too young to go
+    assert check(remote, monkeypatch) == {"v1", "v2", "v3", "new"}
+    seal(remote, older_than_s=60)  # swaps that can happen no more are settled at once, deletions by time
+    assert check(remote, monkeypatch) == {"v3"}
+    catalog.mark(remote.objects, "v0", remote.objects.get(f"videos/v0/{DOCUMENT}"))  # a swap that may happen yet
+    seal(remote, older_than_s=60)
+    assert check(remote, monkeypatch) == {"v0", "v3"}
     seal(remote)
     assert check(remote, monkeypatch) == set()
     assert list(maintenance.verify(remote)) == []
@@ -64,14 +67,14 @@ def test_only_what_changed_is_asked(remote: Store, monkeypatch: pytest.MonkeyPat
 
 
 def test_parts_are_put_together_and_rebuilt(remote: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    for number in range(catalog.MOST_PARTS + 3):
+    for number in range(sealing.MOST_PARTS + 3):
         remote.fail(f"v{number}", "x")
         seal(remote)
     assert len(remote.objects.names(catalog.PARTS)) == 3
     assert check(remote, monkeypatch) == set()
     (part, *_) = remote.objects.walk(catalog.PARTS)
     remote.objects.put(part.key, (remote.objects.get(part.key) or b"").replace(b"v1", b"v7"))
-    assert len(check(remote, monkeypatch)) == catalog.MOST_PARTS + 3, "a damaged part is not believed"
+    assert len(check(remote, monkeypatch)) == sealing.MOST_PARTS + 3, "a damaged part is not believed"
     seal(remote)
     assert check(remote, monkeypatch) == set()
 
@@ -84,6 +87,45 @@ def test_a_well_sealed_part_is_checked_like_documents(remote: Store) -> None:
     remote.objects.delete(entry.key for entry in remote.objects.walk(catalog.MARKS))
     remote.objects.put(f"{catalog.PARTS}/00000001", data)
     assert {info.id: info.status for info in remote.list()} == dict.fromkeys(rows, "failed")
+    find = remote.finder(catalog.FEW)
+    assert find("clip") == remote.list()[1]
+    assert find("other") is None
+    for vectors in ({"x": 1}, {"x": [1, [["clip", "g", 5, 2]]]}, ["x"]):
+        fields = {"store": remote.identity, "full": True, "rows": {}, "vectors": vectors}
+        remote.objects.put(f"{catalog.PARTS}/00000001", catalog.documents.seal(catalog.HEAD, fields))
+        assert catalog.read(remote.objects, remote.identity) is None
+        assert [info.status for info in remote.list()] == ["complete"]
+
+
+def test_where_it_pays(remote: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(6):
+        remote.fail(f"v{number}", "x")
+    sealing.seal(remote, least=7)
+    assert len(check(remote, monkeypatch)) == 6, "few documents are no reason for one"
+    sealing.seal(remote, least=6)
+    assert check(remote, monkeypatch) == set()
+    remote.fail("v1", "y")
+    sealing.seal(remote, least=2)
+    assert check(remote, monkeypatch) == {"v1"}
+    sealing.seal(remote, least=2, written=2)
+    assert check(remote, monkeypatch) == set()
+    assert catalog.read(remote.objects, remote.identity, most_bytes=10) is None
+    monkeypatch.setattr(catalog, "FEW", 6)
+    found = remote.finder(6)
+    remote.fail("v2", "z")
+    assert [info.reason for video in ("v1", "v2") if (info := found(video))] == ["y", "x"], "as it was then"
+
+
+def test_what_is_removed_behind_our_back_is_seen_by_gc(remote: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for video in "abc":
+        add(remote, video, segments=2)
+    maintenance.gc(remote)
+    assert check(remote, monkeypatch) == set()
+    remote.objects.delete([entry.key for entry in remote.objects.walk("videos/b")])
+    assert [info.id for info in remote.list()] == ["a", "b", "c"]
+    maintenance.gc(remote)
+    assert check(remote, monkeypatch) == set()
+    assert [info.id for info in remote.list()] == ["a", "c"]
 
 
 class Interrupted(RemoteObjects):

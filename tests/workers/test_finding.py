@@ -90,6 +90,28 @@ def test_windows_do_not_overlap_and_the_best_come_first() -> None:
             assert one is other or one.video != other.video or one.stop <= other.start or other.stop <= one.start
 
 
+@pytest.mark.parametrize("length", [1, 3, 8])
+def test_windows_are_those_of_looking_at_each(length: int) -> None:
+    random = np.random.default_rng(length)
+    sizes = [40, 3, 0, 8, 5, 3, 200, 1, 17]
+    scores = {f"v{n}": random.standard_normal(size).astype(np.float32) for n, size in enumerate(sizes)}
+    found = best_windows(Scores(videos=scores), length, 12)
+    all_of_them = []
+    for video, own in scores.items():
+        width = min(length, len(own))
+        for start in range(len(own) - width + 1 if width else 0):
+            window = np.sort(own[start : start + width])
+            value = window[width // 2 :].mean() + 1e-3 * window.mean()
+            all_of_them.append(Window(video, start, start + width, float(value)))
+    expected: list[Window] = []
+    for one in sorted(all_of_them, key=lambda window: -window.score):
+        apart = all(one.video != w.video or one.stop <= w.start or w.stop <= one.start for w in expected)
+        if apart and len(expected) < 12:
+            expected.append(one)
+    assert [(w.video, w.start, w.stop) for w in found] == [(w.video, w.start, w.stop) for w in expected]
+    np.testing.assert_allclose([w.score for w in found], [w.score for w in expected], rtol=1e-5)
+
+
 @pytest.mark.parametrize("elastic", [True, False])
 @pytest.mark.parametrize("positions", [16, 40, 64, 200, 600])
 def test_a_plan_keeps_to_its_positions_and_to_time(positions: int, elastic: bool) -> None:

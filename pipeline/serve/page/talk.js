@@ -63,7 +63,7 @@ export class Talk {
     let text = "";
     try {
       for await (const event of chat({ model: this.model.id, messages: [...earlier, user] }, running.signal)) {
-        if (event.segments) answer.append(this.rests(event.segments));
+        if (event.segments) answer.append(this.rests(event.segments, event.skeleton));
         if (event.evidence?.length) answer.append(this.evidence(event.evidence));
         if (event.timings) answer.append(took(event.timings));
         text += event.content;
@@ -86,8 +86,8 @@ export class Talk {
     }
   }
 
-  // The seconds that an answer rests on; a click goes there.
-  rests(segments) {
+  // The seconds that an answer was read from, with a skeleton of the rest where all was too long; a click goes there.
+  rests(segments, skeleton) {
     const links = segments.map((span) =>
       el(
         "button",
@@ -99,7 +99,7 @@ export class Talk {
         this.told(span),
       ),
     );
-    return el("p", { class: "rests" }, "read from ", ...links);
+    return el("p", { class: "rests" }, skeleton ? "too long to be read whole: read from " : "read from ", ...links);
   }
 
   // Of these, the spans that the question is about.

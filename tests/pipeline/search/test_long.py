@@ -131,9 +131,6 @@ def test_the_command(reel_store: Store, reel: Reel, tmp_path: Path, voco: Voco) 
     assert answer["skeleton"] == {"every": 0, "tokens": 0, "segments": 0}
     code, _, err = voco("ask", reel_store.url, "reel", "x?", "--evidence", tmp_path / "evidence.txt")
     assert (code, len([line for line in err.splitlines() if "cannot be written" in line])) == (2, 1)
-    code, _, err = voco("ask", reel_store.url, "reel", "x?", "--find", "y", "--server", "http://127.0.0.1:1")
-    assert code == 2
-    assert "--find has no effect with --server" in err
 
 
 def test_a_store_without_an_index_refuses_as_before(fill: Fill, reel_file: Path, tmp_path: Path) -> None:

@@ -14,12 +14,12 @@ from tests.pipeline.search.conftest import Fill
 
 import vococache
 from vococache.errors import InputError, StoreError, VideoNotFoundError
-from vococache.pipeline.ask import open_reader
+from vococache.pipeline.ask import ask, open_reader
 from vococache.pipeline.search.clips import cut, cut_windows
 from vococache.pipeline.search.job import FoundWindow, find, merged, search
 from vococache.pipeline.search.measure import average_precision, measure_index, recorded_choice
 from vococache.pipeline.synthetic.reel import Needle, Reel
-from vococache.storage import Store, open_store
+from vococache.storage import Store, catalog, open_store, sealing
 from vococache.workers.finding import Window
 
 
@@ -60,10 +60,14 @@ def test_on_an_object_store(
     asked = s3_requests()
     assert not [line for line in asked if "/kv." in line], "the index alone is read"
     assert overlap(find(stage, needle.name).windows[0], needle) >= 0.5
+    s3_requests()
+    ask(stage, "reel", "what moves?", max_new_tokens=4)
+    read = [line for line in s3_requests() if "/timestamps." in line and "c.0.0" in line]
+    assert len(read) == 2, "for what is asked about, and for what the answer rests on"
 
 
 def test_a_question_is_asked_as_it_is_and_videos_are_chosen(
-    fill: Fill, reel: Reel, reel_file: Path, tmp_path: Path
+    fill: Fill, reel: Reel, reel_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = {"one": {"course": "physics", "year": 2024}, "two": {"course": "art"}}
     store = fill(str(tmp_path / "store"), {"one": reel_file, "two": reel_file}, metadata=said)
@@ -76,6 +80,12 @@ def test_a_question_is_asked_as_it_is_and_videos_are_chosen(
     assert {window.video for window in search(stage, question, where={"year": "2024"})} == {"one"}
     assert {window.video for window in search(stage, question, videos=["two"])} == {"two"}
     assert search(stage, question, where={"year": "1999"}) == []
+    monkeypatch.setattr(catalog, "FEW", 1)
+    sealing.seal(store)
+    again = search(stage, question, top=2)
+    assert [(w.video, w.start, w.end) for w in again] == [(w.video, w.start, w.end) for w in both]
+    assert [w.score for w in again] == pytest.approx([w.score for w in both], rel=1e-4)
+    assert {window.video for window in search(stage, question, where={"year": "2024"})} == {"one"}
     with pytest.raises(VideoNotFoundError, match="did you mean 'one'"):
         search(stage, question, videos=["onee"])
     with pytest.raises(InputError, match="search is empty"):

@@ -40,6 +40,12 @@ def test_a_service_answers_and_nothing_is_loaded(service: str, stage: ReasonStag
     *notes, loaded = done.stderr.splitlines()
     assert loaded == "[]"
     assert "moving shapes" in notes[0]
+    found_first = ["--all", "--find", "a red circle"]
+    done = voco("ask", "store", *found_first, questions[0], "--server", service, "--json")
+    [answer] = json.loads(done.stdout)["answers"]
+    [told] = ask(stage, None, questions[0], find="a red circle")
+    assert answer | {"timings": None} == told.to_dict() | {"timings": None}
+    assert "moving shapes" in done.stderr
 
 
 def test_a_chat_with_a_service_keeps_its_turns(

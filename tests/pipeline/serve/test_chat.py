@@ -102,6 +102,38 @@ def test_videos_and_windows_are_those_that_were_named(
     assert reply.choices[0].message.content == expected.answer
 
 
+@pytest.mark.parametrize(
+    ("extra", "long"),
+    [
+        ({"video": "clip-1", "find": "a red circle"}, False),
+        ({"all": True, "find": "a red circle"}, False),
+        ({"all": True}, False),
+        ({"all": True}, True),
+    ],
+)
+def test_what_is_found_is_what_ask_finds_and_is_told(
+    openai_client: openai.OpenAI, stage: ReasonStage, extra: dict[str, Any], long: bool
+) -> None:
+    question = "what moves?"
+    if long:  # all clips and this question do not fit the model's positions, a window and it do
+        words = stage.model.encode_text("what moves? ")
+        question = "what moves? " * ((stage.limit - 150) // len(words))
+    [expected] = asking.ask(stage, extra.get("video"), question, find=extra.get("find"))
+    assert (expected.skeleton is not None) == ("find" in extra or long)
+    told = expected.to_dict()
+    reply = create(openai_client, asked(question), extra_body=extra)
+    assert reply.choices[0].message.content == expected.answer
+    assert {**reply.voco, "timings": None} == {
+        name: told[name] for name in ("segments", "evidence", "skeleton") if name in told
+    } | {"timings": None}
+    assert ("find" in reply.voco["timings"]) == ("skeleton" in told)
+    first, *_ = create(openai_client, asked(question), extra_body=extra, stream=True)
+    assert first.voco == {name: told[name] for name in ("segments", "skeleton") if name in told}
+    if long:
+        with pytest.raises(openai.BadRequestError, match="segments fit"):
+            create(openai_client, asked(question), extra_body=extra | {"whole": True})
+
+
 def test_earlier_turns_are_history(openai_client: openai.OpenAI, stage: ReasonStage) -> None:
     expected = list(asking.chat(stage, ["clip-3"], iter(QUESTIONS[:3])))
     messages = asked(QUESTIONS[0], "voco:clip-3")
@@ -137,6 +169,10 @@ USER = {"role": "user", "content": "what moves?"}
         (400, "invalid_request", "expected a safe one", {"video": ""}),
         (400, "invalid_request", "no video", {"video": None}),
         (400, "invalid_request", "expected at most 16", {"video": [f"v{n}" for n in range(16)], "parts": ["voco:a"]}),
+        (400, "invalid_request", "no video and no window", {"all": True}),
+        (400, "invalid_request", "found both", {"find": "a ring", "whole": True}),
+        (400, "invalid_request", "search is empty", {"find": " "}),
+        (400, "invalid_request", "each video once", {"find": "x", "parts": ["voco:clip-0#t=0,1", "voco:clip-0#t=2"]}),
         (400, "invalid_request", "no segment", {"start": 90}),
         (400, "invalid_request", "after its end", {"start": 2, "end": 1}),
         (400, "invalid_request", "start", {"start": -1}),

@@ -12,13 +12,14 @@ from vococache.model.cache import PlacedCache
 from vococache.model.generate import GenerationOptions
 from vococache.pipeline.ask import ask, open_reader
 from vococache.pipeline.serve.chat import Growing, parse_url
-from vococache.pipeline.serve.contexts import PlacedContexts, Window
+from vococache.pipeline.serve.contexts import Key, PlacedContexts, Window
 from vococache.pipeline.serve.engine import PASS_ENTRIES, PASS_QUESTIONS, Outcome, PackingEngine, Question, fitting
 from vococache.pipeline.serve.metrics import Metrics
 from vococache.pipeline.synthetic.render import write_clip
 from vococache.pipeline.synthetic.scene import make_scene
 from vococache.storage import open_store
 from vococache.workers.reason import Context, ReasonStage, answer_text
+from vococache.workers.spans import Piece
 
 
 def question(*videos: str, text: str = "what moves?", **options: object) -> Question:
@@ -64,17 +65,21 @@ def test_placed_caches_keep_within_their_bytes(shelf: Path) -> None:
     assert 0 < engine.contexts.bytes <= 3 * one
 
 
+def whole(video: str) -> Key:
+    return (Piece(video, range(8), 2),)
+
+
 def test_the_least_recently_asked_goes_first() -> None:
     kept = PlacedContexts(limit=2 * 400)
     for video in ("a", "b"):
         placed = PlacedCache(torch.zeros(1, 2, 1, 10, 5))
-        kept.put(((Window(video),), 2), [], Context(spans=[], tokens=2, placed=placed, load_seconds=0))
-    assert kept.get(((Window("a"),), 2), [])
-    kept.put(((Window("c"),), 2), [], Context(spans=[], tokens=2, placed=placed, load_seconds=0))
+        kept.put(whole(video), [], Context(spans=[], tokens=2, placed=placed, load_seconds=0))
+    assert kept.get(whole("a"), [])
+    kept.put(whole("c"), [], Context(spans=[], tokens=2, placed=placed, load_seconds=0))
     kept.shrink()
-    assert kept.get(((Window("b"),), 2), []) is None
-    assert kept.get(((Window("a"),), 2), [])
-    assert kept.get(((Window("c"),), 2), [])
+    assert kept.get(whole("b"), []) is None
+    assert kept.get(whole("a"), [])
+    assert kept.get(whole("c"), [])
 
 
 class Waiting:
