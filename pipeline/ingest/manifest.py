@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from io import StringIO
@@ -11,7 +12,7 @@ from typing import Any
 from vococache.errors import InputError
 from vococache.storage.checks import metadata_flaw
 from vococache.storage.objects import describe, redact
-from vococache.workers.video.source import file_system, is_url
+from vococache.workers.video.source import file_system, is_url, without_query
 
 SUFFIXES = frozenset((".csv", ".tsv", ".json", ".jsonl", ".txt"))
 PATHS = ("path", "video")  # fields of either name
@@ -29,7 +30,7 @@ class Manifest:
 
 def is_manifest(text: str) -> bool:
     """Does a path or URL name a manifest?"""
-    return _suffix(text) in SUFFIXES
+    return PurePosixPath(without_query(text)).suffix.lower() in SUFFIXES and not os.path.isdir(text)  # noqa: PTH112
 
 
 def read_manifest(manifest: str) -> Manifest:
@@ -40,9 +41,10 @@ def read_manifest(manifest: str) -> Manifest:
     """
     found, name = Manifest(), redact(manifest)
     for number, row in manifest_rows(manifest):
-        location = next((row[key] for key in PATHS if row.get(key)), None)
+        location = next((row[key] for key in PATHS if row.get(key) not in (None, "")), None)
         if location is None:
-            raise InputError(f"manifest {name}, line {number}: expected a field 'path', found {sorted(row)}"[:500])
+            what = "a path in the field 'path'" if row.keys() & PATHS else "a field 'path'"
+            raise InputError(f"manifest {name}, line {number}: expected {what}, found {sorted(row)}"[:500])
         if not isinstance(location, str) or "\0" in location:
             raise InputError(f"manifest {name}, line {number}: expected text in 'path', found {location!r:.80}")
         video = row.get("id")
@@ -66,13 +68,17 @@ def manifest_rows(manifest: str) -> Iterator[Row]:
     name = redact(manifest)
     try:
         text = _read_text(manifest)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"manifest {name} cannot be read: {describe(error)}") from None
-    kind = _suffix(manifest)
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"manifest {name}: expected text in UTF-8, found a byte {error.object[error.start]:#x}"
+        ) from None
+    except (OSError, ValueError, RuntimeError) as error:  # also a zero byte, ~nobody
+        raise InputError(f"manifest {name!r} cannot be read: {describe(error)}") from None
+    kind = PurePosixPath(without_query(manifest)).suffix.lower()
     if kind in (".csv", ".tsv"):
         yield from _table_rows(name, text, "," if kind == ".csv" else "\t")
     elif kind == ".txt":
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(text.split("\n"), 1):  # other ends of lines are parts of names and texts
             if line.strip() and not line.startswith("#"):
                 yield number, {"path": line.strip()}
     elif kind == ".json":
@@ -82,18 +88,19 @@ def manifest_rows(manifest: str) -> Iterator[Row]:
         for number, row in enumerate(rows, 1):
             yield number, _object(name, number, row)
     else:
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 yield number, _object(name, number, _json(f"{name}, line {number}", line))
 
 
 def _table_rows(name: str, text: str, delimiter: str) -> Iterator[Row]:
-    reader = csv.reader(StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
     start = 1
     try:
-        header = [column.strip() for column in next(reader, [])]
-        if len(set(header)) < len(header):
-            raise InputError(f"manifest {name}: expected a header of distinct names, found {', '.join(header)}")
+        header = [column.strip() for column in next(filter(any, reader), [])]
+        named = list(filter(None, header))  # spreadsheets add columns without a name
+        if len(set(named)) < len(named):
+            raise InputError(f"manifest {name}: expected a header of distinct names, found {', '.join(named)}"[:500])
         start = reader.line_num + 1
         for record in reader:
             if len(record) > len(header):
@@ -101,7 +108,7 @@ def _table_rows(name: str, text: str, delimiter: str) -> Iterator[Row]:
                     f"manifest {name}, line {start}: expected {len(header)} fields, found {len(record)};"
                     f" quote those that hold a {delimiter!r}"
                 )
-            if record:
+            if any(record):
                 yield start, dict(zip(header, map(str.strip, record), strict=False))
             start = reader.line_num + 1
     except csv.Error as error:
@@ -145,10 +152,5 @@ def _beside(manifest: str, location: str) -> str:
     except RuntimeError as error:  # ~nobody
         raise InputError(f"manifest {redact(manifest)}: {location}: {error}") from None
     if is_url(manifest) and not path.is_absolute():
-        return f"{manifest.partition('?')[0].rpartition('/')[0]}/{location}"
+        return f"{without_query(manifest).rpartition('/')[0]}/{location}"
     return str((Path(manifest).expanduser().parent / path).absolute())
-
-
-def _suffix(text: str) -> str:
-    """The suffix of a path, or of a URL without its query, in lower case."""
-    return PurePosixPath(text.partition("?")[0] if is_url(text) else text).suffix.lower()

@@ -12,7 +12,7 @@ from vococache.errors import InputError
 from vococache.pipeline.ingest.manifest import is_manifest, read_manifest
 from vococache.storage import safe_key
 from vococache.storage.objects import describe, redact
-from vococache.workers.video.source import SourceStat, file_system, is_url, listed_stat
+from vococache.workers.video.source import HTTP, SourceStat, file_system, is_url, listed_stat, without_query
 
 # What a folder is searched for. A file that is named itself is taken whatever its suffix.
 VIDEO_SUFFIXES = frozenset((
@@ -70,7 +70,7 @@ def find_sources(inputs: Sequence[str], left_out: LeftOutFiles | None = None) ->
             found.extend(expand(text, left_out, stats))
             continue
         manifest = read_manifest(text)
-        left_out.update(f"manifest field {name!r}" for name in manifest.extra)
+        left_out.update(f"manifest field {name!r:.80}" for name in manifest.extra)
         for location, video, metadata in manifest.videos:
             about[location if video is None else safe_key(video)] = metadata
             if video is None:
@@ -108,13 +108,24 @@ def expand(text: str, left_out: LeftOutFiles, stats: dict[str, SourceStat]) -> I
     elif exists:
         yield str(path.absolute())
     elif glob.has_magic(text):
-        matches = sorted(match for match in glob.glob(text, recursive=True) if Path(match).is_file())  # noqa: PTH207 (absolute too)
+        matches = sorted(match_files(path.absolute()))
         if not matches:
             raise InputError(f"glob {text} matches no file")
-        yield from (str(Path(match).absolute()) for match in matches)
+        yield from matches
     else:
         name = text if text and text.isprintable() else repr(text)
         raise InputError(f"{name} does not exist: expected a video file, a folder, a glob, a URL or a manifest")
+
+
+def match_files(pattern: Path) -> Iterator[str]:
+    """The files that an absolute glob matches; `**` does not follow links, which may lead in circles."""
+    pattern = pattern / "*" if pattern.name == "**" else pattern
+    try:
+        for match in Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))):
+            if os.path.isfile(match) and not any(map(is_system, {*match.parts} - {*pattern.parts})):  # noqa: PTH113 (raises nothing)
+                yield str(match)
+    except ValueError as error:  # of `**`
+        raise InputError(f"glob {pattern}: {error}") from None
 
 
 def search(top: Path, left_out: LeftOutFiles) -> Iterator[str]:
@@ -138,8 +149,10 @@ def search(top: Path, left_out: LeftOutFiles) -> Iterator[str]:
         for entry in entries:
             if is_system(entry.name):
                 left_out["hidden or system entries"] += 1
-            elif entry.is_dir():
-                (linked if entry.is_symlink() else folders).append(Path(entry.path))
+            elif entry.is_dir(follow_symlinks=False):
+                folders.append(Path(entry.path))
+            elif entry.is_symlink() and os.path.isdir(entry.path):  # noqa: PTH112 (a link to itself raises nothing)
+                linked.append(Path(entry.path))
             elif is_video(entry.name):
                 yield str(Path(entry.path).absolute())
             else:
@@ -150,7 +163,9 @@ def expand_url(text: str, left_out: LeftOutFiles, stats: dict[str, SourceStat]) 
     """The videos under an fsspec URL: one object, a glob, or everything below a folder."""
     try:
         filesystem, path = file_system(text)
-        if (is_video(path) and not glob.has_magic(path)) or filesystem.isfile(path):
+        name = without_query(path)
+        is_one = is_video(name) or (name.startswith(HTTP) and not name.endswith("/"))
+        if (is_one and not glob.has_magic(name)) or filesystem.isfile(path):
             listed: dict[str, Any] = {path: {}}
         elif glob.has_magic(path) and "?" not in path:
             listed = filesystem.glob(path, detail=True)
@@ -201,7 +216,7 @@ def give_ids(locations: Iterable[str]) -> dict[str, str]:
 
     Raises `InputError` where even so two have one id.
     """
-    stems = {location: PurePosixPath(location).stem for location in locations}
+    stems = {location: PurePosixPath(without_query(location)).stem for location in locations}
     count = Counter(safe_key(stem) for stem in stems.values())
     ids: dict[str, str] = {}
     clashing = {location for location, stem in stems.items() if count[safe_key(stem)] > 1}

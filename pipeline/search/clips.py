@@ -45,8 +45,10 @@ def cut(source: Path, path: Path, start: float, end: float) -> None:
     """
     import av
 
+    from vococache.workers.video.container import open_local
+
     try:
-        with av.open(str(source)) as container, av.open(str(path), "w") as clip:
+        with open_local(str(source), {}) as container, av.open(f"file:{path}", "w") as clip:
             picture = container.streams.best("video")
             if picture is None:
                 raise VideoError(f"{source} has no video")

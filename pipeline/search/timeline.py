@@ -81,13 +81,15 @@ def _pictures(store: StoreReader, span: Evidence) -> list[tuple[float, np.ndarra
     """Frames of a span, evenly spread: the first one at or behind each time."""
     import av
 
+    from vococache.workers.video.container import open_local
+
     source = source_file(store.info(span.video))
     if source is None:
         return []
     wanted = [span.start + (span.end - span.start) * (2 * n + 1) / (2 * PICTURES) for n in range(PICTURES)]
     found = []
     try:
-        with av.open(str(source)) as container:
+        with open_local(str(source), {}) as container:
             stream = container.streams.best("video")
             if not isinstance(stream, av.VideoStream):
                 return []

@@ -87,8 +87,8 @@ def probe(path: str, max_pixels: int) -> dict[str, Any]:
 def measured(path: str, max_pixels: int, beat: Callable[[], None]) -> float:
     """A file's duration: what it says of itself where it lists its frames, or else what its packets say."""
     with Video(path, max_pixels=max_pixels) as video:
-        claimed = video.claimed_duration if video.has_index else None
-    return claimed or measure(path, max_pixels=max_pixels, beat=beat)
+        listed = video.listed_duration
+    return listed or measure(path, max_pixels=max_pixels, beat=beat)
 
 
 def decode(request: dict[str, Any], out: BinaryIO, max_pixels: int) -> None:

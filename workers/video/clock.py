@@ -4,7 +4,7 @@ Both decoders see the times that are made here. Runs in the decoder child; free 
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from heapq import heappush, heappushpop
@@ -90,11 +90,13 @@ class Clock:
 class Timeline:
     """Times that rise, of packets in decoding order, from whatever clock a container keeps; in ticks of `base` seconds.
 
-    A discontinuity joins the parts end to end, and is counted: a step back, or one forwards by more than 10 s that
-    neither the packet before (by how long it is shown) nor the container (by how long it says that it is) accounts for.
+    A discontinuity joins the parts end to end, and is counted: a step back, or one forwards by more than 10 s for which
+    nothing accounts: the packet before (by how long it is shown), the container (by how long it says that it is), or a
+    broadcast's own clock, which runs through.
 
-    `modulus`: ticks after which the container's clock begins again, 0 if never. `claimed_end`: the last moment of which
-    the container knows; None where it claims none that is worth anything, so that packets' durations decide alone.
+    `has_index`: does the container list all packets? Then it has one clock, and no discontinuity. `modulus`: ticks
+    after which the container's clock begins again, 0 if never. `claimed_end`: the last moment of which the container
+    knows; infinite where it says nothing but is believed. `ran`: ticks that a broadcast's clock ran, without a leap.
     `keeps_dts`: has the container decoding times? They rise, whatever the order in which frames are shown. `may_jump`:
     is it one whose clock begins anew within a file? `keeps_durations`: otherwise a packet's is a guess, worth less than
     the distance from the packet before.
@@ -103,7 +105,9 @@ class Timeline:
     base: Fraction
     usual: int  # ticks from frame to frame, where packets do not say
     modulus: int
-    claimed_end: int | None
+    claimed_end: float
+    ran: Callable[[], int]
+    has_index: bool
     keeps_dts: bool
     may_jump: bool
     keeps_durations: bool
@@ -129,12 +133,13 @@ class Timeline:
             self._top = self.end = self._last if raw is None or pts is None else pts
         raw = self._last + (self._length if raw is None else self._nearest(raw - self._last))
         shift = 0 if pts is None or dts is None or not self.keeps_dts else self._nearest(pts - dts)
-        if self.may_jump and abs(shift) > self._longest:  # one of the two is another recording's
+        if self.may_jump and abs(shift) - self._longest > 0 and abs(shift) > self.ran():  # one is another recording's
             shift = self.end - self._offset - raw
+            self.stutters = True
         # Frames that are decoded before a keyframe are shown before it. Where all are keyframes, two may share a time.
         stands = self.keeps_dts and raw <= self._last and not self._was_key
         joined = is_key and (raw + shift < self._top or (stands and raw + shift == self._top))
-        joined = joined or self._is_back(raw) or self._is_far(raw)
+        joined = (joined or self._is_back(raw) or self._is_far(raw)) and not self.has_index
         self._was_key = is_key
         if joined:
             self.joins += 1
@@ -167,9 +172,8 @@ class Timeline:
 
     def _is_far(self, raw: int) -> bool:
         assert self._last is not None
-        if raw - self._last - self._length <= self._longest:
-            return False
-        return self.claimed_end is None or raw > self.claimed_end + self._longest
+        gap = raw - self._last - self._length - self._longest
+        return gap > 0 and raw > self.claimed_end + self._longest and gap > self.ran()
 
 
 def spread(packets: Iterable[Any], base: Fraction) -> Iterator[Any]:

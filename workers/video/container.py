@@ -4,6 +4,7 @@ Everything on which the decoders must agree is decided here: which stream, when 
 are shown. Runs in the decoder child; free of torch.
 """
 
+import math
 import os
 import stat
 from collections import Counter
@@ -29,11 +30,13 @@ from vococache.workers.video.formats import (
     length_without_zeros,
     what_it_is,
 )
+from vococache.workers.video.system_clock import of_program_stream, ran_through
 from vococache.workers.video.transport import find_losses
 
 HEAD_PACKETS = 32  # looked at before the first time is given
 PS_HEAD_PACKETS = 256  # of program streams, in which some small ones have no time
 PEEKED_PACKETS = 400  # looked at to tell a film from a still picture, where there are several streams
+NEVER = 1 << 62  # ticks
 RETRIES = 10_000  # of a read that gave nothing: each passes over some 64 KiB without a packet
 
 TS_DISCONT = 0x0200  # FFmpeg's mark of containers whose clock may jump: made for broadcast
@@ -61,7 +64,8 @@ class Video:
             raise VideoError(f"frames of {size} pixels are larger than the limit of {max_pixels} pixels")
         self.context.options = {"max_pixels": str(max_pixels)}
         self.context.copy_opaque = True  # a frame carries its packet's time
-        self._last: tuple[int, int] = (-(1 << 62), 0)  # time of the packet shown last, and for how long it is shown
+        self._first = 0  # time of the first keyframe, whether it is shown or lost
+        self._last: tuple[int, int] = (-NEVER, 0)  # time of the packet shown last, and for how long it is shown
         name = self._container.format.name
         self._is_avi = name == "avi"  # counts packets and keeps no presentation times
         # Does the container say for how long each frame is shown? Otherwise FFmpeg guesses.
@@ -77,6 +81,8 @@ class Video:
         self.damage = Damage(self.context)
         self._timeline: Timeline | None = None
         self._unit = -1  # of a transport stream: where the one starts that was read last
+        self._ran_through: int | None = None
+        self._begins_anew = False  # did packets that are no pictures stand before the last one?
         # Are the times right, but not which frame has which? Then they go to the frames in their order.
         self.is_unordered = False
         self.clock = Clock(self.stream.time_base, self.stream.average_rate)
@@ -102,8 +108,21 @@ class Video:
 
     @property
     def has_index(self) -> bool:
-        """Does the file list all its frames with their times, so that its claims can be believed?"""
+        """Does the file list all its frames with their times?"""
         return "mp4" in self._container.format.name and not self._is_fragmented
+
+    @property
+    def listed_duration(self) -> float | None:
+        """Seconds, where the file lists all its frames, and these come to what it claims."""
+        entries = self.stream.index_entries if self.has_index else None
+        if not entries:
+            return None
+        places = range(len(entries))
+        first = next((entries[n].timestamp for n in places if not entries[n].is_discard), 0)
+        last = next((entries[n].timestamp for n in reversed(places) if not entries[n].is_discard), 0)
+        claimed = self.claimed_duration
+        is_so = claimed is not None and abs(claimed - float((last - first) * self.stream.time_base)) < 1
+        return claimed if is_so else None
 
     @property
     def format_name(self) -> str:
@@ -134,7 +153,11 @@ class Video:
         """Seconds from the first frame to the end of the last; known when the packets have been read."""
         if self.clock.start is None:
             raise VideoError("no frames")
-        return self.clock.end(*self._last)
+        last, shown_for = self._last
+        end = (self.stream.start_time or 0) + (self.stream.duration or 0)
+        if self.has_index and last < end:  # an edit list may end before the last picture does
+            shown_for = min(shown_for, end - last)
+        return self.clock.end(last, shown_for)
 
     def findings(self, max_damage: float) -> dict[str, Any]:
         """What is to be told of a video that has been read: its damage and discontinuities, where it has any.
@@ -144,7 +167,8 @@ class Video:
         found: dict[str, Any] = {}
         if self.damage.packets:
             base = self.stream.time_base
-            check_damage(float(self.damage.ticks * base), self.duration(), max_damage)
+            lost_before = max(0, (self.clock.start or 0) - self._first)
+            check_damage(float(self.damage.ticks * base), self.duration() + float(lost_before * base), max_damage)
             seconds = float((self.damage.ticks + self.damage.skipped) * base)
             found["damage"] = {"packets": self.damage.packets, "seconds": round(seconds, 3)}
         if self.discontinuities:
@@ -153,14 +177,9 @@ class Video:
 
     def _open(self, length: int | None = None) -> Any:
         """The file, or its first `length` bytes."""
-        # Only local files, and none that name others, let alone the network. The clock is unwound by us,
-        # who know a recording that begins again from a clock that does.
-        protocols, name = "file", f"file:{self._path}"
-        if length is not None:
-            protocols, name = "file,subfile", f"subfile,,start,0,end,{length},,:{name}"
-        options = {"protocol_whitelist": protocols, "format_whitelist": ",".join(DEMUXERS), "correct_ts_overflow": "0"}
+        # The clock is unwound by us, who know a recording that begins again from a clock that does.
         try:
-            return av.open(name, options=options, metadata_errors="replace")
+            return open_local(self._path, {"correct_ts_overflow": "0"}, length)
         except (av.InvalidDataError, av.ArgumentError, av.EOFError) as error:
             raise VideoError(what_it_is(self._path) or _reason(error)) from None
         except (av.FFmpegError, OSError) as error:
@@ -258,7 +277,10 @@ class Video:
                 pts, packet.duration = None, 0
             elif self.is_unordered and timeline.keeps_dts and dts is not None:
                 pts = None
+            self._begins_anew = bool(packet.opaque)
             time, begins = timeline.place(pts, dts, packet.duration or 0, is_key)
+            if floor is None:
+                self._first = time
             if floor is None or begins:
                 floor = time
             if time >= self._last[0] and not packet.is_discard:
@@ -269,8 +291,10 @@ class Video:
         """The rule for this container, after a look at its first packets."""
         name, base = self._container.format.name, self.stream.time_base
         usual = max(1, round(1 / (self.stream.average_rate or Fraction(25)) / base))
-        claimed = None
-        if self._container.duration and not self._may_jump and "mp4" not in name:
+        claimed = math.inf  # recorders of screens write WebM without a word on its length, with stills of minutes
+        if self._may_jump or self._is_fragmented:
+            claimed = -math.inf
+        elif self._container.duration:
             claimed = round(Fraction(self._container.duration, av.time_base) / base)
             start = self.stream.start_time or 0
             claimed += start if claimed < start else 0  # most writers count from 0, wherever the stream starts
@@ -286,7 +310,29 @@ class Video:
             for place, packet in enumerate(untimed):
                 packet.pts = first - (len(untimed) - place) * (packet.duration or usual)
         self.is_unordered = self._is_avi or self._has_unordered(head, len(timed), keeps_dts)
-        return Timeline(base, usual, MODULUS.get(name, 0), claimed, keeps_dts, self._may_jump, self._keeps_durations)
+        return Timeline(
+            base=base,
+            usual=usual,
+            modulus=MODULUS.get(name, 0),
+            claimed_end=claimed,
+            ran=self._ran,
+            has_index=self.has_index,
+            keeps_dts=keeps_dts,
+            may_jump=self._may_jump,
+            keeps_durations=self._keeps_durations,
+        )
+
+    def _ran(self) -> int:
+        """Ticks that a broadcast's clock ran without a leap: so long may a picture stand still.
+
+        Of Ogg: any time, but where another recording begins, which has packets of its own for that.
+        """
+        if self.format_name == "ogg":
+            return 0 if self._begins_anew else NEVER
+        if self._ran_through is None:
+            clocks = [of_program_stream(self._path, self._beat)] if self.format_name == "mpeg" else []
+            self._ran_through = ran_through(self.damage.losses.clocks.values() if self.damage.losses else clocks)
+        return self._ran_through
 
     def _has_unordered(self, head: list[Any], timed: int, keeps_dts: bool) -> bool:
         """Do packets say when frames are shown, but not which one, as far as the first of them tell?"""
@@ -352,6 +398,18 @@ class Video:
             claimed = max(claimed, entries[-1].pos + entries[-1].size)
         if claimed > size:
             raise VideoError(f"the file is cut off: it has {size} of {claimed} bytes")
+
+
+def open_local(path: str, options: dict[str, str], length: int | None = None) -> Any:
+    """A file, or its first `length` bytes, by PyAV: a local one that names no others, let alone the network.
+
+    Raises what PyAV raises.
+    """
+    protocols, name = "file", f"file:{path}"
+    if length is not None:
+        protocols, name = "file,subfile", f"subfile,,start,0,end,{length},,:{name}"
+    whitelist = {"protocol_whitelist": protocols, "format_whitelist": ",".join(DEMUXERS)}
+    return av.open(name, options=whitelist | options, metadata_errors="replace")
 
 
 def measure(path: str, *, max_pixels: int, beat: Callable[[], None] = lambda: None) -> float:

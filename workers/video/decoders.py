@@ -208,7 +208,9 @@ def _choose(video: Video, piece: Piece, targets: Targets) -> list[tuple[int, flo
         if pts >= piece.floor and (piece.until is None or pts < piece.until) and not packet.is_discard
     ]
     times = [video.clock.tick(pts) for _, pts in shown]
-    after = video.duration() if piece.until is None else video.clock.time(piece.until)
+    after = video.duration()
+    if piece.until is not None:  # what comes then may be left out by an edit list, and so all behind it
+        after = min(after, video.clock.time(piece.until))
     counts = [targets.take(until) for until in [*times[1:], after][: len(times)]]
     chosen = [(rank, time, count) for (rank, _), time, count in zip(shown, times, counts, strict=True) if count]
     if len(chosen) * 3 * video.context.width * video.context.height > BATCH_BYTES:

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit, urlunsplit
 import av
 
 from vococache.errors import VideoError
+from vococache.workers.video.container import open_local
 from vococache.workers.video.formats import DEMUXERS
 
 SILENCE_SECONDS = 10.0  # after which a connection that says nothing counts as lost
@@ -90,8 +91,7 @@ def open_input(source: str, beat: Beat, *, pipe: int | None, again: bool) -> Inp
 def span_of(path: str, beat: Beat) -> float:
     """Seconds of video that a file holds by now, by its packets' times; 0 where these cannot be told."""
     try:
-        whitelist = {"protocol_whitelist": "file", "format_whitelist": ",".join(DEMUXERS)}
-        with av.open(f"file:{path}", options=whitelist | ANY_CLOCK) as container:
+        with open_local(path, ANY_CLOCK) as container:
             stream = container.streams.video[0]
             total, last = 0.0, None
             for packet in container.demux(stream):

@@ -17,6 +17,8 @@ from vococache.errors import VideoError
 from vococache.storage.objects import changed_at, describe
 
 COPY_BYTES = 4 << 20
+HTTP = ("http://", "https://")
+SILENCE_SECONDS = 60  # of an HTTP server; a whole video may take hours
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +41,11 @@ class LocalVideo:
 def is_url(source: str) -> bool:
     """An fsspec URL, rather than a path?"""
     return "://" in source
+
+
+def without_query(source: str) -> str:
+    """A path, or a URL without what follows a question mark, which of HTTP is no part of a name."""
+    return source.partition("?")[0] if source.startswith(HTTP) else source
 
 
 def stat_source(source: str) -> SourceStat | None:
@@ -66,7 +73,7 @@ def content_hash(source: str) -> str:
         with _open(source) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except Exception as error:  # as above
-        raise VideoError(f"cannot be read: {_status(error) or describe(error)}") from None
+        raise VideoError(f"cannot be read: {_in_words(error) or describe(error)}") from None
 
 
 @contextmanager
@@ -106,7 +113,7 @@ def why_absent(source: str) -> str:
             Path(source).stat()
     except Exception as error:  # as in `stat_source`
         if is_url(source):
-            return f"{_status(error) or 'no such object, or no access to it'} from node {node}"
+            return f"{_in_words(error) or 'no such object, or no access to it'} from node {node}"
         what = "no permission to read it" if isinstance(error, PermissionError) else "no such file"
         if what == "no such file" and Path(source).is_symlink():
             what = f"a link to {Path(source).readlink()}, where nothing is,"
@@ -114,11 +121,13 @@ def why_absent(source: str) -> str:
     return f"it came back meanwhile on node {node}: {source}"
 
 
-def _status(error: BaseException | None) -> str | None:
-    """The HTTP status that an error, or what caused it, tells."""
+def _in_words(error: BaseException | None) -> str | None:
+    """The HTTP status that an error, or what caused it, tells; or that there was no answer."""
     while error is not None:
+        if isinstance(error, TimeoutError):
+            return f"nothing came for {SILENCE_SECONDS} s"
         status = getattr(error, "status", None)
-        if isinstance(status, int):
+        if isinstance(status, int) and status:
             with suppress(ValueError):
                 return f"HTTP {status} ({HTTPStatus(status).phrase})"
             return f"HTTP {status}"
@@ -137,7 +146,7 @@ def _fetch(source: str, file: IO[bytes], max_bytes: int) -> str:
     except VideoError:
         raise
     except Exception as error:  # as in `stat_source`
-        raise VideoError(f"cannot be copied: {_status(error) or describe(error)}") from None
+        raise VideoError(f"cannot be copied: {_in_words(error) or describe(error)}") from None
 
 
 def _copy(source: str, file: IO[bytes], max_bytes: int) -> str:
@@ -154,7 +163,7 @@ def _copy(source: str, file: IO[bytes], max_bytes: int) -> str:
     except VideoError:
         raise
     except Exception as error:  # as in `stat_source`
-        raise VideoError(f"cannot be copied: {_status(error) or describe(error)}") from None
+        raise VideoError(f"cannot be copied: {_in_words(error) or describe(error)}") from None
     return digest.hexdigest()
 
 
@@ -176,14 +185,21 @@ def _open(source: str) -> Any:
     if not is_url(source):
         return Path(source).open("rb")
     filesystem, path = file_system(source)
-    return filesystem.open(path, "rb")
+    # Of HTTP in one answer: not all servers give ranges, and parts may be of two versions.
+    return filesystem.open(path, "rb", **({"block_size": 0} if source.startswith(HTTP) else {}))
 
 
 def file_system(url: str) -> tuple[Any, str]:
     """The fsspec file system of a URL, which asks anew each time, and the path in it."""
     import fsspec
 
-    filesystem, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    options: dict[str, Any] = {"use_listings_cache": False}
+    if url.startswith(HTTP):
+        import aiohttp
+
+        silence = aiohttp.ClientTimeout(total=None, sock_connect=SILENCE_SECONDS, sock_read=SILENCE_SECONDS)
+        options["client_kwargs"] = {"timeout": silence}
+    filesystem, path = fsspec.core.url_to_fs(url, **options)
     return filesystem, path
 
 

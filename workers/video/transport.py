@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from vococache.workers.video.system_clock import SystemClock
+
 SYNC = 0x47
 PACKET_BYTES = 188
 # A packet in a file may have a time before it (M2TS), or a checksum behind it.
@@ -20,9 +22,14 @@ BLOCK_PACKETS = 1 << 16
 PROBED_PACKETS = 16
 MAX_FULL = 0.1  # of all units: as many end with a packet by chance, and some more
 # Flags in the head of a packet, as it is numbered from 0.
-BROKEN, STARTS, HAS_FIELD, HAS_PAYLOAD, JUMPS = 0x80, 0x40, 0x20, 0x10, 0x80
+BROKEN, STARTS, HAS_FIELD, HAS_PAYLOAD, JUMPS, HAS_CLOCK = 0x80, 0x40, 0x20, 0x10, 0x80, 0x10
+
+PES_BYTES = 14  # of a unit's head, up to the end of its time
+HAS_PTS = 0x80
 
 Rows = npt.NDArray[np.uint8]  # [packets, bytes of each]
+Pids = npt.NDArray[np.int32]  # [packets]
+Ticks = npt.NDArray[np.int64]  # [some packets]
 
 
 @dataclass
@@ -32,12 +39,14 @@ class Losses:
     `broken`: which lack a part of themselves. `before_loss`: which are whole, but something is missing behind them.
     `in_doubt`: which may lack their end, if something is missing behind them.
     `headless`: does the stream begin within a unit?
+    `clocks`: the programs' own, and those of the other streams, by the number of the stream that carries it.
     """
 
     broken: list[int] = field(default_factory=list)
     before_loss: list[int] = field(default_factory=list)
     in_doubt: list[int] = field(default_factory=list)
     headless: bool = False
+    clocks: dict[str, SystemClock] = field(default_factory=dict)
 
     def is_broken(self, start: int, end: int | None) -> bool:
         """Does a unit lack a part that begins at `start` or behind it, but before `end`?"""
@@ -65,9 +74,10 @@ def find_losses(path: str, pid: int, beat: Callable[[], None] = lambda: None) ->
     count, is_full = -1, False  # of the stream's last packet: its number, and has it no stuffing, as the last of a unit
     for at, raw, rows in _blocks(path):
         beat()
-        found = np.flatnonzero(
-            (((rows[:, 1] & 0x1F).astype(np.int32) << 8 | rows[:, 2]) == pid) & (rows[:, 3] & HAS_PAYLOAD > 0)
-        )
+        pids = (rows[:, 1] & 0x1F).astype(np.int32) << 8 | rows[:, 2]
+        for carrier, values in (*_program_clocks(rows, pids), *_stream_clocks(rows, pids, pid)):
+            losses.clocks.setdefault(carrier, SystemClock()).add(values)
+        found = np.flatnonzero((pids == pid) & (rows[:, 3] & HAS_PAYLOAD > 0))
         if not len(found):
             continue
         heads = rows[found, :6]
@@ -102,6 +112,27 @@ def find_losses(path: str, pid: int, beat: Callable[[], None] = lambda: None) ->
     return losses
 
 
+def _program_clocks(rows: Rows, pids: Pids) -> Iterator[tuple[str, Ticks]]:
+    """The clocks (PCR) that packets carry: of which stream, and their values."""
+    has_clock = (rows[:, 3] & HAS_FIELD > 0) & (rows[:, 4] >= 7) & (rows[:, 5] & HAS_CLOCK > 0)
+    for pid in np.unique(pids[has_clock]):
+        heads = rows[has_clock & (pids == pid), 6:11].astype(np.int64)
+        yield f"PCR {pid}", heads @ [1 << 25, 1 << 17, 1 << 9, 1 << 1, 0] + (heads[:, 4] >> 7)
+
+
+def _stream_clocks(rows: Rows, pids: Pids, video: int) -> Iterator[tuple[str, Ticks]]:
+    """The same of the times (PTS) of units of other streams than the video."""
+    found = np.flatnonzero((rows[:, 1] & STARTS > 0) & (rows[:, 3] & HAS_PAYLOAD > 0) & (pids != video))
+    starts = 4 + np.where(rows[found, 3] & HAS_FIELD > 0, rows[found, 4].astype(np.intp) + 1, 0)
+    found, starts = found[starts <= PACKET_BYTES - PES_BYTES], starts[starts <= PACKET_BYTES - PES_BYTES]
+    heads = rows[found[:, None], starts[:, None] + np.arange(PES_BYTES)].astype(np.int64)
+    is_timed = (heads[:, :3] == (0, 0, 1)).all(axis=1) & (heads[:, 7] & HAS_PTS > 0)
+    found, heads = found[is_timed], heads[is_timed, 9:]
+    values = (heads >> [1, 0, 1, 0, 1] & [7, 255, 127, 255, 127]) @ [1 << 30, 1 << 22, 1 << 15, 1 << 7, 1]
+    for pid in np.unique(pids[found]):
+        yield f"PTS {pid}", values[pids[found] == pid]
+
+
 def _place(at: int, raw: int, found: npt.NDArray[np.intp], row: int, carried: int | None) -> int | None:
     """Where FFmpeg says that a unit starts whose first packet is `found[row]`, or else was in an earlier block."""
     return at + raw * int(found[row]) + PACKET_BYTES - raw if row >= 0 else carried
@@ -125,16 +156,18 @@ def _blocks(path: str) -> Iterator[tuple[int, int, Rows]]:
     with Path(path).open("rb") as file:
         data = file.read(PROBED_PACKETS * max(RAW_BYTES))
         raw = max(RAW_BYTES, key=lambda size: max(_synced(data, first, size) for first in range(size)))
-        at = 0
+        at, length = 0, BLOCK_PACKETS
         while True:
             file.seek(at)
-            data = file.read(raw * BLOCK_PACKETS + PACKET_BYTES)
+            data = file.read(raw * length + PACKET_BYTES)
             if len(data) < PACKET_BYTES:
                 return
             number = (len(data) - PACKET_BYTES) // raw + 1
             syncs = np.frombuffer(data, np.uint8)[: (number - 1) * raw + 1 : raw]
             lost = np.flatnonzero(syncs != SYNC)
             number = int(lost[0]) if len(lost) else number
+            # Of a file that is all in pieces, not each piece costs as much as a block.
+            length = min(BLOCK_PACKETS, 2 * length) if number == length else max(1, number)
             if number:
                 # The last of the file may lack what stands behind a packet.
                 rows = np.frombuffer(data.ljust(number * raw, b"\0"), np.uint8, number * raw).reshape(number, raw)

@@ -1,6 +1,7 @@
 """What users may name as videos, and the ids those get."""
 
 import json
+import os
 from pathlib import Path
 
 import fsspec
@@ -55,6 +56,20 @@ def test_a_glob_matches_files(tmp_path: Path) -> None:
     assert set(found(tmp_path / "a*.mp4")) == {"a1", "a2"}
 
 
+def test_a_glob_as_people_write_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two links in circles would make 2 ** 40 paths of one file."""
+    top = tmp_path / "top"
+    touch(top / "a.mp4"), touch(top / "x/b.mp4"), touch(top / ".hidden/c.mp4"), touch(top / "._a.mp4")
+    for name in ("up", "up too"):
+        (top / "x" / name).symlink_to(top)
+    monkeypatch.chdir(top / "x")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for pattern in (f"{top}/**/*.mp4", f"{top}/**", "../**/*.mp4", "~/top/**/*.mp4"):
+        assert set(found(pattern)) == {"a", "b"}, pattern
+    with pytest.raises(InputError, match=r"\*\*"):
+        found("a**b.mp4")
+
+
 def test_a_relative_path_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path / "a.mp4")
     monkeypatch.chdir(tmp_path)
@@ -102,8 +117,11 @@ def test_manifests_give_ids_and_paths_relative_to_themselves(tmp_path: Path) -> 
         ("m.csv", f"path\n{'x' * 200_000}\n", "line 2: field larger than"),
         ("m.csv", "path\n\0.mp4\n", "line 2: (expected text|line contains NUL)"),
         ("m.csv", "path\n~nobody-here/x.mp4\n", "nobody-here"),
+        ("m.csv", "path,id\n,x\n", "line 2: expected a path in the field 'path', found"),
+        ("m.csv", "path\nf\udce9.mp4\n", "expected text in UTF-8, found a byte 0xe9"),
         ("m.tsv", "path\tid\na.mp4\tx\ty\n", "line 2: expected 2 fields"),
         ("m.jsonl", '{"path": 5}\n', "line 1: expected text in 'path', found 5"),
+        ("m.jsonl", '{"path": 0}\n', "line 1: expected text in 'path', found 0"),
         ("m.jsonl", '{"path": ["a.mp4"]}\n', "line 1: expected text in 'path'"),
         ("m.jsonl", '{"path": "a.mp4", "id": {"x": 1}}\n', "line 1: expected text in 'id'"),
         ("m.jsonl", '{"path": "a.mp4", "id": true}\n', "line 1: expected text in 'id'"),
@@ -116,7 +134,7 @@ def test_manifests_give_ids_and_paths_relative_to_themselves(tmp_path: Path) -> 
     ],
 )
 def test_a_bad_manifest_says_where(tmp_path: Path, name: str, text: str, message: str) -> None:
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_bytes(os.fsencode(text))
     with pytest.raises(InputError, match=message) as error:
         found(tmp_path / name)
     assert "\n" not in str(error.value)
@@ -128,18 +146,22 @@ def test_a_bad_manifest_says_where(tmp_path: Path, name: str, text: str, message
     [
         ("m.csv", " path , id , caption\n a.mp4 , one ,x\n\nb.mp4,\n"),
         ("m.csv", '\ufeffpath,id,caption\n"a.mp4",one,"x, y"\n"b.mp4"\n'),
+        ("m.csv", '\n,,\n"path", "id", "caption",,\n"a.mp4", "one", "x, y",,\nb.mp4,,,,\n,,,,\n'),  # spreadsheets'
         ("m.tsv", "path\tid\tcaption\na.mp4\tone\tx\nb.mp4\t\n"),
         ("m.json", '[{"path": "a.mp4", "id": "one", "caption": "x"}, "b.mp4"]'),
         ("m.jsonl", '{"video": "a.mp4", "id": "one", "caption": "x"}\n\n"b.mp4"\n'),
+        ("m.jsonl", '{"video": "a.mp4", "id": "one", "caption": "x\u2028y\x85"}\r\n"b.mp4"\r\n'),
+        ("folder.json/m.csv", "path,id,caption\na.mp4,one,x\nb.mp4\n"),
     ],
 )
 def test_what_is_a_manifest_and_what_is_left_of_it(tmp_path: Path, name: str, text: str) -> None:
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(text, newline="")
     left_out = LeftOutFiles()
     sources = find_sources([str(tmp_path / name)], left_out)
     assert {source.video: Path(source.location).name for source in sources} == {"one": "a.mp4", "b": "b.mp4"}
     assert {source.video: source.metadata.get("caption") for source in sources} == {
-        "one": "x, y" if "x, y" in text else "x",
+        "one": next(caption for caption in ("x, y", "x\u2028y\x85", "x") if caption in text),
         "b": None,
     }
     assert left_out.describe() == []
@@ -181,22 +203,33 @@ def test_a_folder_as_people_have_them(tmp_path: Path) -> None:
     (top / "cam/up").symlink_to(top)
     (tmp_path / "elsewhere/up").symlink_to(tmp_path)
     (top / "dangling.mp4").symlink_to(tmp_path / "nothing")
+    (top / "itself.mp4").symlink_to(top / "itself.mp4")
+    touch(top / "a folder.json/in it.mp4")
     left_out = LeftOutFiles()
     locations = {source.location.removeprefix(f"{top}/") for source in find_sources([str(top)], left_out)}
     assert locations == {
         "a.mp4", "tgif.GIF", "tape.mxf", "tape.dv", "cam/00001.MTS", "cam/mov001.mod", "old.divx", "old.asf",
-        "phone.3g2", "a link/far.webm", "dangling.mp4",
+        "phone.3g2", "a link/far.webm", "dangling.mp4", "itself.mp4", "a folder.json/in it.mp4",
     }  # fmt: skip
+    assert set(found(top / "a folder.json")) == {"in it"}
     assert left_out.describe() == [
         "left out: 6 hidden or system entries, 2 .jpg files, 1 .txt files, 1 files without suffix"
     ]
 
 
-@pytest.mark.parametrize("text", ["", "~nobody-here/x.mp4", "a\0b.mp4"])
+@pytest.mark.parametrize("text", ["", "~nobody-here/x.mp4", "a\0b.mp4", "~nobody-here/x.csv", "a\0b.csv"])
 def test_names_of_nothing(text: str) -> None:
-    with pytest.raises(InputError, match="expected a video file") as error:
+    with pytest.raises(InputError, match=r"expected a video file|manifest .* cannot be read") as error:
         find_sources([text])
     assert "\0" not in str(error.value)
+
+
+def test_what_follows_a_url_is_no_part_of_a_name(tmp_path: Path) -> None:
+    """Signatures have dots and slashes. Of HTTP each URL is taken for one video, whatever its name."""
+    urls = ["http://h/clip.mp4?signature=a.b/c&x=[1]", "https://h/watch?v=1", "https://h/two?v=1", "https://h/two?v=2"]
+    (tmp_path / "list.txt").write_text("\n".join(urls))
+    expected = {"clip": urls[0], "watch": urls[1], "two%3Fv%3D1": urls[2], "two%3Fv%3D2": urls[3]}
+    assert found(tmp_path / "list.txt") == found(*urls) == expected
 
 
 def test_a_manifest_at_a_url(tmp_path: Path) -> None:

@@ -122,8 +122,12 @@ def test_the_embedded_model_keeps_what_measuring_finds() -> None:
 
 
 def test_clips_are_cut_from_the_sources(tmp_path: Path) -> None:
-    """Of pictures that tell their numbers: from the last key frame before the window to its end."""
-    source = make_clip(tmp_path / "numbers.mp4", frames=200, fps=10, start=5.0)
+    """Of pictures that tell their numbers: from the last key frame before the window to its end.
+
+    Whatever the file is called, and whatever the encoding of its title.
+    """
+    source = make_clip(tmp_path / "12:30.mp4", frames=200, fps=10, start=5.0, title="title")
+    source.write_bytes(source.read_bytes().replace(b"title", b"t\xeftle"))
     cut(source, tmp_path / "clip.mp4", 8.0, 12.0)
     with av.open(str(tmp_path / "clip.mp4")) as clip:
         pictures = [(float(frame.time or 0), frame.to_ndarray(format="rgb24")) for frame in clip.decode(video=0)]
