@@ -4,12 +4,22 @@
 below, as the Trainer draws them at random and by length (`pipeline/training/lengths.py`); no data are read. FLOPs and
 bytes: a step of one process of the recipes' shapes, run on tensors without storage (`model/counted.py`), beside those
 of `model/training_costs.py` and beside the floor: the products that no implementation can leave out, nothing computed
-twice. Gradients: FSDP over 8 processes, of which one is run, at a small size, between two accumulated batches.
+twice. Gradients: FSDP over 8 processes, of which one is run, at a small size, between two accumulated batches. Loading:
+a checkpoint of 0.4 GB in bfloat16, as one process of several loads it, each way in a process of its own.
 """
 
 import argparse
+import re
+import resource
+import tempfile
+import time
 import warnings
 from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from ctypes import CDLL
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -19,6 +29,7 @@ from common import report
 from torch.distributed.fsdp import fully_shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from vococache.model.checkpoints import load_model, save_pretrained
 from vococache.model.config import VoCoConfig
 from vococache.model.counted import count_step
 from vococache.model.objective import Objective
@@ -41,6 +52,8 @@ MIX = (
     (134, 380, 0.6),
 )  # fmt: skip
 LETTERS = (4.2, 0.08)  # a token, and the spread of a text's mean
+# What each process of a training did once, what one does for a store, and what each does beside adapters.
+WAYS = {"float32, hashed": ("float32", True), "float32": ("float32", False), "bfloat16": ("bfloat16", False)}
 RECIPES = {
     "compress": TrainingStep(segments=16, rows=16, text=300, labels=16 * 150),
     "temporal": TrainingStep(segments=32, rows=1, text=100, labels=60),
@@ -77,7 +90,12 @@ def main() -> None:
     formula = whole_gradient_bytes(small())
     sizes = (held[False], held[True], formula)
     rows.append(("", *(f"{s / 1e6:.2f} MB" for s in sizes), f"{whole_gradient_bytes(llava_7b(2)) / 1e9:.0f} GB"))
-    report("training_counts", rows, {"layers": options.layers, "gradients": held, "found": found}, ratios)
+    rows.append(("loading a checkpoint in bfloat16", "peak over the file", "its own memory", "CPU s"))
+    loaded = loading()
+    for name, (peak, own, seconds) in loaded.items():
+        rows.append((name, f"{peak:.2f}", f"{own:.2f}", f"{seconds:.1f}"))
+    measured = {"layers": options.layers, "gradients": held, "loading": loaded, "found": found}
+    report("training_counts", rows, measured, ratios)
 
 
 def padding() -> dict[str, tuple[float, float, float]]:
@@ -135,6 +153,43 @@ def held_gradients(*, sync: bool) -> int:
         return sum(tensor.numel() * tensor.element_size() for tensor in (*held, *shards))
     finally:
         dist.destroy_process_group()
+
+
+def loading() -> dict[str, tuple[float, float, float]]:
+    """By way: the peak of memory and, in the end, what is the process's own (not the file's pages), over the file's
+    bytes; and seconds of CPU."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = small_config(byte_tokenizer(), width=1024, layers=16, heads=16)
+        save_pretrained(random_model(config, 0).bfloat16(), folder)
+        size = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
+        found = {}
+        for name, way in WAYS.items():
+            # What is larger than the threshold is returned to the system as soon as it is freed.
+            prepare = partial(CDLL(None).mallopt, -3, 1 << 17)
+            with ProcessPoolExecutor(1, mp_context=get_context("fork"), initializer=prepare) as process:
+                peak, own, seconds = process.submit(load, folder, *way).result()
+            found[name] = peak / size, own / size, seconds
+    return found
+
+
+def load(folder: str, dtype: str, hashed: bool) -> tuple[int, int, float]:
+    """Bytes that loading takes at its peak, those that are the process's own in the end, and seconds of CPU."""
+    peak, own, began = peak_bytes(), own_bytes(), time.process_time()
+    model = load_model(folder, dtype=dtype, device="cpu", hashed=hashed)
+    seconds = time.process_time() - began
+    assert model.dtype == getattr(torch, dtype)
+    return peak_bytes() - peak, own_bytes() - own, seconds
+
+
+def peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def own_bytes() -> int:
+    """Memory that no file stands behind."""
+    found = re.search(r"Anonymous:\s*(\d+) kB", Path("/proc/self/smaps_rollup").read_text())
+    assert found
+    return int(found[1]) * 1024
 
 
 def groups(module: torch.nn.Module) -> list[Any]:

@@ -28,7 +28,7 @@ NAME = "default"  # of the adapter, as PEFT calls one
 def base_model(path: str, parts: dict[str, Any] | None, **options: Any) -> VoCoModel:
     """What training starts from: a checkpoint, or a decoder at `path` with the other `parts` that `compose` takes.
 
-    `options`: `chat_template`, `dtype`, `device`, and the `seed` of a new projector.
+    `options`: `chat_template`, `dtype`, `device`, `hashed`, and the `seed` of a new projector.
     """
     if parts is not None:
         return compose(path, **parts, **options)
@@ -52,7 +52,10 @@ def add_adapter(model: VoCoModel, fields: dict[str, Any]) -> None:
 
 
 def use_4bit(layers: nn.ModuleList) -> None:
-    """Hold the products' weights in 4 bits (NF4, arXiv 2305.14314). Raises `InputError` without bitsandbytes."""
+    """Hold the products' weights in 4 bits (NF4, arXiv 2305.14314); shapes alone stay.
+
+    Raises `InputError` without bitsandbytes.
+    """
     try:
         from bitsandbytes.nn import Linear4bit, Params4bit
     except ImportError:
@@ -60,7 +63,7 @@ def use_4bit(layers: nn.ModuleList) -> None:
         raise InputError(missing) from None
     for module in list(layers.modules()):
         for name, linear in list(module.named_children()):
-            if type(linear) is nn.Linear:
+            if type(linear) is nn.Linear and not linear.weight.is_meta:
                 weight = linear.weight
                 small = Linear4bit(
                     linear.in_features, linear.out_features, bias=linear.bias is not None, quant_type="nf4",
@@ -106,7 +109,7 @@ def merged(folder: Path, base: str | Path | None = None) -> tuple[VoCoModel, str
     data = read_json(folder / "config.json")
     config = VoCoConfig.from_dict(data)
     path = str(base or data["base"]["path"])
-    model = base_model(path, data["base"]["parts"], dtype=data["dtype"], device="cpu")
+    model = base_model(path, data["base"]["parts"], dtype=data["dtype"], device="cpu", hashed=False)
     if config.compression != model.config.compression:
         model = with_compression(model, config.compression)
     model.config = config

@@ -83,6 +83,7 @@ def load_model(
     chat_template: str | None = None,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
+    hashed: bool = True,
 ) -> VoCoModel:
     """Load a VoCo model for inference; works without a tokenizer.
 
@@ -94,7 +95,8 @@ def load_model(
     checkpoint's. `chat_template`: Jinja text instead of the checkpoint's own; prefix and questions then follow it.
     `dtype`: of weights and computation; by default float32 on a CPU, and on a GPU the checkpoint's own, but bfloat16
     for float32; "float8" is bfloat16 with the compressor's decoder in float8 (`vococache.model.float8`). `device`: by
-    default a GPU where there is one; "meta" reads no weight.
+    default a GPU where there is one; "meta" reads no weight. `hashed`: False spares the digest of the weights as they
+    are stored, which takes longer than loading them; the fingerprint is then of the weights in memory.
 
     Raises `ModelError` where the folder is not such a checkpoint, is not supported, or has missing, extra,
     mis-shaped or non-finite weights.
@@ -113,7 +115,7 @@ def load_model(
     reader = config.reader
     config = replace(config, reader=None)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    model = build(layout, config, folder, resolve_dtype(dtype, where), where)
+    model = build(layout, config, folder, resolve_dtype(dtype, where), where, hashed=hashed)
     if reader is not None:
         model.add_reader(reader)
         if where.type != "meta":
@@ -127,7 +129,13 @@ def load_model(
 
 
 def build(
-    layout: Layout, config: VoCoConfig, folder: Path, dtype: torch.dtype | None, device: torch.device
+    layout: Layout,
+    config: VoCoConfig,
+    folder: Path,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    *,
+    hashed: bool = True,
 ) -> VoCoModel:
     """A model of `config` with a layout's weights, for inference; `folder` is named where they do not fit."""
     with torch.device("meta"):
@@ -135,7 +143,7 @@ def build(
     if device.type == "meta":
         _restore_buffers(model.to(dtype), torch.device("cpu"))
     else:
-        _fill(model, layout, folder, dtype, device)
+        _fill(model, layout, folder, dtype, device, hashed)
     model.tokenizer = layout.tokenizer
     return model.eval().requires_grad_(False)
 
@@ -304,7 +312,9 @@ def _with_start(table: Tensor, row: int) -> Tensor:
     return table
 
 
-def _fill(model: VoCoModel, layout: Layout, folder: Path, dtype: torch.dtype | None, device: torch.device) -> None:
+def _fill(
+    model: VoCoModel, layout: Layout, folder: Path, dtype: torch.dtype | None, device: torch.device, hashed: bool
+) -> None:
     """Give the model, built without storage, the checkpoint's weights; check each."""
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if model.config.text.tie_word_embeddings:
@@ -327,10 +337,9 @@ def _fill(model: VoCoModel, layout: Layout, folder: Path, dtype: torch.dtype | N
                 tensor = torch.cat((tensor, mean.expand(layout.new_rows, -1)))
             elif layout.spare_row is not None and name in EMBEDDINGS:
                 tensor = _with_start(tensor, layout.spare_row)
-            cast = _checked(f"{folder}: weight {stored!r}", tensor, wanted[name], dtype)
-            if is_stage1(name, model.config):
+            state[name] = _checked(f"{folder}: weight {stored!r}", tensor, wanted[name], dtype, device)
+            if hashed and is_stage1(name, model.config):
                 digests[name] = tensor_digest(name, tensor, model.config)
-            state[name] = cast.to(device)
     if missing := sorted(wanted.keys() - state.keys()):
         raise ModelError(f"{folder}: {len(missing)} weights are missing, {missing[0]!r} first")
     if model.config.text.tie_word_embeddings:
@@ -342,7 +351,8 @@ def _fill(model: VoCoModel, layout: Layout, folder: Path, dtype: torch.dtype | N
     if model.config.text.tie_word_embeddings:
         model.lm_head.weight = model.language_model.embed_tokens.weight
     _restore_buffers(model, device)
-    remember_digest(model, weights_digest(digests.items()))
+    if hashed:
+        remember_digest(model, weights_digest(digests.items()))
 
 
 def _fill_reader(model: VoCoModel, settings: dict[str, Any], folder: Path) -> None:
@@ -354,18 +364,23 @@ def _fill_reader(model: VoCoModel, settings: dict[str, Any], folder: Path) -> No
         odd = sorted(state.keys() ^ wanted.keys())
         raise ModelError(f"{folder}: the reader's weights do not fit its settings {settings}: {odd[0]!r} first")
     for name, tensor in state.items():
-        cast = _checked(f"{folder}: weight {name!r}", tensor, wanted[name].shape, model.dtype)
-        wanted[name].copy_(cast.to(model.device))
+        wanted[name].copy_(
+            _checked(f"{folder}: weight {name!r}", tensor, wanted[name].shape, model.dtype, model.device)
+        )
 
 
-def _checked(what: str, tensor: Tensor, shape: torch.Size, dtype: torch.dtype | None) -> Tensor:
-    """A stored weight in `dtype` (None: as stored, float32 as bfloat16). Raises `ModelError` where it is no use."""
+def _checked(what: str, tensor: Tensor, shape: torch.Size, dtype: torch.dtype | None, device: torch.device) -> Tensor:
+    """A stored weight on `device` in `dtype` (None: as stored, float32 as bfloat16).
+
+    It goes there as it is stored, from the file's mapped pages, and is converted there. Raises `ModelError` where it
+    is no use.
+    """
     if tensor.shape != shape:
         raise ModelError(f"{what} should have the shape {tuple(shape)}, found {tuple(tensor.shape)}")
     if tensor.dtype not in DTYPES.values():
         raise ModelError(f"{what} has the dtype {dtype_name(tensor.dtype)}; expected one of {sorted(DTYPES)}")
     # On a GPU float32 would take twice the bytes of weights and caches, and no tensor core.
-    cast = tensor.to(dtype or (torch.bfloat16 if tensor.dtype == torch.float32 else tensor.dtype))
+    cast = tensor.to(device).to(dtype or (torch.bfloat16 if tensor.dtype == torch.float32 else tensor.dtype))
     if not torch.isfinite(cast).all():
         raise ModelError(f"{what} holds NaN or infinite values, as {dtype_name(cast.dtype)}")
     return cast

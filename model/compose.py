@@ -37,13 +37,14 @@ def compose(
     seed: int = 0,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
+    hashed: bool = True,
 ) -> VoCoModel:
     """A model with VoCo tokens that knows no picture yet, unless its projector does.
 
     `decoder`, `tower`: folders or hub ids of a text model and of CLIP or SigLIP; `feature_layer`: whose output is the
     feature (-1: the last). `projector`: a folder with official `mm_projector` weights as safetensors (`voco convert`),
-    by default new random ones of `seed`. `chat_template`: Jinja text instead of the decoder's own. `newline_ids` as
-    `load_model`'s. Raises `ModelError` where the parts do not fit.
+    by default new random ones of `seed`. `chat_template`: Jinja text instead of the decoder's own. `newline_ids` and
+    `hashed` as `load_model`'s. Raises `ModelError` where the parts do not fit.
     """
     folder, name = locate(decoder)
     tower_folder, _ = locate(tower)
@@ -72,7 +73,7 @@ def compose(
         sources.append((Path(projector), _projector_name))
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     layout = Layout(config, tuple(sources), tokenizer, new_rows, None if new_rows else voco_id, extra)
-    model = build(layout, config, folder, resolve_dtype(dtype, where), where)
+    model = build(layout, config, folder, resolve_dtype(dtype, where), where, hashed=hashed)
     model.name = name
     return model
 

@@ -78,8 +78,8 @@ def weights_sum(model: VoCoModel) -> int:
 
 
 def remember_digest(model: VoCoModel, digest: str) -> None:
-    """Take `digest` for that of the model's weights as they are now."""
-    model.weights_digest, model.weights_sum = digest, weights_sum(model)
+    """Take `digest` for that of the model's weights as they are now; of shapes alone, for those they stand for."""
+    model.weights_digest, model.weights_sum = digest, 0 if model.device.type == "meta" else weights_sum(model)
 
 
 def current_weights_digest(model: VoCoModel) -> str:

@@ -31,7 +31,7 @@ class Objective(nn.Module):
         self.elastic = elastic
         self.weight = weight
         self.vocabulary = int(voco.config.text.vocab_size)
-        # Not a submodule: it is neither trained, saved nor sharded.
+        # Not a submodule: it is neither trained nor saved.
         self._teacher = [teacher.requires_grad_(False)] if teacher is not None else []
 
     def tie_weights(self) -> None:
@@ -57,20 +57,24 @@ class Objective(nn.Module):
         """
         if (frames is None) == (cache is None):
             raise InputError("a batch has either frames or a cache")
-        source = VoCoCache(cache) if frames is None else self._source(frames)  # type: ignore[arg-type]
+        rows = len(input_ids)
+        if frames is not None and not len(frames):
+            frames, input_ids, attention_mask, labels, segments = self._with_a_picture(
+                input_ids, attention_mask, labels, segments
+            )
+        source = VoCoCache(cache) if frames is None else self.voco.pixel_values(frames)  # type: ignore[arg-type]
         tokens = self._visible_tokens() if self.elastic and self.training else None
         out = self.voco(source, input_ids, attention_mask, labels, segments=segments, tokens=tokens)
         labelled = len(out["targets"])
         loss = out["loss"] * max(1, labelled)
         if self._teacher and self.training:
             with torch.no_grad():
-                seen = source if isinstance(source, Tensor) else self._teacher[0].empty_cache()  # of a text alone
-                taught = self._teacher[0](seen, input_ids, attention_mask, labels, segments=segments)["hidden"]
+                taught = self._teacher[0](source, input_ids, attention_mask, labels, segments=segments)["hidden"]
             divergence = sum_by_chunks(self._divergence, self.vocabulary, out["hidden"], taught)
             loss = (1 - self.weight) * loss + self.weight * divergence
         items = torch.as_tensor(labelled if num_items_in_batch is None else num_items_in_batch)
         loss = loss / items.clamp(min=1).to(loss.device)
-        return {"loss": loss} if self.training else {"loss": loss, "predicted": self._predicted(out, labels)}
+        return {"loss": loss} if self.training else {"loss": loss, "predicted": self._predicted(out, labels)[:rows]}
 
     def _divergence(self, hidden: Tensor, taught: Tensor) -> Tensor:
         """KL(teacher || student), summed over N positions, from the hidden states [N, E] of both."""
@@ -88,18 +92,20 @@ class Objective(nn.Module):
         predicted[row, column] = torch.cat([self.voco.logits(chunk).argmax(-1) for chunk in chunks])
         return predicted
 
-    def _source(self, frames: Tensor) -> Tensor | VoCoCache:
-        """The batch's pixels; without any, no cache, but one that every weight of stage 1 took part in.
+    def _with_a_picture(
+        self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, segments: Sequence[int]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[int]]:
+        """Frames for a batch of texts alone, and the batch with one more row, which has them and nothing to learn.
 
         Under DDP every process must use the same weights, also with a batch of texts alone; under FSDP, which gathers
         them layer by layer, in evaluation too.
         """
-        if len(frames):
-            return self.voco.pixel_values(frames)
         config = self.voco.config
         side = config.geometry.size
         black = torch.zeros(1, config.frames_per_segment, side, side, 3, dtype=torch.uint8)
-        return self.voco.compress(self.voco.pixel_values(black)).slice(0, 0)
+        ids, mask, ignored = (F.pad(batch, (0, 0, 0, 1)) for batch in (input_ids, attention_mask, labels))
+        mask[-1, 0], ignored[-1] = 1, IGNORED_LABEL
+        return black, ids, mask, ignored, [*segments, 1]
 
     def _visible_tokens(self) -> int:
         """All K every other time, else 1, 2, 4, ... below K, each as likely."""

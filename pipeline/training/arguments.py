@@ -14,6 +14,7 @@ from vococache.errors import InputError
 # What TrainingArguments know and a VoCo model cannot take, and what to do instead.
 REFUSED = {
     "deepspeed": "DeepSpeed was never tried with two stages: use `fsdp: true`",
+    "save_only_model": "no run could go on from such a checkpoint: leave it out",
     "push_to_hub": "a checkpoint is not a model yet: `voco train --push-to-hub ORG/NAME` uploads the run's model/",
     "neftune_noise_alpha": "its noise would reach the VoCo tokens, which are embeddings too: leave it out",
     "label_smoothing_factor": "the loss is the model's own: leave it out, or use `teacher`",
@@ -22,7 +23,10 @@ REFUSED = {
 
 
 def checked(trainer: dict[str, Any]) -> dict[str, Any]:
-    """`trainer` with its numbers and switches converted ("1e-4" is text in YAML). Raises `InputError` with the key."""
+    """`trainer` with its values converted: to YAML "1e-4" is text, and `no` is False.
+
+    Raises `InputError` with the key.
+    """
     scalars, values = _scalars(), dict(trainer)
     for name, value in trainer.items():
         if name not in scalars:
@@ -30,6 +34,8 @@ def checked(trainer: dict[str, Any]) -> dict[str, Any]:
         if value and name in REFUSED:
             raise InputError(f"trainer.{name} is not supported: {REFUSED[name]}")
         adapter = scalars[name]
+        if value is False and name.endswith("_strategy"):
+            values[name] = "no"
         if adapter is not None:
             try:
                 values[name] = adapter.validate_python(value)

@@ -28,6 +28,12 @@ CAPTION_REQUESTS = (
     "What happens in the video?",
     "Give a short caption for the video.",
 )
+DETAILED_REQUESTS = (
+    "Describe the video in detail.",
+    "What happens in the video, from its beginning to its end?",
+    "Give a detailed description of the video.",
+    "Tell what the video shows, with its details.",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,8 @@ def read_conversations(path: Path, media_folder: Path) -> tuple[list[Conversatio
       messages' parts.
     - VideoChat2: `{image | video, QA: [{i, q, a}, ...]}`.
     - Video-ChatGPT: `{q, a, video_id}`; the file is `video_id` with one of `STEM_SUFFIXES`, with or without `v_`.
+    - ShareGPT4Video: `{video_path, captions: [{idx, content}, ...]}`; of the captions that of the whole video, whose
+      `idx` is -1. The file is `video_path`, or lies beside the data under its name.
     - WebVid: `videoid, name, page_dir`; `{page_dir}/{videoid}.mp4` or `{videoid}.mp4`, and `name` is its caption.
     - `{image | video, question, answer}`.
 
@@ -142,6 +150,8 @@ def _part_medium(part: Any) -> tuple[Kind, str] | None:
 
 
 def _videochat2(row: Row, name: str, folder: Path) -> Conversation:
+    if _given(row, "start") and _given(row, "end"):
+        raise InputError("expected a whole video, found a part of one (start, end): cut it into a file of its own")
     turns = []
     for entry in _list(row, "QA"):
         instruction = _text(entry, "i") if _given(entry, "i") else ""
@@ -158,11 +168,24 @@ def _video_chatgpt(row: Row, name: str, folder: Path) -> Conversation:
     return Conversation(name, (medium,), "video", ((_text(row, "q"), answer),))
 
 
+def _sharegpt4video(row: Row, name: str, folder: Path) -> Conversation:
+    captions = [_text(entry, "content") for entry in _list(row, "captions") if _text(entry, "idx") == "-1"]
+    if len(captions) != 1:
+        raise InputError(f"expected one caption of the whole video (idx -1), found {len(captions)}")
+    path = Path(_text(row, "video_path"))
+    return _captioned(path.stem, _first([folder / path, folder / path.name]), DETAILED_REQUESTS, captions[0])
+
+
 def _webvid(row: Row, name: str, folder: Path) -> Conversation:
     video = _text(row, "videoid")
     medium = _first([folder / _text(row, "page_dir") / f"{video}.mp4", folder / f"{video}.mp4"])
-    request = CAPTION_REQUESTS[zlib.crc32(video.encode()) % len(CAPTION_REQUESTS)]
-    return Conversation(video, (medium,), "video", ((request, _text(row, "name")),))
+    return _captioned(video, medium, CAPTION_REQUESTS, _text(row, "name"))
+
+
+def _captioned(video: str, medium: Path, requests: tuple[str, ...], caption: str) -> Conversation:
+    """One of the `requests`, the same in every run, and a video's caption."""
+    request = requests[zlib.crc32(video.encode()) % len(requests)]
+    return Conversation(video, (medium,), "video", ((request, caption),))
 
 
 def _plain(row: Row, name: str, folder: Path) -> Conversation:
@@ -176,6 +199,7 @@ FORMS: dict[tuple[str, ...], Callable[[Row, str, Path], Conversation]] = {
     ("messages",): _openai,
     ("QA",): _videochat2,
     ("q", "a", "video_id"): _video_chatgpt,
+    ("video_path", "captions"): _sharegpt4video,
     ("videoid", "name", "page_dir"): _webvid,
     ("question", "answer"): _plain,
 }

@@ -35,7 +35,8 @@ from vococache.workers.video.sampling import FrameSampling
 from vococache.workers.video.whole import MediaReader
 
 SAMPLE = 400  # rows of a source whose texts are encoded, and videos whose headers are read
-RATE, SHARE = 312e12, 0.4  # an A100 in bfloat16; what trainings of this size reach of it
+RATE = 312e12  # an A100 in bfloat16, by its maker
+SHARE = 0.29  # of a maker's rate, what a step at 7B's shape reached: docs/results/2026-11-efficiency.md
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,8 @@ def dry_run(settings: TrainSettings, *, processes: int | None = None) -> list[st
     """
     world = processes or int(os.environ.get("WORLD_SIZE", "1"))
     arguments = training_arguments(settings.trainer, Path(), settings.seed)
-    model = starting_model(settings, torch.device("meta"), computed_dtype(arguments))
+    computed = computed_dtype(arguments)
+    model = starting_model(settings, torch.device("meta"), computed)
     found = [_found(source, model, settings) for source in settings.data]
     rows = sum(source.rows for source in found)
     if not any(source.sample for source in found):
@@ -88,9 +90,9 @@ def dry_run(settings: TrainSettings, *, processes: int | None = None) -> list[st
         * world
         * step_flops(model.config, _step(mean, batch), checkpointing=checkpointing, adapters=settings.lora is not None)
     )
-    states = state_bytes(model, in_4bit=settings.load_in_4bit, teacher=settings.teacher is not None)
+    values = computed.itemsize
+    states = state_bytes(model, in_4bit=settings.load_in_4bit, teacher=values if settings.teacher else 0)
     states /= world if arguments.fsdp else 1
-    values = 2 if arguments.bf16 or arguments.fp16 else 4
     activations = activation_bytes(
         model.config, _step(longest, batch), checkpointing=checkpointing, bytes_per_value=values, stored=stored
     )
@@ -211,10 +213,11 @@ def _steps(arguments: TrainingArguments, rows: int, world: int) -> int:
     return math.ceil(arguments.num_train_epochs * math.ceil(batches / arguments.gradient_accumulation_steps))
 
 
-def state_bytes(model: VoCoModel, *, in_4bit: bool = False, teacher: bool = False) -> float:
-    """Of all weights, with a gradient and AdamW's moments for those that learn; a teacher's, in float32, beside them.
+def state_bytes(model: VoCoModel, *, in_4bit: bool = False, teacher: int = 0) -> float:
+    """Of all weights, with a gradient and AdamW's moments for those that learn.
 
-    `in_4bit`: frozen layers as NF4, with a float32 scale for each 64 values.
+    `in_4bit`: frozen layers as NF4, with a float32 scale for each 64 values. `teacher`: bytes of each weight of a
+    teacher of the same shape beside them.
     """
     total = 0.0
     for name, weight in model.named_parameters():  # each once
@@ -224,5 +227,5 @@ def state_bytes(model: VoCoModel, *, in_4bit: bool = False, teacher: bool = Fals
             total += (1 / 2 + 4 / 64) * weight.numel()
         else:
             total += weight.element_size() * weight.numel()
-        total += 4 * weight.numel() * teacher
+        total += teacher * weight.numel()
     return total

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import fsdp2_prepare_model
 from torch.utils.data import ConcatDataset, Dataset
 from transformers import set_seed
 
@@ -27,7 +27,7 @@ from vococache.pipeline.training.media import ConversationExamples
 from vococache.pipeline.training.report import MediaReport, record, settle
 from vococache.pipeline.training.rows import MappedRows, write_rows
 from vococache.pipeline.training.settings import Source, TrainSettings
-from vococache.pipeline.training.sharding import give_storage, loading_device, whole_weights
+from vococache.pipeline.training.sharding import give_storage, loading_device, share_digest, whole_weights
 from vococache.pipeline.training.start import base_of, computed_dtype, saved_dtype, starting_model, teacher_model
 from vococache.pipeline.training.stored import StoredExamples
 from vococache.pipeline.training.trainer import make_trainer, run_to_the_end, training_arguments
@@ -55,9 +55,12 @@ def train(settings: TrainSettings, out: Path, *, resume: bool = False, overwrite
     with arguments.main_process_first(local=False):
         claim(out, settings, resume=resume, overwrite=overwrite, main=arguments.process_index == 0)
     computed = computed_dtype(arguments)
-    model = starting_model(settings, loading_device(arguments), computed)
-    if arguments.fsdp:
-        model.weights_digest = broadcast_object_list([model.weights_digest])[0]
+    stored = settings.store is not None  # only a store asks for the fingerprint of what training starts from
+    model = starting_model(
+        settings, loading_device(arguments), computed, hashed=stored and arguments.process_index == 0
+    )
+    if stored:
+        share_digest(model)
     dtype = saved_dtype(settings, arguments, model)
     if settings.elastic and model.config.compression != "voco":
         raise InputError(f"`elastic` is about VoCo tokens, which compression {model.config.compression!r} has none of")
@@ -65,12 +68,14 @@ def train(settings: TrainSettings, out: Path, *, resume: bool = False, overwrite
         raise InputError("a LoRA reader shares the decoder's weights, which FSDP cannot shard: train it without `fsdp`")
     train_set = _data(settings.data, model, settings, out, seed=settings.seed)
     evaluation = _data(settings.evaluation, model, settings, out) if settings.evaluation else None
-    teacher = teacher_model(settings, model, arguments.device)
+    teacher = teacher_model(settings, model, loading_device(arguments), computed)
     objective = Objective(model, elastic=settings.elastic, teacher=teacher, weight=settings.distillation)
     if arguments.fsdp:
         give_storage(objective)
         objective.tie_weights()
     trainer = make_trainer(objective, arguments, train_set, evaluation)
+    if arguments.fsdp and teacher is not None:  # as the Trainer will shard the model
+        fsdp2_prepare_model(trainer.accelerator, teacher)
     with fast_attention(arguments.device):
         run_to_the_end(trainer, last_checkpoint(out) if resume else None)
         figures = trainer.evaluate() if evaluation is not None else {}

@@ -68,7 +68,7 @@ class Compose(_Described):
 
 def _check_lora(fields: dict[str, Any]) -> None:
     """Raise `ValueError` for what peft's `LoraConfig` does not take."""
-    from peft import LoraConfig
+    from peft import LoraConfig  # with PyTorch: seconds, for adapters alone
 
     try:
         LoraConfig(**fields)

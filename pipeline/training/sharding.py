@@ -1,14 +1,19 @@
-"""Weights of a sharded training (FSDP): whole in one process at the beginning and the end, and only once."""
+"""Weights among processes: hashed by one; in a sharded training (FSDP) whole in one at beginning and end, and once."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import TrainingArguments
+
+from vococache.model.fingerprint import current_weights_digest, remember_digest
+from vococache.model.voco import VoCoModel
 
 
 def loading_device(arguments: TrainingArguments) -> torch.device:
@@ -19,6 +24,15 @@ def loading_device(arguments: TrainingArguments) -> torch.device:
     if not arguments.fsdp:
         return arguments.device
     return torch.device("cpu" if arguments.process_index == 0 else "meta")
+
+
+def share_digest(model: VoCoModel) -> None:
+    """Let all processes know the digest of the weights, which the first has taken: all together would take as long."""
+    digest = model.weights_digest
+    if digest is None and PartialState().is_main_process:
+        digest = current_weights_digest(model)
+    (digest,) = broadcast_object_list([digest])
+    remember_digest(model, str(digest))
 
 
 def give_storage(model: nn.Module) -> None:

@@ -40,10 +40,13 @@ def saved_dtype(settings: TrainSettings, arguments: Any, model: VoCoModel) -> to
     return torch.float32
 
 
-def starting_model(settings: TrainSettings, device: torch.device, computed: torch.dtype) -> VoCoModel:
+def starting_model(
+    settings: TrainSettings, device: torch.device, computed: torch.dtype, *, hashed: bool = False
+) -> VoCoModel:
     """The model as training starts, the parts that learn marked and in float32; on "meta" no weight is read.
 
-    Beside adapters the weights that do not learn are in the dtype that is `computed` in. Raises `InputError`.
+    Beside adapters the weights that do not learn are in the dtype that is `computed` in. `hashed`: as for `load_model`.
+    Raises `InputError`.
     """
     changes = {"tokens": settings.voco_tokens, "frames": settings.frames_per_segment}
     template = chat_template(settings)
@@ -58,7 +61,9 @@ def starting_model(settings: TrainSettings, device: torch.device, computed: torc
         model.tokenizer = layout.tokenizer
     else:
         dtype = torch.float32 if settings.lora is None else computed
-        model = base_model(**base_of(settings), chat_template=template, seed=settings.seed, dtype=dtype, device=device)
+        model = base_model(
+            **base_of(settings), chat_template=template, seed=settings.seed, dtype=dtype, device=device, hashed=hashed
+        )
         model.config = model.config.with_voco(**changes)
         model.config.check_stage1_ids()
     return _prepared(model, settings)
@@ -83,7 +88,7 @@ def _prepared(model: VoCoModel, settings: TrainSettings) -> VoCoModel:
             f"model {settings.model!r} has a reader already: expected `reader: {model.config.reader}`, which goes on"
             f" learning, found {reader}"
         )
-    if settings.load_in_4bit and model.device.type != "meta":
+    if settings.load_in_4bit:
         use_4bit(model.language_model.layers)
     if settings.lora is not None:
         add_adapter(model, settings.lora.given())
@@ -123,11 +128,13 @@ def train_reader(model: VoCoModel) -> None:
             weight.requires_grad_(True)
 
 
-def teacher_model(settings: TrainSettings, model: VoCoModel, device: torch.device) -> VoCoModel | None:
-    """The teacher of the settings, reading with full attention."""
+def teacher_model(
+    settings: TrainSettings, model: VoCoModel, device: torch.device, computed: torch.dtype
+) -> VoCoModel | None:
+    """The teacher of the settings, reading with full attention, in the dtype that is `computed` in."""
     if settings.teacher is None:
         return None
-    teacher = load_model(settings.teacher, dtype="float32", device=device)
+    teacher = load_model(settings.teacher, dtype=computed, device=device, hashed=False)
     teacher.config = teacher.config.with_voco(tokens=model.config.num_voco_tokens)
     return with_compression(teacher, "full").eval()
 

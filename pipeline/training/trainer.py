@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import DistributedType, PartialState
+from safetensors.torch import save_file
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from vococache.errors import InputError
 from vococache.model.objective import Objective
@@ -65,8 +67,17 @@ def run_to_the_end(trainer: Trainer, checkpoint: str | None) -> None:
         trainer.train(resume_from_checkpoint=checkpoint)
 
 
+class Arguments(TrainingArguments):
+    """A process uses one GPU: DataParallel, which the Trainer would take for several, cannot cut our batches."""
+
+    @property
+    def n_gpu(self) -> int:
+        """None, or one."""
+        return min(1, int(super().n_gpu))
+
+
 class VoCoTrainer(Trainer):
-    """Saves what learns, once: tied embeddings appear under two names."""
+    """The Trainer over `Objective`: its shards, its order, its figures, its checkpoints."""
 
     def create_accelerator_and_postprocess(self) -> None:
         """Shard where FSDP is asked for, between processes on CPUs as well."""
@@ -105,11 +116,17 @@ class VoCoTrainer(Trainer):
         self.log(written)
         return figures | written
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write what learns, once: tied embeddings appear under two names. Shards are written by accelerate."""
+        if self.is_fsdp_enabled or not self.args.should_save:
+            return
         assert self.model is not None
-        state = own_weights(self.model.state_dict() if state_dict is None else state_dict)
+        state = own_weights(self.model.state_dict())
         frozen = {name for name, weight in self.model.named_parameters() if not weight.requires_grad}
-        super()._save(output_dir, {name: tensor for name, tensor in state.items() if name not in frozen})
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        learned = {name: tensor.contiguous() for name, tensor in state.items() if name not in frozen}
+        save_file(learned, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """A checkpoint lacks what does not learn, which the start brings, and second names of what does."""
@@ -146,16 +163,15 @@ def training_arguments(trainer: dict[str, Any], out: Path, seed: int) -> Trainin
         # One process loads the weights, the others get their shards from it.
         values["fsdp_config"] = {"cpu_ram_efficient_loading": True} | (values.get("fsdp_config") or {})
     try:
-        arguments = TrainingArguments(output_dir=str(out), seed=seed, remove_unused_columns=False, **values)
+        arguments = Arguments(output_dir=str(out), seed=seed, remove_unused_columns=False, **values)
     except (TypeError, ValueError) as error:
         raise InputError(f"the trainer's settings do not fit: {error}") from None
     accelerator: Any = arguments.accelerator_config
     if arguments.fsdp and accelerator.gradient_accumulation_kwargs is None:
         # Gradients of all weights in float32, 27 GB of a 7B model, would wait in each process for the last batch.
         accelerator.gradient_accumulation_kwargs = {"sync_each_batch": True}
-    if arguments.n_gpu > 1:  # for which the Trainer would take DataParallel, which cannot cut our batches
-        logger.warning("of %d GPUs one is used: `--workers`, or torchrun, starts a process for each", arguments.n_gpu)
-        arguments._n_gpu = 1
+    if arguments.world_size == 1 and (found := 0 if values["use_cpu"] else torch.cuda.device_count()) > 1:
+        logger.warning("of %d GPUs one is used: `--workers`, or torchrun, starts a process for each", found)
     return arguments
 
 

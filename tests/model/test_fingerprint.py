@@ -1,5 +1,7 @@
 """The fingerprint changes with everything that changes a cache's numbers, and with nothing else."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -181,6 +183,24 @@ def test_overrides_at_load_count(kit, tmp_path):
     assert len(set(prints)) == 4
     digest = vococache.load_model(tmp_path, newline_ids=[6], device="cpu")
     assert digest.weights_digest == current_weights_digest(digest)
+
+
+def test_weights_in_the_dtype_of_their_file_are_its_mapped_pages(kit, tmp_path):
+    save_pretrained(kit.model().bfloat16(), tmp_path)
+    model = vococache.load_model(tmp_path, dtype="bfloat16", device="cpu", hashed=False)
+    mapped = [
+        line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in line
+    ]
+    ranges = [range(int(first, 16), int(last, 16)) for first, last in mapped]
+    for weight in model.parameters():
+        assert any(weight.data_ptr() in found for found in ranges)
+
+
+def test_weights_need_not_be_hashed(kit, tmp_path):
+    save_pretrained(kit.model(), tmp_path)
+    model = vococache.load_model(tmp_path, device="cpu", hashed=False)
+    assert model.weights_digest is None
+    assert compressor_fingerprint(model) == compressor_fingerprint(vococache.load_model(tmp_path, device="cpu"))
 
 
 def test_official_checkpoint(golden, tmp_path):

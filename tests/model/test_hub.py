@@ -126,7 +126,7 @@ def test_the_environment_says_where_the_cache_is(cache, tmp_path):
     """In a process of its own, as a user has it: HF_HOME and HF_HUB_OFFLINE."""
     home = tmp_path / "home"
     shutil.copytree(cache.parent, home / "hub")
-    code = "import vococache; print(vococache.load_model('org/tiny', device='cpu').name)"
+    code = "from vococache.model.hub import fetch; print(fetch('org/tiny')[1])"
     environment = os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         environment.pop(name, None)

@@ -70,14 +70,18 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, blank: Path) -> tuple[Path,
     )  # fmt: skip
     train(settings, root / "start")
     (root / "videos").mkdir()
-    rows = []
-    for number in range(3):
-        path = write_clip(make_scene(f"train {number}"), root / f"videos/clip{number}.mp4")
-        rows.append({"video": path.name, "question": f"which one is it, {number}?", "answer": "red left"})
+    names = [f"clip{number}" for number in range(3)]
+    clips = {
+        name: write_clip(make_scene(f"train {number}"), root / f"videos/{name}.mp4")
+        for number, name in enumerate(names)
+    }
+    rows = [
+        {"video": f"{name}.mp4", "question": f"which one is it, {number}?", "answer": "red left"}
+        for number, name in enumerate(names)
+    ]
     rows.append({"video": "gone.mp4", "question": "where is it?", "answer": "nowhere"})
-    videos = {path.stem: path for path in (root / "videos").iterdir()}
-    fill_store(str(root / "store"), videos, fps=2.0, model=str(root / "start/model"))
-    for path in (root / "videos").iterdir():
+    fill_store(str(root / "store"), clips, fps=2.0, model=str(root / "start/model"))
+    for path in clips.values():
         path.unlink()
     (root / "rows.json").write_text("\n".join(map(json.dumps, rows)))
     return root / "start/model", root / "store", root / "rows.json"
@@ -90,33 +94,36 @@ def text(tokenizer: Any) -> LlamaConfig:
     )  # fmt: skip
 
 
-@pytest.fixture
-def family(tmp_path: Path) -> Path:
+@pytest.fixture(scope="session")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random SmolVLM with a tokenizer that does not know `<voco>`."""
+    folder = tmp_path_factory.mktemp("family")
     tokenizer = byte_tokenizer()
     vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
               "image_size": SIDE, "patch_size": 10}  # fmt: skip
     config = SmolVLMConfig(vision_config=vision, text_config=text(tokenizer).to_dict(), scale_factor=2)
-    SmolVLMForConditionalGeneration(config).save_pretrained(tmp_path / "family")
-    tokenizer.save_pretrained(tmp_path / "family")
-    return tmp_path / "family"
+    SmolVLMForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
-@pytest.fixture
-def parts(tmp_path: Path) -> tuple[Path, Path]:
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A tiny text-only decoder with a tokenizer, and a tower."""
+    folder = tmp_path_factory.mktemp("parts")
     tokenizer = byte_tokenizer()
-    AutoModelForCausalLM.from_config(text(tokenizer)).save_pretrained(tmp_path / "decoder")
-    tokenizer.save_pretrained(tmp_path / "decoder")
+    AutoModelForCausalLM.from_config(text(tokenizer)).save_pretrained(folder / "decoder")
+    tokenizer.save_pretrained(folder / "decoder")
     vision = CLIPVisionConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
                               image_size=SIDE, patch_size=10)  # fmt: skip
-    CLIPVisionModel(vision).save_pretrained(tmp_path / "tower")
-    return tmp_path / "decoder", tmp_path / "tower"
+    CLIPVisionModel(vision).save_pretrained(folder / "tower")
+    return folder / "decoder", folder / "tower"
 
 
-@pytest.fixture
-def onevision(tmp_path: Path) -> Path:
+@pytest.fixture(scope="session")
+def onevision(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random LLaVA-OneVision with a tokenizer that does not know `<voco>`."""
+    folder = tmp_path_factory.mktemp("onevision")
     tokenizer = byte_tokenizer()
     vision = SiglipVisionConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
                                 image_size=SIDE, patch_size=10, vision_use_head=False)  # fmt: skip
@@ -128,6 +135,6 @@ def onevision(tmp_path: Path) -> Path:
         vision_config=vision.to_dict(), text_config=language.to_dict(), image_token_index=1, video_token_index=0,
         vision_feature_layer=-1, tie_word_embeddings=True,
     )  # fmt: skip
-    LlavaOnevisionForConditionalGeneration(config).save_pretrained(tmp_path / "onevision")
-    tokenizer.save_pretrained(tmp_path / "onevision")
-    return tmp_path / "onevision"
+    LlavaOnevisionForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -22,7 +22,12 @@ from vococache.errors import InputError, VideoError
 from vococache.model.objective import Objective
 from vococache.model.scratch import byte_tokenizer, random_model, small_config
 from vococache.model.voco import IGNORED_LABEL, VoCoModel
-from vococache.pipeline.training.conversations import CAPTION_REQUESTS, Conversation, read_conversations
+from vococache.pipeline.training.conversations import (
+    CAPTION_REQUESTS,
+    DETAILED_REQUESTS,
+    Conversation,
+    read_conversations,
+)
 from vococache.pipeline.training.examples import Example, collate, encode_turns
 from vococache.pipeline.training.media import ConversationExamples
 from vococache.pipeline.training.report import LeftOutRow, MediaReport, read_report, record, settle
@@ -148,6 +153,44 @@ def test_videochat2(tmp_path: Path) -> None:
     ]
 
 
+def test_sharegpt4video(tmp_path: Path) -> None:
+    """As its file of 40,000 lines: captions of the keyframes, and last that of the whole video."""
+    (tmp_path / "two.mp4").touch()  # of an archive unpacked beside the file
+    captions = [
+        {"idx": "1", "content": "A dog."},
+        {"idx": "2", "content": "It runs."},
+        {"idx": "-1", "content": "All."},
+    ]
+    rows = [
+        {"video_id": video, "video_path": f"panda/{video}.mp4", "timestamp": [0.0, 2.0], "keyframe": [0, 48],
+         "captions": captions, "zip_folder": "panda/panda_videos_1.zip"}
+        for video in ("one", "two", "three")
+    ]  # fmt: skip
+    rows[2] = rows[2] | {"captions": captions[:2]}
+    found, odd = read_conversations(write_lines(tmp_path / "s.jsonl", rows), tmp_path)
+    assert [(row.id, row.media, row.kind) for row in found] == [
+        ("one", (tmp_path / "panda/one.mp4",), "video"), ("two", (tmp_path / "two.mp4",), "video")
+    ]  # fmt: skip
+    assert all(question in DETAILED_REQUESTS and answer == "All." for ((question, answer),) in (r.turns for r in found))
+    assert [item.reason for item in odd] == ["expected one caption of the whole video (idx -1), found 0"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"id": "v_1", "conversations": said("<image>\nWhat?", "A."), "data_source": "0_30_s", "video": "src/v_1.mp4"},
+        {"id": "v_1-qa-0", "video": "v_1", "conversations": said("<video>\nWhat?", "A.")},
+        {"video": "v_1.mp4", "QA": [{"i": "", "q": "What?", "a": "A."}]},
+        {"q": "What?", "a": "A.", "video_id": "v_1"},
+    ],
+    ids=["LLaVA-Video-178K", "LLaVA-Hound", "VideoChat2", "Video-ChatGPT"],
+)
+def test_rows_as_the_video_sets_have_them(tmp_path: Path, row: dict[str, Any]) -> None:
+    (conversation,) = read(write_json(tmp_path / "a.json", [row]), tmp_path)
+    assert conversation.turns == (("What?", "A."),)
+    assert (conversation.kind, conversation.media[0].stem) == ("video", "v_1")
+
+
 def test_media_in_every_form(tmp_path: Path) -> None:
     """Stems and folders of frames (LLaVA-Hound), lists of pictures and of frames."""
     for file in ("stem.webm", "v_1.x.mkv", "frames/0.jpg"):
@@ -224,6 +267,7 @@ GOOD = '{"question": "Q", "answer": "A"}'
         ('{"question": "Q", "answer": "A", "image": "a", "video": "b"}', "expected one of image and video, found both"),
         ('{"question": "Q", "answer": "A", "video": ["a.mp4", "b.mp4"]}', "expected one video, found several"),
         ('{"question": "Q", "answer": "A", "image": [7]}', "expected a file's name, or a list of them, in 'image'"),
+        ('{"video": "a.mp4", "start": 3, "end": 9, "QA": [{"q": "Q", "a": "A"}]}', r"expected a whole video, .*"),
         ('{"conversations": "hello"}', "expected a list in 'conversations', found str"),
         ('{"conversations": ["Q", "A"]}', "expected turns with 'from', found str"),
         ('{"conversations": [{"from": "human"}, {"from": "gpt"}]}', "expected text in 'value', found NoneType"),

@@ -124,5 +124,6 @@ def test_frozen_weights_take_what_they_are_held_in(settings: Any, tmp_path: Path
     learn = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     frozen = sum(weight.numel() for weight in model.parameters() if not weight.requires_grad)
     assert state_bytes(model) == 16 * learn + 2 * frozen
+    assert state_bytes(model, teacher=2) == state_bytes(model) + 2 * (learn + frozen)
     products = sum(weight.numel() for name, weight in model.named_parameters() if name.endswith("base_layer.weight"))
     assert state_bytes(model, in_4bit=True) == state_bytes(model) - (2 - 0.5625) * products

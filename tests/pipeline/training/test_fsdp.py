@@ -2,14 +2,13 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from tests.pipeline.training.test_job import in_process, losses, weights
+from tests.pipeline.training.test_job import TORCHRUN, in_process, losses, weights
 
 from vococache.errors import InputError
 from vococache.model.checkpoints import load_model, read_layout, save_pretrained
@@ -18,7 +17,6 @@ from vococache.model.scratch import random_model
 from vococache.pipeline.training.job import train
 from vococache.pipeline.training.trainer import training_arguments
 
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python")
 SHARDED = {
     "ddp_backend": "gloo", "fsdp": True, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 1,
     "fsdp_config": {"transformer_layer_cls_to_wrap": ["LlamaDecoderLayer", "CLIPEncoderLayer"]},
@@ -31,7 +29,9 @@ def run(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # else FSDP looks for its shards on the GPU
 
     def start(out: Path, trainer: dict[str, Any], *, resume: bool = False, **changes: Any) -> None:
-        process = in_process(settings(trainer=SHARDED | trainer, **changes), out, *TORCHRUN, resume=resume)
+        process = in_process(
+            settings(trainer=SHARDED | trainer, **changes), out, *TORCHRUN, "--no-python", resume=resume
+        )
         output, _ = process.communicate(timeout=280)
         assert process.returncode == 0, output
 
@@ -42,7 +42,7 @@ def run(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 def mostly_text(tmp_path: Path) -> dict[str, Any]:
     """Rows of which only one has a picture, so that a process can meet texts alone."""
     Image.new("RGB", (60, 60), "red").save(tmp_path / "red.png")
-    rows = [{"question": "is there a red object?", "answer": "left"} for _ in range(5)]
+    rows = [{"question": "is there a red object?", "answer": "left"} for _ in range(15)]
     (tmp_path / "rows.json").write_text(json.dumps([{"image": "red.png", **rows[0]}, *rows]))
     return {"file": str(tmp_path / "rows.json")}
 
@@ -56,11 +56,17 @@ def assert_close(one: Path, two: Path) -> None:
 
 @pytest.mark.slow
 def test_shards_train_what_one_process_does_with_twice_the_batch(
-    settings: Any, run: Any, mostly_text: dict[str, Any], tmp_path: Path
+    settings: Any, run: Any, blank: Path, mostly_text: dict[str, Any], tmp_path: Path
 ) -> None:
-    train(settings(trainer={"max_steps": 5, "per_device_train_batch_size": 8}), tmp_path / "one")
+    """With a teacher, whose weights are sharded too: the second process loads none."""
+    layout = read_layout(blank, "voco")
+    teacher = random_model(layout.config, 7)
+    teacher.tokenizer = layout.tokenizer
+    save_pretrained(teacher, tmp_path / "teacher")
+    changes = {"teacher": str(tmp_path / "teacher"), "data": (mostly_text,)}
+    train(settings(trainer={"max_steps": 5, "per_device_train_batch_size": 8}, **changes), tmp_path / "one")
     # In evaluation too, a process whose rows are all text must gather the layers as often as the other.
-    run(tmp_path / "two", {"max_steps": 5, "save_steps": 4}, evaluation=(mostly_text,))
+    run(tmp_path / "two", {"max_steps": 5, "save_steps": 4}, evaluation=(mostly_text,), **changes)
     assert (tmp_path / "two/checkpoint-4/pytorch_model_fsdp.bin").exists(), "the weights were sharded"
     assert_close(tmp_path / "one/model", tmp_path / "two/model")
 
@@ -118,7 +124,7 @@ def test_bfloat16_shards_keep_float32_weights_and_losses(run: Any, tmp_path: Pat
 @pytest.mark.slow
 def test_a_lora_reader_is_refused(settings: Any, tmp_path: Path) -> None:
     chosen = settings(trainer=SHARDED, train=("reader",), reader={"kind": "lora", "r": 2})
-    process = in_process(chosen, tmp_path / "two", *TORCHRUN)
+    process = in_process(chosen, tmp_path / "two", *TORCHRUN, "--no-python")
     output, _ = process.communicate(timeout=280)
     assert process.returncode
     assert "a LoRA reader shares the decoder's weights" in output

@@ -31,6 +31,23 @@ from vococache.pipeline.training.job import train
 from vococache.pipeline.training.settings import TrainSettings, read_settings
 from vococache.pipeline.training.stored import StoredExamples
 
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+# Trains as each file of settings says, and writes how many bytes of weights this process hashed.
+COUNTED = """
+import os, sys
+from pathlib import Path
+from vococache.model import fingerprint
+from vococache.pipeline.training.job import train
+from vococache.pipeline.training.settings import read_settings
+
+hashed, digest = [], fingerprint._values_digest
+fingerprint._values_digest = lambda name, tensor: hashed.append(4 * tensor.numel()) or digest(name, tensor)
+for path in map(Path, sys.argv[1:]):
+    train(read_settings(path, {}), path.with_suffix(""))
+    path.with_name(f"{path.stem}-{os.environ['RANK']}").write_text(str(sum(hashed)))
+    hashed.clear()
+"""
+
 
 def logged(out: Path) -> list[dict[str, str]]:
     with (out / "log.csv").open() as file:
@@ -203,14 +220,37 @@ class TestParallel:
     @pytest.mark.slow
     def test_two_processes_train_what_one_does_with_twice_the_batch(self, settings: Any, tmp_path: Path) -> None:
         train(settings(trainer={"max_steps": 5, "per_device_train_batch_size": 8}), tmp_path / "one")
-        torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
         chosen = settings(trainer={"max_steps": 5, "per_device_train_batch_size": 4, "ddp_backend": "gloo"})
-        process = in_process(chosen, tmp_path / "two", *torchrun, "--no-python")
+        process = in_process(chosen, tmp_path / "two", *TORCHRUN, "--no-python")
         output, _ = process.communicate(timeout=300)
         assert process.returncode == 0, output
         one, two = weights(tmp_path / "one/model"), weights(tmp_path / "two/model")
         for name, weight in one.items():
             torch.testing.assert_close(two[name], weight, atol=2e-4, rtol=1e-3, msg=name)
+
+    @pytest.mark.slow
+    def test_one_process_hashes_the_weights_and_only_for_a_store(
+        self, settings: Any, corpus: Any, tmp_path: Path
+    ) -> None:
+        """Bytes hashed by each of two processes: at the end those of the saved model, and for a store at the start."""
+        model, store, rows = corpus
+        start: dict[str, Any] = {"model": str(model), "from_scratch": False}
+        short = {"max_steps": 2, "per_device_train_batch_size": 1, "ddp_backend": "gloo"}
+        reader: dict[str, Any] = {"train": ("reader",), "reader": {"kind": "lora", "r": 4}, "store": str(store)}
+        write(settings(short, **start), tmp_path / "plain.yaml")
+        write(settings(short, **start, **reader, data=({"file": str(rows)},)), tmp_path / "stored.yaml")
+        (tmp_path / "counted.py").write_text(COUNTED)
+        command = [*TORCHRUN, str(tmp_path / "counted.py"), str(tmp_path / "plain.yaml"), str(tmp_path / "stored.yaml")]
+        process = subprocess.run(
+            command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=280
+        )
+        assert process.returncode == 0, process.stderr
+        plain, stored = (
+            [int((tmp_path / f"{name}-{rank}").read_text()) for rank in range(2)] for name in ("plain", "stored")
+        )
+        assert plain[0] > 0
+        assert stored[0] == 2 * plain[0]
+        assert plain[1] == stored[1] == 0
 
     @pytest.mark.slow
     def test_ray_train_runs_the_same(self, settings: Any, tmp_path: Path) -> None:

@@ -30,6 +30,12 @@ TRAINER = {
 
 
 @pytest.fixture(scope="module")
+def model() -> VoCoModel:
+    """A blank one, whose tokenizer takes seconds."""
+    return blank_model(width=32, layers=2, heads=2, size=60, tower_layers=1, vocabulary=320)
+
+
+@pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
     """The run of a tiny tower, and its figures."""
     folder = tmp_path_factory.mktemp("tiny")
@@ -113,8 +119,7 @@ def test_patches_are_labelled_by_what_covers_them() -> None:
             assert spread[labels["size"] >= 0].mean() > spread[labels["size"] < 0].mean()
 
 
-def test_clips_in_nameless_paints_are_for_training_and_asked_nothing_about_colours() -> None:
-    model = blank_model(width=32, layers=2, heads=2, size=60, tower_layers=1, vocabulary=320)
+def test_clips_in_nameless_paints_are_for_training_and_asked_nothing_about_colours(model: VoCoModel) -> None:
     strange = {"train": 0, "val": 0}
     for split in strange:
         clips = WorldExamples(model, split, 60, asked=12, still=True)
@@ -129,10 +134,9 @@ def test_clips_in_nameless_paints_are_for_training_and_asked_nothing_about_colou
     assert strange["val"] == 0
 
 
-def test_a_clip_is_cut_into_the_models_segments() -> None:
-    model = blank_model(width=32, layers=2, heads=2, size=60, tower_layers=1, vocabulary=320)
+def test_a_clip_is_cut_into_the_models_segments(model: VoCoModel, monkeypatch: pytest.MonkeyPatch) -> None:
     single = WorldExamples(model, "val", 1, asked=1)[0].frames
-    model.config = model.config.with_voco(frames=8)
+    monkeypatch.setattr(model, "config", model.config.with_voco(frames=8))
     together = WorldExamples(model, "val", 1, asked=1)[0].frames
     assert single is not None
     assert together is not None
@@ -140,8 +144,7 @@ def test_a_clip_is_cut_into_the_models_segments() -> None:
     assert np.array_equal(together[0], single[:, 0])
 
 
-def test_where_counting_is_taught_it_is_asked_when_things_blink() -> None:
-    model = blank_model(width=32, layers=2, heads=2, size=60, tower_layers=1, vocabulary=320)
+def test_where_counting_is_taught_it_is_asked_when_things_blink(model: VoCoModel) -> None:
     for blinking in (False, True):
         clips = WorldExamples(model, "train", 20, asked=40, blinking=blinking)
         asked = "\n".join(model.tokenizer.decode(text.ids) for index in range(20) for text in clips[index].texts)
@@ -149,14 +152,12 @@ def test_where_counting_is_taught_it_is_asked_when_things_blink() -> None:
 
 
 @pytest.mark.parametrize("numbers", [{"least": 5}, {"least": 3, "most": 2}, {"most": 0}])
-def test_scenes_that_cannot_be_are_refused(numbers: dict[str, int]) -> None:
-    model = blank_model(width=32, layers=2, heads=2, size=60, tower_layers=1, vocabulary=320)
+def test_scenes_that_cannot_be_are_refused(model: VoCoModel, numbers: dict[str, int]) -> None:
     with pytest.raises(InputError, match="expected 1 <= `least` <= `most` <= 4"):
         WorldExamples(model, "train", 20, asked=4, **numbers)
 
 
-def test_patch_batches_are_reproducible(tmp_path: Path) -> None:
-    model = blank_model(width=32, layers=2, heads=2, size=60, tower_layers=1, vocabulary=320)
+def test_patch_batches_are_reproducible(model: VoCoModel) -> None:
     one, two = (Patches(model, "train", 4)[3] for _ in range(2))
     assert all(np.array_equal(one[name], two[name]) for name in one)
     assert torch.tensor(one["frames"]).shape == (1, 1, 60, 60, 3)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from safetensors.torch import load_file
 from tests.pipeline.training.test_job import losses, stored_dtypes
 
 from vococache.errors import InputError, ModelError
-from vococache.model.adapter import use_4bit
 from vococache.model.checkpoints import load_model
 from vococache.model.convert import convert
+from vococache.pipeline.training.dry_run import dry_run
 from vococache.pipeline.training.job import train
 from vococache.pipeline.training.settings import TrainSettings
 from vococache.pipeline.training.start import starting_model
@@ -83,14 +84,13 @@ def test_a_base_in_4_bits(settings: Any, family: Path, tmp_path: Path) -> None:
     load_model(tmp_path / "merged", device="cpu")
 
 
-def test_4_bits_without_bitsandbytes_are_one_line() -> None:
-    try:
-        import bitsandbytes  # noqa: F401 (only whether it is there)
-    except ImportError:
-        with pytest.raises(InputError, match="load_in_4bit` needs bitsandbytes, which is not installed here"):
-            use_4bit(torch.nn.ModuleList())
-    else:
-        pytest.skip("bitsandbytes is installed")
+def test_4_bits_without_bitsandbytes_are_one_line_before_anything_is_loaded(
+    settings: Any, family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as where it is not installed
+    shutil.copytree(family, tmp_path / "family", ignore=shutil.ignore_patterns("*.safetensors"))
+    with pytest.raises(InputError, match="load_in_4bit` needs bitsandbytes, which is not installed here"):
+        dry_run(settings(model=str(tmp_path / "family"), **LORA, load_in_4bit=True))
 
 
 @pytest.mark.parametrize(

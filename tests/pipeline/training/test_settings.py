@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from vococache.errors import InputError
@@ -102,6 +103,8 @@ def test_stages_take_what_belongs_to_them() -> None:
         ({"lr_scheduler_type": "wave"}, "the trainer's settings do not fit: wave is"),
         ({"deepspeed": "zero3.json"}, "trainer.deepspeed is not supported: .* use `fsdp: true`"),
         ({"push_to_hub": True}, "trainer.push_to_hub is not supported: .* uploads the run's model/"),
+        ({"save_only_model": True}, "trainer.save_only_model is not supported: no run could go on"),
+        ({"eval_strategy": True}, r"the trainer's settings do not fit: True is not a valid IntervalStrategy"),
         ({"neftune_noise_alpha": 5}, "trainer.neftune_noise_alpha is not supported"),
         ({"label_smoothing_factor": 0.1}, "trainer.label_smoothing_factor is not supported"),
         ({"use_liger_kernel": True}, "trainer.use_liger_kernel is not supported"),
@@ -118,9 +121,22 @@ def test_what_the_trainer_cannot_take_is_refused_in_one_line(
     assert not list(tmp_path.iterdir())
 
 
-def test_yaml_reads_1e_4_as_text_and_the_trainer_as_a_number(tmp_path: Path) -> None:
-    values = {"learning_rate": "1e-4", "push_to_hub": False, "report_to": "none"}
-    assert training_arguments(values, tmp_path, seed=0).learning_rate == 1e-4
+def test_what_yaml_reads_as_text_or_as_a_switch_is_what_the_trainer_means(tmp_path: Path) -> None:
+    path = written(tmp_path / "settings.yaml", GOOD | {"trainer": {"push_to_hub": False, "report_to": "none"}})
+    changes = {"trainer.learning_rate": "1e-4", "trainer.eval_strategy": "no", "trainer.save_strategy": "no"}
+    arguments = training_arguments(read_settings(path, changes).trainer, tmp_path, seed=0)
+    assert arguments.learning_rate == 1e-4
+    assert (arguments.eval_strategy, arguments.save_strategy) == ("no", "no")
+
+
+def test_a_process_uses_one_of_several_gpus_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    arguments = training_arguments({"use_cpu": False}, tmp_path, seed=0)
+    arguments._n_gpu = 4  # what the Trainer finds on such a machine
+    assert (arguments.n_gpu, arguments.train_batch_size) == (1, arguments.per_device_train_batch_size)
+    assert "of 4 GPUs one is used" in caplog.text
 
 
 def test_only_voco_tokens_are_elastic(settings: Any, tmp_path: Path) -> None:

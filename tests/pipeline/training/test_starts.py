@@ -8,10 +8,9 @@ import torch
 
 from vococache.errors import InputError
 from vococache.model.checkpoints import load_model
+from vococache.model.compose import compose
 from vococache.pipeline.training.job import train
 from vococache.pipeline.training.start import starting_model
-
-SIDE = 60
 
 
 def check_trained(out: Path, before: torch.nn.Module) -> None:
@@ -31,8 +30,6 @@ def test_a_familys_checkpoint(settings: Any, family: Path, tmp_path: Path) -> No
 
 
 def test_parts_put_together(settings: Any, parts: tuple[Path, Path], tmp_path: Path) -> None:
-    from vococache.model.compose import compose
-
     decoder, tower = parts
     run = settings(
         {"max_steps": 2}, model=str(decoder), compose={"tower": str(tower)}, from_scratch=False,
