@@ -99,8 +99,6 @@ class Service:
             yield answer
 
     def _body(self, videos: Sequence[str], turns: Sequence[dict[str, str]], options: dict[str, Any]) -> dict[str, Any]:
-        if any(isinstance(options.get(name), str) for name in ("start", "end")):
-            raise InputError("a service takes seconds, or --last: times such as 17:05 are understood without --server")
         renamed = {"max_tokens" if name == "max_new_tokens" else name: value for name, value in options.items()}
         return {"model": self.model, "messages": list(turns), "video": list(videos), **renamed}
 
