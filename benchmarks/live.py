@@ -2,6 +2,8 @@
 
 python benchmarks/live.py [--seconds 60] [--sources 8] [--only latency,capacity,memory,catch-up]
 
+All of it takes some 9 minutes, and hardly more than 20 on a busy machine: nothing is waited for without a bound.
+
 Sources are H.264 clips, 640 x 360, 25 frames a second, served over HTTP by a process of their own in real time and
 sampled once a second with the embedded model; the hour of memory is a synthetic stream at 20 times its speed.
 """
@@ -34,6 +36,7 @@ from vococache.workers.compressor import Compressor
 RATE, WIDTH, HEIGHT = 25, 640, 360
 LATENCY = 5.0  # the default
 SPEED = 20
+PATIENCE = 3  # times as long as something should take, after which what there is by then is measured
 
 
 def main() -> None:
@@ -63,7 +66,7 @@ def main() -> None:
             found = result["memory"] = memory(Path(folder))
             rows += [
                 ["memory, all processes, after 10 minutes of stream", f"{found['early_mib']} MiB"],
-                ["after 60", f"{found['late_mib']} MiB"],
+                [f"after {found['minutes']}, of {found['kept']:.0%} of the frames", f"{found['late_mib']} MiB"],
                 ["bytes an hour at a frame a second", f"{found['hour_bytes']:,}"],
                 ["of these caches", f"{found['hour_cache_bytes']:,}"],
             ]
@@ -172,8 +175,9 @@ def capacity(folder: Path, clip: Path, seconds: int, sources: int) -> dict[str, 
     with served(clip, seconds) as url:
         named = [WatchSource(id=f"s{number}", source=url, fps=1.0) for number in range(sources)]
         with watching(folder / "capacity", named, stored) as watch:
-            while not all(feed.frames for feed in watch.feeds):  # Python and the libraries have been loaded
-                time.sleep(0.1)
+            deadline = time.monotonic() + PATIENCE * seconds
+            while not all(feed.frames for feed in watch.feeds) and time.monotonic() < deadline:
+                time.sleep(0.1)  # until Python and the libraries have been loaded
             before, began = tree_cpu(), time.monotonic()
             first = sum(feed.frames for feed in watch.feeds)
             time.sleep(seconds - 12)
@@ -238,20 +242,23 @@ def memory(folder: Path) -> dict[str, Any]:
         time.sleep(0.05)
     named = [WatchSource(id="hour", source=f"http://127.0.0.1:{port.value}/live.ts", fps=1.0)]
     marks: dict[int, float] = {}
+    deadline = time.monotonic() + PATIENCE * 3600 / SPEED
     with watching(folder / "memory", named, stored) as watch:
-        for minute in (10, 20, 30, 40, 50, 60):
-            while sum(each.segments for each in stored) < 60 * minute:
-                time.sleep(0.1)
-            marks[minute] = tree_memory()
-            figure("memory", minute=minute, mib=round(marks[minute]))
-        store = watch.store
+        while 60 not in marks and time.monotonic() < deadline:
+            time.sleep(0.1)
+            minute = int((stored[-1].edge - stored[0].edge) / 60) if stored else 0  # of the stream
+            if minute // 10 > len(marks):
+                marks[10 * (len(marks) + 1)] = tree_memory()
+                figure("memory", minute=10 * len(marks), mib=round([*marks.values()][-1]))
+        marks = marks or {minute: tree_memory()}
+        store, frames = watch.store, watch.feeds[0].frames
     child.terminate()
     child.join()
     infos = [part.info for part in newest_first(store, "hour")]
     segments = sum(info.segments for info in infos)
     return {
-        "early_mib": round(marks[10]), "late_mib": round(marks[60]),
-        "hour_bytes": round(3600 * sum(info.bytes for info in infos) / segments),
+        "early_mib": round(next(iter(marks.values()))), "late_mib": round([*marks.values()][-1]), "minutes": max(marks),
+        "kept": segments / frames, "hour_bytes": round(3600 * sum(info.bytes for info in infos) / segments),
         "hour_cache_bytes": 3600 * store.header.stored_segment_bytes,
     }  # fmt: skip
 
@@ -280,8 +287,9 @@ def catch_up(folder: Path, clip: Path, seconds: int) -> dict[str, float]:
     longer = folder / "longer.ts"
     longer.write_bytes(clip.read_bytes() * 5)  # its clock jumps, so it has five parts
     times: list[float] = []
+    deadline = time.monotonic() + PATIENCE * seconds
     with watching(folder / "catch-up", [WatchSource(id="file", source=str(longer), fps=1.0)], stored):
-        while sum(each.segments for each in stored) < 5 * seconds - 5:
+        while sum(each.segments for each in stored) < 5 * seconds - 5 and time.monotonic() < deadline:
             time.sleep(0.05)
             times += [time.monotonic()] if stored and not times else []
         wall = time.monotonic() - times[0]

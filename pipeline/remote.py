@@ -97,8 +97,6 @@ class Service:
     def _body(
         self, videos: Sequence[str] | None, turns: Sequence[dict[str, str]], options: dict[str, Any]
     ) -> dict[str, Any]:
-        if any(isinstance(options.get(name), str) for name in ("start", "end")):
-            raise InputError("a service takes seconds, or --last: times such as 17:05 are understood without --server")
         renamed = {"max_tokens" if name == "max_new_tokens" else name: value for name, value in options.items()}
         about = {"all": True} if videos is None else {"video": list(videos)}
         return {"model": self.model, "messages": list(turns), **about, **renamed}

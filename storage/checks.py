@@ -159,9 +159,10 @@ def _sizes_flaw(fields: Fields, header: StoreHeader, length: int) -> str | None:
     chunks = -(-segments // size)
     if segments < 1 or 8 * chunks > length:
         return f"segments is {_short(segments)}, more than its record of {length} bytes can name, or none"
-    if fields["status"] == "growing" and segments % size:
+    growing = fields["status"] == "growing"
+    if growing and segments % size and fields.get("ended") is not True:
         return f"segments is {segments}, expected whole chunks of {size} while it grows"
-    stored = chunks * chunk_bytes(header, size) + timestamps_bytes(header, segments)
+    stored = chunks * chunk_bytes(header, size) + timestamps_bytes(header, chunks * size if growing else segments)
     vectors = chunks * size * header.index_segment_bytes if "generation" in fields else 0
     if fields["bytes"] - fields["metadata_bytes"] not in (stored, stored + vectors):
         return f"bytes is {_short(fields['bytes'])}, which {segments} segments do not make"

@@ -209,12 +209,13 @@ def readable_fields(
         arrays["index"] = length, [receipt.vectors_crc32c or 0 for receipt in receipts]
     lengths = [length * len(crcs) for length, crcs in arrays.values()] + [stamp.length for stamp in others.values()]
     documents = sum(stamp.length for key, stamp in others.items() if key.endswith(DOCUMENT))
+    moments = 8 * header.frames_per_segment if status == "growing" else 0  # the last of them is as long as the others
     summary = {
         "status": status,
         "segments": segments,
         "duration": duration,
         "bytes": sum(lengths),
-        "padding_bytes": padding * (header.stored_segment_bytes + header.index_segment_bytes),
+        "padding_bytes": padding * (header.stored_segment_bytes + header.index_segment_bytes + moments),
         "metadata_bytes": documents + TRAILER * len(arrays) * len(receipts),
         **begun_fields(intent, token),
         **about,

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from vococache.errors import CorruptionError, InputError, StoreError, StoreMismatchError, VideoNotFoundError
-from vococache.storage import catalog, documents, sealing
+from vococache.storage import catalog, claims, documents, sealing
 from vococache.storage.documents import Fields, stamp
 from vococache.storage.format import (
     DOCUMENT,
@@ -67,7 +67,7 @@ def verify(store: StoreReader, video: str | None = None) -> Iterator[Problem]:
             continue
         for entry in entries:
             own = entry.key in (DOCUMENT, f"videos/{DOCUMENT}") or catalog.is_part(entry.key)
-            if not own and not is_leftover(entry.key):
+            if not (own or claims.is_claim(entry.key)) and not is_leftover(entry.key):
                 yield Problem(video=None, object=entry.key, problem=unexpected(entry))
 
 

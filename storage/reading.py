@@ -218,7 +218,8 @@ class StoreReader:
         else:
             self._checked_document(video, fields, "timestamps")
             data = self._checked(video, fields, "timestamps/c.0.0", Stamp(*fields["objects"]["timestamps/c.0.0"]))
-        return np.frombuffer(data, "<f8").reshape(-1, self.header.frames_per_segment).astype(np.float64)
+        times = np.frombuffer(data, "<f8").reshape(-1, self.header.frames_per_segment)
+        return times[: fields["segments"]].astype(np.float64)
 
     def _read(
         self, video: str, fields: Fields, start: int, stop: int | None, array: str, take: Take | None = None

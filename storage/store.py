@@ -90,7 +90,7 @@ class Store(GenerationStore):
         of `token`. Raises `InputError` for another dtype or shape than the store's, or values that are not finite.
         """
         fields = self._current(video)
-        if fields is None or _wanted_token(fields) != token:
+        if fields is None or not _takes(fields, token, index):
             return None
         length = _intent_of(fields, token).chunk_segments
         data, encoded = self._encode(length, index, kv, vectors)
@@ -98,7 +98,7 @@ class Store(GenerationStore):
             examined = pool.submit(examine, self.header, length, index, data)  # while the bytes go to the disk
             written = self.create_chunk(video, token, self.chunk_key("chunks", index), data, examined.result)
         crc = self.create_vectors(video, token, index, encoded)
-        if self._withdraw(video, token, [self.chunk_key(array, index) for array in ("chunks", "index")]):
+        if self._withdraw(video, token, [self.chunk_key(array, index) for array in ("chunks", "index")], index):
             return None
         return ChunkReceipt(index=index, **written._asdict(), vectors_crc32c=crc)
 
@@ -118,34 +118,41 @@ class Store(GenerationStore):
         timestamps: npt.NDArray[np.float64],
         duration: float,
         metadata: Fields | None = None,
+        *,
+        ends: bool = False,
     ) -> VideoInfo:
-        """Let a video whose source has not ended be read up to the end of one more chunk, which is full and the next.
+        """Let a video whose source has not ended be read up to the end of one more chunk, which is the next.
 
         timestamps [chunk_segments, frames_per_segment] of that chunk, duration of all so far: seconds. `metadata` with
-        the first chunk. Appending again is fine. Raises as `complete`.
+        the first chunk. `ends`: it is the last, and may have fewer segments. Appending again is fine. Raises as
+        `complete`, `StoreMismatchError` also where the video has ended.
         """
-        intent = self._expected_intent(video, token)
+        intent = self._expected_intent(video, token, receipt.index)
+        length, count = intent.chunk_segments, len(timestamps)
+        if not (1 <= count <= length and (ends or count == length)) or receipt.index < 0:
+            raise InputError(f"chunk {receipt.index} of {count} segments: expected {length}")
         times = encode_timestamps(self.header, timestamps)
-        if len(timestamps) != intent.chunk_segments or receipt.index < 0:
-            raise InputError(f"chunk {receipt.index} of {len(timestamps)} segments: expected {intent.chunk_segments}")
+        times = np.pad(times, (0, times.nbytes // count * (length - count)))
         _check_duration(duration)
         checks.check_metadata(metadata or {})
         self._check_stored(video, token, intent, [receipt])
         self.create_small(video, token, {growing_key(receipt.index): times})
 
         def change(fields: Fields | None) -> tuple[Fields, Fields] | None:
-            self._expect(video, fields, token)
+            self._expect(video, fields, token, receipt.index)
             assert fields is not None
-            receipts, stamps, about = list[ChunkReceipt](), list[Stamp](), {"metadata": metadata} if metadata else {}
-            if fields["status"] == "growing" and fields["token"] == token:
-                receipts, stamps = _receipts(fields), documents.stamps_of(fields, "times")
+            receipts, stamps = list[ChunkReceipt](), list[Stamp]()
+            about: Fields = {"metadata": metadata} if metadata else {}
+            if _is_read(fields, token):
+                receipts = _receipts(fields)
+                stamps = documents.stamps_of(fields, "times") if fields["status"] == "growing" else []
                 about = {"metadata": fields["metadata"]} if "metadata" in fields else {}
             if receipt.index < len(receipts):
                 return None
             if receipt.index > len(receipts):
                 raise InputError(f"chunk {receipt.index} of video {video!r}: expected {len(receipts)}, the next one")
             others = {growing_key(n): each for n, each in enumerate([*stamps, stamp(times)])}
-            segments = (len(receipts) + 1) * intent.chunk_segments
+            segments, about = len(receipts) * length + count, about | ({"ended": True} if ends else {})
             return documents.readable_fields(
                 self.header, "growing", intent, segments, float(duration), [*receipts, receipt], others, about, token
             )
@@ -153,6 +160,27 @@ class Store(GenerationStore):
         replaced, info = self._change(video, change)
         self._drop_readable(video, replaced, but=generation_of(token))
         return info
+
+    def complete_grown(self, video: str, token: str) -> VideoInfo:
+        """Complete a growing video with what was appended to it by now; whoever goes on appending is refused.
+
+        Several may do so at once: that it has ended is said first, and what it consists of is then the same for all.
+        Raises as `complete`.
+        """
+
+        def end(fields: Fields | None) -> tuple[Fields, Fields] | None:
+            self._expect(video, fields, token)
+            assert fields is not None
+            if fields["status"] != "growing" or "ended" in fields:
+                return None
+            return documents.parts(fields | {"ended": True})
+
+        _, info = self._change(video, end)
+        if info.status != "growing":
+            return info
+        fields, times = self._reading(video, lambda fields: (fields, self._timestamps(video, fields)))
+        metadata = fields.get("metadata")
+        return self.complete(video, token, _receipts(fields), times, fields["duration"], metadata=metadata)
 
     def complete(
         self,
@@ -359,6 +387,18 @@ class Store(GenerationStore):
         """Give up what is being made of a readable video. Raises `CorruptionError`."""
         self._amend(video, lambda summary: summary.pop("begun", None))
 
+    def abandon(self, video: str, token: str) -> bool:
+        """Remove a video that was begun with `token`; False, and nothing done, where it can be read or is another's."""
+        key = self._key(video, DOCUMENT)
+        fields = self._sound(data := self.objects.get(key), video)
+        if fields is None or fields["status"] in READABLE or _wanted_token(fields) != token:
+            return False
+        catalog.mark(self.objects, video)
+        if not self.objects.replace(key, data, None):
+            return False
+        self.drop(video, generation_of(token))
+        return True
+
     def remove_document(self, video: str) -> None:
         """Delete the document of a video whose objects were discarded, unless somebody began it anew."""
         key = self._key(video, DOCUMENT)
@@ -368,10 +408,14 @@ class Store(GenerationStore):
             catalog.mark(self.objects, video)
             self.objects.replace(key, data, None)
 
-    def _withdraw(self, video: str, token: str, keys: Iterable[str]) -> bool:
-        """Delete what was written for an intent that is no longer the video's; False where it is."""
+    def _withdraw(self, video: str, token: str, keys: Iterable[str], index: int = 0) -> bool:
+        """Delete what was written for an intent that is no longer the video's, or behind its end; False where it is."""
         fields = self._current(video)
-        if fields is not None and token in (_wanted_token(fields), fields.get("token")):
+        if (
+            fields is not None
+            and token in (_wanted_token(fields), fields.get("token"))
+            and not _is_behind(fields, token, index)
+        ):
             return False
         self.objects.delete(self._key(video, placed(generation_of(token), key)) for key in keys)
         return True
@@ -409,17 +453,19 @@ class Store(GenerationStore):
             if self.objects.replace(key, data, documents.changed(data, change)):
                 return
 
-    def _expect(self, video: str, fields: Fields | None, token: str) -> None:
-        """Raises `StoreMismatchError` where a video's intent is no longer `token`."""
+    def _expect(self, video: str, fields: Fields | None, token: str, index: int = 0) -> None:
+        """Raises `StoreMismatchError` where a video's intent is no longer `token`, or it ended before chunk `index`."""
         if fields is None or _wanted_token(fields) != token:
             raise StoreMismatchError(
                 f"video {video!r} in {self.url} was begun again with another source or other settings: expected intent"
                 f" {token[:12]}; run the ingest again"
             )
+        if _is_behind(fields, token, index):
+            raise StoreMismatchError(f"video {video!r} in {self.url} has ended: nothing is appended to it any more")
 
-    def _expected_intent(self, video: str, token: str) -> Intent:
+    def _expected_intent(self, video: str, token: str, index: int = 0) -> Intent:
         fields = self._current(video)
-        self._expect(video, fields, token)
+        self._expect(video, fields, token, index)
         assert fields is not None
         return _intent_of(fields, token)
 
@@ -436,6 +482,22 @@ def _wanted_token(fields: Fields) -> str | None:
     if (begun := documents.begun_of(fields)) is not None:
         return begun[0]
     return fields["token"] if fields["status"] in READABLE else None
+
+
+def _takes(fields: Fields, token: str, index: int) -> bool:
+    """Are chunks of that token made into the video, and is this one not behind its end?"""
+    return _wanted_token(fields) == token and not _is_behind(fields, token, index)
+
+
+def _is_behind(fields: Fields, token: str, index: int) -> bool:
+    """Is a chunk of the intent that is read behind its end, which is known?"""
+    is_ended = fields["status"] == "complete" or "ended" in fields
+    return is_ended and _is_read(fields, token) and index >= len(documents.stamps_of(fields))
+
+
+def _is_read(fields: Fields, token: str) -> bool:
+    """Is a video of that token read, and not made anew?"""
+    return fields["status"] in READABLE and fields["token"] == token and "begun" not in fields
 
 
 def _intent_of(fields: Fields, token: str) -> Intent:

@@ -115,7 +115,8 @@ class Playlist:
         self.data = [
             make_ts(folder / f"s{number}.ts", 20, first=20 * number, start=10 + 2.0 * number) for number in range(count)
         ]
-        self.step, self.ends, self.began = step, ends, time.monotonic()
+        self.step, self.ends = step, ends
+        self.began: float | None = None  # with the first request
         self.base = ""  # of the segments' URLs
         self.is_out = False
 
@@ -123,6 +124,7 @@ class Playlist:
         if self.is_out:
             request.send_error(503)
             return
+        self.began = self.began or time.monotonic()
         there = min(len(self.data), 3 + int((time.monotonic() - self.began) / self.step))
         if request.path.endswith(".m3u8"):
             first = max(0, there - 3)

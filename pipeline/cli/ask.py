@@ -96,7 +96,7 @@ def ask_command(
     from vococache.pipeline.ask import check_window
 
     videos = None if video is None else [video, *more_videos]
-    options |= _window(options)
+    options |= window_of(options)
     check_window(options["start"], options["end"])
     loading = {key: options.pop(key) for key in LOADING}
     if follow and (server or not asked):
@@ -107,7 +107,7 @@ def ask_command(
     return _ask(reader, videos, asked, as_json, evidence, store, options)
 
 
-def _window(options: dict[str, Any]) -> dict[str, Any]:
+def window_of(options: dict[str, Any]) -> dict[str, Any]:
     """`start` and `end` as seconds or moments, `last` as seconds. Raises `InputError`."""
     from vococache.pipeline.live.clock import is_moment, seconds
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from vococache.pipeline.cli.ask import window_of
 from vococache.pipeline.cli.options import device_option, dtype_option, json_option, model_option
 from vococache.pipeline.cli.store import table
 from vococache.pipeline.cli.terminal import say
@@ -15,7 +16,10 @@ from vococache.pipeline.selection import conditions
 @click.command("search")
 @click.argument("store")
 @click.argument("text")
-@click.option("--video", "videos", multiple=True, help="Only this video. Repeatable.")
+@click.option("--video", "videos", multiple=True, help="Only this video, or live source. Repeatable.")
+@click.option("--start", help="Start of the part that is searched: seconds, or of a live source a time, as 17:05.")
+@click.option("--end", help="End of that part, likewise.")
+@click.option("--last", help="Only the last part of what is stored, as 60s or 10m.")
 @click.option("--where", multiple=True, metavar="KEY=VALUE", help="Only videos with this metadata. Repeatable.")
 @click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="Most windows.")
 @click.option("--no-read", is_flag=True, help="Rank by the index alone; read no window.")
@@ -28,7 +32,7 @@ from vococache.pipeline.selection import conditions
 @json_option
 def search_command(
     store: str, text: str, videos: tuple[str, ...], where: tuple[str, ...], top: int, no_read: bool,
-    clips: Path | None, as_json: bool, **loading: Any,
+    clips: Path | None, as_json: bool, start: str | None, end: str | None, last: str | None, **loading: Any,
 ) -> int:  # fmt: skip
     """Find the seconds of STORE's videos that show what TEXT says, best first.
 
@@ -40,14 +44,15 @@ def search_command(
       voco search caches "a red circle"
       voco search caches "does somebody open a door?" --where camera=yard --top 5 --json
       voco search caches "a red circle" --video talk --clips found/
+      voco search caches "somebody at the door" --video door --last 10m
     """
     from vococache.pipeline.ask import open_reader
     from vococache.pipeline.search.clips import cut_windows
     from vococache.pipeline.search.job import find
 
-    wanted = conditions(where)
+    wanted, part = conditions(where), window_of({"start": start, "end": end, "last": last})
     stage = open_reader(store, **loading)
-    result = find(stage, text, videos=videos or None, where=wanted, top=top, read=not no_read)
+    result = find(stage, text, videos=videos or None, where=wanted, top=top, read=not no_read, **part)
     cuts = cut_windows(stage.store, result.windows, clips) if clips is not None else {}
     if as_json:
         rows = [

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import click
@@ -22,11 +23,12 @@ from vococache.pipeline.cli.terminal import say
 @click.option("--when", help="Tell when the answer becomes this, or `change`.  [default: each answer]")
 @click.option("--post", help="URL that each answer told is posted to, as JSON.")
 @compressor_options
+@click.option("--address", help="Ray cluster whose nodes watch.  [default: this process]")
 @metrics_option
 def watch_command(
     sources: tuple[str, ...], store: str, fps: float | None, keep: str | None, latency: float, asked: tuple[str, ...],
     every: str, over: str, when: str | None, post: str | None, quantize: str | None, device: str | None,
-    metrics_port: int | None, **compressor: Any,
+    address: str | None, metrics_port: int | None, **compressor: Any,
 ) -> int:  # fmt: skip
     """Watch live SOURCES: URLs (http, rtsp, udp, ...), growing files, cameras (/dev/video0), standard input (-), or a
     YAML list of {id, source, fps, keep, ask}. NAME=SOURCE names one.
@@ -38,9 +40,11 @@ def watch_command(
       voco watch door=rtsp://camera.local/stream --store caches --keep 24h
       voco watch http://127.0.0.1:8080/live.m3u8 --store caches --ask "is somebody at the door?" --when yes
       voco watch cameras.yaml --store caches --post http://127.0.0.1:9000/alarm
+      voco watch cameras.yaml --store s3://bucket/caches --address auto
     """
     from vococache.pipeline.ingest.metrics import serve_registry
     from vococache.pipeline.live.clock import seconds
+    from vococache.pipeline.live.metrics import LiveMetrics
     from vococache.pipeline.live.sources import Standing, find_sources
     from vococache.pipeline.live.standing import Webhook
     from vococache.pipeline.live.watch import open_watch
@@ -61,18 +65,26 @@ def watch_command(
             if webhook is not None:
                 webhook.post(answer)
 
-        watch = open_watch(
-            found, store, made_by, fps=fps, latency=latency, quantize=quantize, device=device,
-            say=lambda source, line: _say(f"{source}: {line}"), tell=tell,
-        )  # fmt: skip
+        metrics = LiveMetrics()
         if metrics_port is not None:
-            stack.enter_context(serve_registry(watch.metrics.registry, metrics_port))
-        if any(source.ask for source in found) and (note := watch.model.config.extra.get("note")):
-            _say(str(note))
-        for source in found:
-            _say(f"watching {source.name} as {source.id}")
+            stack.enter_context(serve_registry(metrics.registry, metrics_port))
+        how: dict[str, Any] = {
+            "fps": fps, "latency": latency, "quantize": quantize, "device": device, "tell": tell,
+            "say": lambda source, line: _say(f"{source}: {line}"), "on_stored": metrics.note,
+        }  # fmt: skip
+        if address is None:
+            watch = open_watch(found, store, made_by, **how)
+            if any(source.ask for source in found) and (note := watch.model.config.extra.get("note")):
+                _say(str(note))
+            for source in found:
+                _say(f"watching {source.name} as {source.id}")
+            run = watch.run
+        else:
+            from vococache.pipeline.live.cluster import watch_on_cluster
+
+            run = partial(watch_on_cluster, found, store, made_by, address=address, **how)
         try:
-            watch.run()
+            run()
         except KeyboardInterrupt:
             _say("ended; what was open is closed")
     return 0

@@ -1,17 +1,22 @@
 """A source's parts in the store: begun, grown chunk by chunk, completed, dropped when they are old."""
 
 import hashlib
-from dataclasses import dataclass, field
+import os
+import socket
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from vococache.errors import StoreMismatchError
 from vococache.pipeline.live.clock import hour_of
 from vococache.pipeline.live.parts import names_of, newest_first
 from vococache.pipeline.live.sources import WatchSource
-from vococache.storage import ChunkReceipt, Intent, Store, maintenance
+from vococache.storage import Intent, Store, claims, maintenance
+from vococache.storage.claims import Claim
 from vococache.workers.video.live import Resume
 
 Times = npt.NDArray[np.float64]  # [segments, frames], seconds from a part's first frame
@@ -36,8 +41,8 @@ class GrowingPart:
     gap: float = 0.0
     after: str = "start"
     thinned: int = 1  # one frame of so many was kept, at most
-    receipts: list[ChunkReceipt] = field(default_factory=list)
-    times: list[Times] = field(default_factory=list)
+    chunks: int = 0  # that can be read
+    is_given: bool = False  # has the compressor got any of it?
     is_lost: bool = False  # somebody removed it, or made another video of that name
     _recorded: int = 1  # of `thinned`
 
@@ -67,50 +72,60 @@ class GrowingPart:
         return float(times[-1, -1]) + 1 / self.fps
 
 
+def begin(store: Store, part: GrowingPart, claim: Claim) -> str | None:
+    """Announce a part; who has taken its source over, in which case nothing is announced.
+
+    We look after it is announced: whoever takes the source over later finds the part, and ends it.
+    """
+    store.begin(part.video, part.intent)
+    other = claims.taken_by(store, part.live, claim)
+    if other is not None:
+        store.abandon(part.video, part.intent.token)
+    return other
+
+
 def write(store: Store, part: GrowingPart, kv: npt.NDArray[Any], times: Times) -> None:
-    """Store the next chunk of a part; a full one can be read from then on. May be called again after a `StoreError`."""
-    if not part.receipts:
-        store.begin(part.video, part.intent)
-    token, index = part.intent.token, len(part.receipts)
-    receipt = store.write_chunk(part.video, token, index, kv)
+    """Store the next chunk of a part, which can be read from then on; one that is not full ends it.
+
+    May be called again after a `StoreError`. Raises `StoreMismatchError` where others removed or ended the part.
+    """
+    token = part.intent.token
+    receipt = store.write_chunk(part.video, token, part.chunks, kv)
     if receipt is None:
-        part.is_lost = True
-        return
-    if len(times) == part.chunk_segments:
-        store.append(part.video, token, receipt, times, part.duration(times), part.metadata)
-        if part.receipts and part.thinned != part._recorded:
-            store.record_metadata(part.video, part.metadata)
-        part._recorded = part.thinned
-    part.receipts.append(receipt)
-    part.times.append(times)
+        raise StoreMismatchError(f"video {part.video!r} in {store.url} was removed, or has ended")
+    ends = len(times) < part.chunk_segments
+    store.append(part.video, token, receipt, times, part.duration(times), part.metadata, ends=ends)
+    if part.chunks and part.thinned != part._recorded:
+        store.record_metadata(part.video, part.metadata)
+    part._recorded = part.thinned
+    part.chunks += 1
 
 
 def finish(store: Store, part: GrowingPart) -> None:
     """Complete a part, if there is anything in it."""
-    if part.receipts and not part.is_lost:
-        times = np.concatenate(part.times)
-        token, duration = part.intent.token, part.duration(times)
-        store.complete(part.video, token, part.receipts, times, duration, metadata=part.metadata)
+    if part.chunks:
+        store.complete_grown(part.video, part.intent.token)
 
 
-def recover(store: Store, live: str) -> list[str]:
-    """Complete what a killed watch of this source left growing, as far as it was committed; the parts' names."""
-    found = []
-    for name in names_of(store, live):
-        info = store.find(name)
-        if info is None:
-            continue
-        if info.status == "growing":
-            [(intent, _)] = store.intents(name)[-1:]
-            times = store.timestamps(name)
-            chunks = len(times) // intent.chunk_segments
-            stored = store.begin(name, intent)
-            receipts = [stored[index] for index in range(chunks)]
-            store.complete(name, intent.token, receipts, times, info.duration or 0.0, metadata=info.metadata)
-            found.append(name)
-        elif info.status == "partial" and info.source and not info.size:  # nothing of it was committed
-            maintenance.remove(store, name)
-    return found
+def take_over(store: Store, live: str) -> tuple[Claim, list[str]]:
+    """Make a source ours, and complete what another watch of it left growing, or still does; the parts' names."""
+    claim = claims.take(store, live, f"host {socket.gethostname()}, process {os.getpid()}")
+    return claim, [name for name in names_of(store, live) if _ended(store, name)]
+
+
+def _ended(store: Store, name: str) -> bool:
+    """End a part that somebody has begun; False where there is none that can be read."""
+    while (info := store.find(name)) is not None and info.status in ("growing", "partial"):
+        intent = next((intent for intent, _ in store.intents(name)), None)
+        if intent is None or intent.size or info.begun:  # no part, or one that is being removed or made anew
+            return False
+        with suppress(StoreMismatchError):  # it changed meanwhile
+            if info.status == "growing":
+                store.complete_grown(name, intent.token)
+                return True
+            if store.abandon(name, intent.token):
+                return False
+    return False
 
 
 def drop_old(store: Store, live: str, keep: float) -> list[str]:

@@ -4,19 +4,22 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import av
 import numpy as np
 
 from vococache.errors import CorruptionError, InputError, StoreError, StoreMismatchError
 from vococache.pipeline.live import growth
 from vococache.pipeline.live.feed import STORE_WAIT_SECONDS, Chunk, Feed, Plan
-from vococache.pipeline.live.metrics import LiveMetrics
+from vococache.pipeline.live.growth import GrowingPart
 from vococache.pipeline.live.sources import WatchSource
 from vococache.pipeline.live.standing import StandingQuestions, Tell
-from vococache.storage import Store, open_store
+from vococache.storage import Store, claims, open_store
 from vococache.workers.compressor import Compressor
+from vococache.workers.video.live_input import lacks_srt
 from vococache.workers.video.process import Limits
 from vococache.workers.video.sampling import FrameSampling
 
@@ -30,12 +33,23 @@ IMPATIENT_SECONDS = 2.0  # a signal so much later than the first one ends a watc
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stored:
-    """A chunk can be asked about: `segments` of part `video`; seconds from the arrival of each until now."""
+    """A chunk can be asked about: `segments` of part `video`, and what is counted of their source.
+
+    `waited`: seconds from the arrival of each until now. `begins`: it is the part's first; `gap`: seconds that are
+    missing before that. `edge`: moment of the newest frame. `load`: share of its time that the compressor works.
+    """
 
     source: str
     video: str
     segments: int
     waited: list[float]
+    begins: bool
+    gap: float
+    edge: float
+    connections: int
+    stride: int
+    waiting: int
+    load: float
 
 
 @dataclass(kw_only=True)
@@ -47,7 +61,6 @@ class Watch:
     feeds: list[Feed]
     plan: Plan
     standing: StandingQuestions
-    metrics: LiveMetrics
     on_stored: Callable[[Stored], None] | None = None
     error: BaseException | None = None
     _busy: list[tuple[float, float]] = field(default_factory=list)  # when the compressor worked
@@ -63,16 +76,7 @@ class Watch:
         compressor = threading.Thread(target=self._compress, name="compressor", daemon=True)
         for thread in (*threads, compressor):
             thread.start()
-        interrupt: KeyboardInterrupt | None = None
-        since = 0.0
-        while not self._ended.is_set():
-            try:
-                self._ended.wait(0.5)  # not `join`: interrupted, it takes a thread for dead (Python 3.11)
-            except KeyboardInterrupt as error:
-                if interrupt is not None and time.monotonic() - since > IMPATIENT_SECONDS:
-                    raise
-                interrupt, since = error, since or time.monotonic()
-                self.stop()
+        interrupt = wait_for_end(self._ended, self.plan.stop)
         for failure in (self.error, *(feed.error for feed in self.feeds), interrupt):
             if failure is not None:
                 raise failure
@@ -80,8 +84,6 @@ class Watch:
     def stop(self) -> None:
         """Close the open chunks, and end."""
         self.plan.stop.set()
-        with self.plan.changed:
-            self.plan.changed.notify_all()
 
     def load(self) -> float:
         """The share of the last seconds in which the compressor worked."""
@@ -96,7 +98,6 @@ class Watch:
                 started = time.monotonic()
                 self._store(batch)
                 self._busy.append((started, time.monotonic()))
-                self.metrics.load.set(self.load())
         except Exception as error:  # told by `run`
             self.error = error
         finally:
@@ -109,6 +110,8 @@ class Watch:
             while True:
                 batch = [(feed, feed.waiting.popleft()) for feed in self.feeds if feed.waiting]
                 if batch:
+                    for _, chunk in batch:
+                        chunk.part.is_given = True
                     self.plan.changed.notify_all()
                     return batch
                 if all(feed.is_done for feed in self.feeds):
@@ -119,12 +122,12 @@ class Watch:
 
     def _store(self, batch: Sequence[tuple[Feed, Chunk]]) -> None:
         """Compress chunks of several sources in one batch, store each, and ask what is due."""
-        full = [chunk for _, chunk in batch if chunk.segments]
+        full = [chunk for feed, chunk in batch if chunk.segments and feed.taken_by is None]
         caches = dict(zip(map(id, full), self._compressed(full), strict=True))
         for feed, chunk in batch:
             self._commit(feed, chunk, caches.get(id(chunk)))
         for feed, chunk in batch:
-            if chunk.segments:
+            if chunk.segments and feed.taken_by is None:
                 self.standing.ask(feed.source.id)
 
     def _compressed(self, chunks: Sequence[Chunk]) -> list[Any]:
@@ -146,20 +149,23 @@ class Watch:
     def _commit(self, feed: Feed, chunk: Chunk, kv: Any) -> None:
         """Write a chunk, and complete its part with it where it ends. A store out of reach is waited for."""
         part, source, is_told = chunk.part, feed.source, False
-        while not part.is_lost:
+        while not part.is_lost and feed.taken_by is None:
             try:
                 if kv is not None:
+                    if not part.chunks and (other := growth.begin(self.store, part, feed.claim)) is not None:
+                        return feed.leave(other)
                     part.thinned = max(part.thinned, chunk.stride)
                     growth.write(self.store, part, kv, chunk.times)
+                    self._tell_stored(feed, chunk)
                     kv = None
                 if chunk.ends:
                     growth.finish(self.store, part)
                     if source.keep is not None:
                         growth.drop_old(self.store, source.id, source.keep)
-                break
+                return None
             except (StoreMismatchError, CorruptionError, InputError):  # removed or made anew by others
                 part.is_lost = True
-                self.plan.tell(source.id, f"part {part.video} was changed by others: what comes goes into another one")
+                self._tell_lost(feed, part)
             except StoreError as error:
                 if not is_told:
                     self.plan.tell(source.id, f"{error}; trying again until it can be written")
@@ -167,25 +173,31 @@ class Watch:
                 self.plan.stop.wait(STORE_WAIT_SECONDS)
                 if self.plan.stop.is_set():
                     raise
-        if chunk.segments and not part.is_lost:
-            self._count(feed, chunk)
-            now = time.time()
-            waited = [now - arrived for arrived in chunk.arrived]
-            for seconds in waited:
-                self.metrics.askable.labels(source.id).observe(seconds)
-            if self.on_stored is not None:
-                self.on_stored(Stored(source=source.id, video=part.video, segments=len(chunk.segments), waited=waited))
+        return None
 
-    def _count(self, feed: Feed, chunk: Chunk) -> None:
-        name, metrics = feed.source.id, self.metrics
-        if len(chunk.part.receipts) == 1:
-            metrics.parts.labels(name).inc()
-            metrics.gap.labels(name).inc(chunk.part.gap)
-        metrics.segments.labels(name).inc(len(chunk.segments))
-        metrics.connections.labels(name).set(feed.connections)
-        metrics.stride.labels(name).set(feed.stride)
-        metrics.waiting.labels(name).set(len(feed.waiting))
-        metrics.edge.labels(name).set(chunk.part.started + float(chunk.times[-1, -1]))
+    def _tell_lost(self, feed: Feed, part: GrowingPart) -> None:
+        """Another watch has ended a part, or somebody else did something to it."""
+        other = None
+        with suppress(StoreError):  # else the next part finds out
+            other = claims.taken_by(self.store, feed.source.id, feed.claim)
+        if other is not None:
+            feed.leave(other)
+            return
+        line = f"part {part.video} was changed by others: what comes goes into another one"
+        self.plan.tell(feed.source.id, line)
+
+    def _tell_stored(self, feed: Feed, chunk: Chunk) -> None:
+        if self.on_stored is None:
+            return
+        part, now = chunk.part, time.time()
+        self.on_stored(
+            Stored(
+                source=feed.source.id, video=part.video, segments=len(chunk.segments),
+                waited=[now - arrived for arrived in chunk.arrived], begins=part.chunks == 1, gap=part.gap,
+                edge=part.started + float(chunk.times[-1, -1]), connections=feed.connections, stride=feed.stride,
+                waiting=len(feed.waiting), load=self.load(),
+            )
+        )  # fmt: skip
 
 
 def open_watch(
@@ -201,11 +213,13 @@ def open_watch(
     say: Callable[[str, str], None],
     tell: Tell,
     on_stored: Callable[[Stored], None] | None = None,
+    stop: threading.Event | None = None,
 ) -> Watch:
-    """Load the model, open or make the store, complete what a killed watch left growing.
+    """Load the model, open or make the store, take the sources over from whatever watched them, and end its parts.
 
     `fps`: of sources that have none of their own; else the model's, or one a second. `latency`: seconds within which a
     chunk is closed. `say` gets a source's id and what there is to tell of it, `tell` the answers to standing questions.
+    `stop`: what ends the watch, where somebody has it already.
     Raises `InputError`, `ModelError`, `StoreError`.
     """
     from vococache.workers.compress import frame_geometry, store_header
@@ -213,29 +227,51 @@ def open_watch(
 
     if not latency > 0:
         raise InputError(f"expected a latency above 0, found {latency:g}")
-    if not sources:
-        raise InputError("expected at least one source")
+    check_sources(sources)
     model = compressor.load(device)
     header = replace(store_header(model), quantization=quantize)
     opened = open_store(store, "a", header=header)
     made_for = FrameSampling.chosen(fps, None, opened.header.sampling).fps or 1.0
-    changed, stop = threading.Condition(), threading.Event()
-    metrics = LiveMetrics()
     plan = Plan(
         store=opened, geometry=frame_geometry(opened.header), frames_per_segment=opened.header.frames_per_segment,
         latency=latency, fps=made_for, limits=limits or Limits(), tell=say, load=lambda: watch.load(),
-        changed=changed, stop=stop,
+        changed=threading.Condition(), stop=stop or threading.Event(),
     )  # fmt: skip
     standing = StandingQuestions(ReasonStage(model, opened), sources, tell, made_for)
     feeds = []
     for source in sources:
-        growth.recover(opened, source.id)
+        claim, _ = growth.take_over(opened, source.id)
         if source.keep is not None:
             growth.drop_old(opened, source.id, source.keep)
         edge, resume = growth.where_it_stopped(opened, source)
         pipe = os.dup(0) if source.source == "-" else None
-        feeds.append(Feed(source=source, plan=plan, pipe=pipe, edge=edge, resume=resume))
-    watch = Watch(
-        model=model, store=opened, feeds=feeds, plan=plan, standing=standing, metrics=metrics, on_stored=on_stored
-    )
+        feeds.append(Feed(source=source, plan=plan, claim=claim, pipe=pipe, edge=edge, resume=resume))
+    watch = Watch(model=model, store=opened, feeds=feeds, plan=plan, standing=standing, on_stored=on_stored)
     return watch
+
+
+def check_sources(sources: Sequence[WatchSource]) -> None:
+    """Refuse what can never be watched here. Raises `InputError`."""
+    if not sources:
+        raise InputError("expected at least one source")
+    for source in sources:
+        if lacks_srt(source.source):
+            raise InputError(
+                f"source {source.id!r} is of srt://, which this FFmpeg (in PyAV {av.__version__}) was built without:"
+                f" let a program that has it hand the stream on, to udp:// or into a pipe, and watch that"
+            )
+
+
+def wait_for_end(ended: threading.Event, stop: threading.Event) -> KeyboardInterrupt | None:
+    """Wait; Ctrl-C sets `stop`, and is returned at the end. A later one is raised at once."""
+    interrupt: KeyboardInterrupt | None = None
+    since = 0.0
+    while not ended.is_set():
+        try:
+            ended.wait(0.5)  # not `join`: interrupted, it takes a thread for dead (Python 3.11)
+        except KeyboardInterrupt as error:
+            if interrupt is not None and time.monotonic() - since > IMPATIENT_SECONDS:
+                raise
+            interrupt, since = error, since or time.monotonic()
+            stop.set()
+    return interrupt

@@ -3,13 +3,13 @@
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vococache.errors import InputError
-from vococache.pipeline.ask import open_reader, video_id
+from vococache.pipeline.ask import check_window, open_reader, scope_of, video_id
 from vococache.pipeline.selection import meets
 
 if TYPE_CHECKING:
@@ -56,6 +56,9 @@ def search(
     *,
     videos: Sequence[str] | None = None,
     where: Mapping[str, str] | None = None,
+    start: float | str | None = None,
+    end: float | str | None = None,
+    last: float | None = None,
     top: int = 10,
     read: bool = True,
     model: str | None = None,
@@ -65,7 +68,8 @@ def search(
     """The `top` windows of a store that show what `text` says, best first, neighbours merged.
 
     `text`: a description, or a question that is answered yes where it is true. `videos`: ids, or paths of files that
-    were ingested; by default all. `where`: only videos of which a manifest says this. `read`: rank the windows that
+    were ingested, or ids of live sources; by default all. `start`, `end`, `last`: only this part of each, as for `ask`.
+    `where`: only videos of which a manifest says this. `read`: rank the windows that
     the index puts first by reading them. `store`, `model`, `dtype`, `device`: as in `vococache.ask`.
 
     Raises `InputError` for an empty text, `VideoNotFoundError`, `StoreError` where the store has no index,
@@ -73,7 +77,9 @@ def search(
     """
     if isinstance(store, str | os.PathLike):
         store = open_reader(store, model=model, dtype=dtype, device=device)
-    return find(store, text, videos=videos, where=where, top=top, read=read).windows
+    return find(
+        store, text, videos=videos, where=where, start=start, end=end, last=last, top=top, read=read
+    ).windows  # fmt: skip
 
 
 def find(
@@ -82,6 +88,9 @@ def find(
     *,
     videos: Sequence[str] | None = None,
     where: Mapping[str, str] | None = None,
+    start: float | str | None = None,
+    end: float | str | None = None,
+    last: float | None = None,
     top: int = 10,
     read: bool = True,
 ) -> SearchResult:
@@ -91,20 +100,32 @@ def find(
     if top < 1:
         raise InputError(f"expected at least one window, asked for {top}")
     question = finding.as_question(stage.model, text)
+    check_window(start, end)
     named = None if videos is None else list(dict.fromkeys(map(video_id, videos)))
-    for video in named or ():
-        stage.store.readable(video)
+    bounds: Mapping[str, tuple[int, int]] = {}
+    if named is not None or not start is end is last is None:
+        bounds = scope_of(stage, named, start, end, last).bounds
+        named = [*bounds]
     wanted = (lambda info: meets(info.metadata, where)) if where else None
     scores = finding.score_segments(stage, question, wanted=wanted, videos=named)
     started = time.perf_counter()
+    if bounds:
+        scores = replace(scores, videos={video: own[slice(*bounds[video])] for video, own in scores.videos.items()})
     length = finding.readable_segments(stage, question)
-    windows = finding.best_windows(scores, length, max(READ, top) if read else top)
+    found = finding.best_windows(scores, length, max(READ, top) if read else top)
+    windows = [_from_start(window, bounds) for window in found]
     chosen = time.perf_counter()
     if read:
         windows = merged(finding.read_windows(stage, windows, question), length // 2)
     told = [_in_seconds(stage, window, read) for window in windows[:top]]
     timings = {"index": scores.seconds + chosen - started, "read": time.perf_counter() - chosen}
     return SearchResult(windows=told, timings=timings, segments=scores.segments, read=len(windows) if read else 0)
+
+
+def _from_start(window: "Window", bounds: Mapping[str, tuple[int, int]]) -> "Window":
+    """A window of the part of its video that was looked at, as one of the whole video."""
+    first, _ = bounds.get(window.video, (0, 0))
+    return replace(window, start=first + window.start, stop=first + window.stop)
 
 
 def merged(windows: Sequence["Window"], gap: int) -> list["Window"]:

@@ -2,6 +2,7 @@
 
 A message's videos are named in its parts, `{"type": "video_url", "video_url": {"url": "voco:VIDEO_ID#t=60,120"}}` with
 a media fragment (https://www.w3.org/TR/media-frags/) as the window, or beside the messages: `video`, `start`, `end`.
+Of a live source it is one of the clock: `#t=clock:2026-11-26T17:05:00Z,2026-11-26T17:10:00Z`, `start` as "17:05".
 """
 
 import re
@@ -26,10 +27,11 @@ MAX_TEXT = 16384  # characters of one text
 MAX_VIDEOS = 16  # in one question
 
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Edge = Annotated[float, Field(ge=0, allow_inf_nan=False)] | Annotated[str, Field(max_length=64)]  # seconds, or a moment
 
 _TIME = r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d+)?)"
 _FRAGMENT = re.compile(rf"t=(?:npt:)?(?:{_TIME})?(?:,{_TIME})?")
+_CLOCK = re.compile(r"t=clock:([^,]*)(?:,([^,]+))?")
 
 
 class Url(BaseModel):
@@ -117,8 +119,8 @@ class ChatRequest(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     n: Literal[1] | None = None
     video: str | Annotated[list[str], Field(max_length=MAX_VIDEOS)] | None = None
-    start: Seconds | None = None
-    end: Seconds | None = None
+    start: Edge | None = None
+    end: Edge | None = None
     last: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     all: bool = False
     find: Text | None = None
@@ -184,6 +186,9 @@ def parse_url(url: str) -> Window:
     """`voco:VIDEO_ID#t=60,120` as a window. Raises `InputError`."""
     scheme, _, rest = url.partition(":")
     video, mark, fragment = rest.partition("#")
+    clock = _CLOCK.fullmatch(fragment)
+    if scheme == "voco" and video and clock is not None and any(clock.groups()):
+        return Window(unquote(video), clock[1] or None, clock[2])
     found = _FRAGMENT.fullmatch(fragment)
     if scheme != "voco" or not video or (mark and (found is None or fragment in ("t=", "t=npt:"))):
         raise InputError(f"url {url[:200]!r}: expected voco:VIDEO_ID, or voco:VIDEO_ID#t=START,END in seconds")

@@ -11,11 +11,14 @@ from vococache.workers.spans import Piece
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A part of a stored video: seconds from `start` to `end`, None for its own ends. Or its `last` seconds."""
+    """A part of a stored video: seconds from `start` to `end`, None for its own ends. Or its `last` seconds.
+
+    Of a live source, or one of its parts, `start` and `end` are moments of the clock, as texts.
+    """
 
     video: str
-    start: float | None = None
-    end: float | None = None
+    start: float | str | None = None
+    end: float | str | None = None
     last: float | None = None
 
 

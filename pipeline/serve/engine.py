@@ -219,13 +219,14 @@ class Engine(ABC):
     def _look_up(self, window: Window) -> list[tuple[VideoInfo, SegmentSpan]]:
         """A window's videos and segments as they are in the store now. Of a known one only the document is read."""
         store = self.stage.store
-        info = store.find(window.video)
-        if info is None or window.last is not None:  # a live source, or what comes last
-            spans = spans_of(self.stage, window.video, window.start, window.end, window.last)
+        info, start, end = store.find(window.video), window.start, window.end
+        if info is None or window.last is not None or isinstance(start, str) or isinstance(end, str):
+            # A live source, or what comes last.
+            spans = spans_of(self.stage, window.video, start, end, window.last)
             return [(store.info(span.video), span) for span in spans]
         known = self._known.get(window)
         if known is None or known[0] != info:
-            known = info, self.stage.select(window.video, window.start, window.end)
+            known = info, self.stage.select(window.video, start, end)
             if len(self._known) >= KNOWN_WINDOWS:
                 self._known.clear()
             self._known[window] = known

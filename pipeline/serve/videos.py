@@ -11,6 +11,7 @@ from fastapi import APIRouter, HTTPException, Query
 from fastapi.responses import FileResponse, Response
 
 from vococache.pipeline.ask import notes
+from vococache.pipeline.live.parts import newest_part
 from vococache.pipeline.originals import source_file
 from vococache.pipeline.search.job import find
 from vococache.pipeline.selection import conditions
@@ -87,12 +88,14 @@ def routes(stage: ReasonStage, pictures: Pictures, *, sources: bool) -> APIRoute
     def video(video: str) -> dict[str, Any]:
         """One video, with its segments' times in seconds (first and last frame) and what is to be known of it.
 
-        Of a part of a live source also its `live` id and the moment of its first frame, `started`.
+        Of a part of a live source also its `live` id and the moment of its first frame, `started`. A live source's id
+        is that of its newest part.
         """
-        info = stage.store.info(video)
+        part = newest_part(stage.store, video)
+        info = stage.store.info(video) if part is None else part.info
         told = row(info) | {"times": [], "notes": [], "has_source": False, "has_pictures": False}
         if info.status in READABLE:
-            times = stage.store.timestamps(video)
+            times = stage.store.timestamps(info.id)
             at_hand = source_file(info) is not None
             told |= {
                 "times": times[:, [0, -1]].tolist(), "notes": notes(stage, [video]),

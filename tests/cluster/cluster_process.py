@@ -35,9 +35,10 @@ def actors(cluster: Cluster) -> dict[str, list[str]]:
     """Node ids by actor class, in order of placement."""
     places: dict[str, list[str]] = {}
     for actor in cluster.global_state.actor_table(None).values():
-        name = "decode" if "_DecodeActor" in actor["ActorClassName"] else "compress"
-        if "MapWorker" in actor["ActorClassName"] and actor["Address"]["NodeID"]:
-            places.setdefault(name, []).append(actor["Address"]["NodeID"])
+        name, node = actor["ActorClassName"], actor["Address"]["NodeID"]
+        stage = "watch" if "_ResidentActor" in name else "decode" if "_DecodeActor" in name else "compress"
+        if node and (stage == "watch" or "MapWorker" in name):
+            places.setdefault(stage, []).append(node)
     return places
 
 

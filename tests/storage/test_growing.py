@@ -1,5 +1,8 @@
 """A video whose source has not ended: read up to its last committed chunk, consistently, while it grows."""
 
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +35,11 @@ def live(store: Store) -> None:
     store.complete("live", TOKEN, grow(store, 7), times(7), 7.0)
 
 
+def ended(store: Store) -> None:
+    store.append("live", TOKEN, grow(store, 7)[2], times(7)[6:], 7.0, ends=True)
+    store.complete_grown("live", TOKEN)
+
+
 def check(store: Store, segments: int) -> None:
     np.testing.assert_array_equal(store.read("live"), kv(segments))
     np.testing.assert_array_equal(store.timestamps("live"), times(segments))
@@ -62,6 +70,64 @@ def test_in_the_end_it_is_like_any_other(store: Store) -> None:
     add(store, "clip", segments=7)
     found = {entry.key.partition("/clip/")[2] for entry in store.objects.walk("videos/clip")}
     assert found == {entry.key.partition("/live/")[2] for entry in store.objects.walk("videos/live")}
+
+
+def test_its_last_chunk_may_be_short_and_nothing_follows(store: Store) -> None:
+    receipts = grow(store, 7)
+    info = store.append("live", TOKEN, receipts[2], times(7)[6:], 7.0, ends=True)
+    assert (info.status, info.segments, info.payload_bytes) == ("growing", 7, add(store, "clip", 7).payload_bytes)
+    check(open_store(store.url), 7)
+    assert list(maintenance.verify(store)) == []
+    assert store.write_chunk("live", TOKEN, 3, kv(3)) is None
+    with pytest.raises(StoreMismatchError, match="has ended"):
+        store.append("live", TOKEN, replace(receipts[2], index=3), times(3), 10.0)
+    complete = store.complete_grown("live", TOKEN)
+    assert (complete.status, complete.segments, complete.metadata) == ("complete", 7, {"camera": "door"})
+    assert store.complete_grown("live", TOKEN) == complete
+    assert commit(store, receipts[1]) == complete, "a retry that comes late"
+    check(store, 7)
+    assert list(maintenance.verify(store)) == []
+
+
+def test_whoever_grows_it_on_is_refused_when_another_has_completed_it(store: Store) -> None:
+    receipts = grow(store, 9, upto=1)  # the third chunk is written, and in nobody's document
+    assert store.complete_grown("live", TOKEN).segments == 3
+    for _ in range(2):
+        with pytest.raises(StoreMismatchError, match="has ended"):
+            commit(store, receipts[1])
+        assert store.write_chunk("live", TOKEN, 1, kv(3)) is None
+    assert store.complete_grown("live", TOKEN).segments == 3
+    check(store, 3)
+    assert list(maintenance.verify(store)) == []
+    assert maintenance.gc(store, older_than_s=-60) == []
+
+
+def test_what_was_begun_is_abandoned_while_nothing_of_it_is_read(store: Store) -> None:
+    receipts = grow(store, 7, upto=0)
+    assert not store.abandon("live", intent(content="b").token)
+    assert store.abandon("live", TOKEN)
+    assert store.ids() == []
+    with pytest.raises(StoreMismatchError):
+        commit(store, receipts[0])
+    grow(store, 7, upto=1)
+    assert not store.abandon("live", TOKEN)
+    check(store, 3)
+
+
+def test_completed_by_another_at_any_step_it_is_whole(local_store: Store, tmp_path: Path) -> None:
+    """And the first, which goes on as if nothing had happened, changes nothing any more."""
+    seen = set()
+    for step in record_steps(local_store, tmp_path / "steps", ended):
+        store = open_store(step, "a")
+        with suppress(StoreMismatchError):  # nothing is begun yet
+            store.complete_grown("live", TOKEN)
+        with suppress(StoreMismatchError):
+            ended(store)
+        assert list(maintenance.verify(store)) == []
+        segments = store.info("live").segments
+        check(store, segments)
+        seen.add(segments)
+    assert seen == {3, 6, 7}
 
 
 def test_what_does_not_follow_is_refused(store: Store) -> None:
@@ -106,9 +172,12 @@ def test_damage_is_found(local_store: Store) -> None:
     check(local_store, 6)
 
 
-def test_killed_at_any_step_it_reads_and_goes_on(local_store: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize("work", [live, ended])
+def test_killed_at_any_step_it_reads_and_goes_on(
+    local_store: Store, tmp_path: Path, work: Callable[[Store], None]
+) -> None:
     seen = 0
-    for step in record_steps(local_store, tmp_path / "steps", live):
+    for step in record_steps(local_store, tmp_path / "steps", work):
         store = open_store(step, "a")
         assert list(maintenance.verify(store)) == []
         try:
@@ -118,7 +187,7 @@ def test_killed_at_any_step_it_reads_and_goes_on(local_store: Store, tmp_path: P
             found = 0
         assert found >= seen
         seen = found
-        live(store)
+        work(store)
         check(store, 7)
         maintenance.gc(store, older_than_s=-1)
         assert {entry.key for entry in store.objects.walk("")} == {entry.key for entry in local_store.objects.walk("")}

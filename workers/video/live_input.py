@@ -81,11 +81,26 @@ def open_input(source: str, beat: Beat, *, pipe: int | None, again: bool) -> Inp
             assert pipe is not None
             body: Any = Pipe(pipe, beat)
             return Input(container=_read_from(body), body=body)
+        if not Path(source).exists():
+            raise VideoError(f"no such file: {source}")
         span, changed = span_of(source, beat), Path(source).stat().st_mtime
         body = GrowingFile(source, beat)
         return Input(container=_read_from(body), body=body, span=span, changed=changed)
     except (av.FFmpegError, OSError, HTTPException) as error:
         raise VideoError(reason_of(error)) from None
+
+
+def lacks_srt(source: str) -> bool:
+    """Is it SRT's, without which most FFmpegs are built? Nothing is opened: what is tried names no place."""
+    if not source.lower().startswith("srt://"):
+        return False
+    try:
+        av.open("srt://", options={"protocol_whitelist": "srt"}).close()
+    except av.error.ProtocolNotFoundError:
+        return True
+    except av.FFmpegError:
+        pass
+    return False
 
 
 def span_of(path: str, beat: Beat) -> float:

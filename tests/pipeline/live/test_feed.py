@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.clips import read_frame_number
-from tests.live import GEOMETRY, SIZE, Handler, make_ts, sent, serving
+from tests.live import GEOMETRY, SIZE, Handler, jpegs, make_ts, sent, serving
 from tests.storage.samples import HEADER
 
 from vococache.pipeline.live import feed as feed_module
 from vococache.pipeline.live.feed import Chunk, Feed, Plan
 from vococache.pipeline.live.growth import GrowingPart
 from vococache.pipeline.live.sources import WatchSource
-from vococache.storage import Store, open_store
+from vococache.storage import Store, claims, open_store
 from vococache.workers.video.process import Limits
 
 
@@ -37,7 +37,7 @@ def feeding(store: Store, source: str, *, fps: float = 10.0, latency: float = 0.
         tell=lambda _, line: lines.append(line), load=lambda: 1.0, changed=threading.Condition(),
         stop=threading.Event(),
     )  # fmt: skip
-    feed = Feed(source=WatchSource(id="cam", source=source), plan=plan)
+    feed = Feed(source=WatchSource(id="cam", source=source), plan=plan, claim=claims.take(store, "cam", "a test"))
     feed.lines = lines  # type: ignore[attr-defined]
     thread = threading.Thread(target=feed.run, daemon=True)
     thread.start()
@@ -149,6 +149,40 @@ def test_it_is_thinned_evenly_where_nobody_keeps_up(
     np.testing.assert_allclose(np.diff(moments(chunks)), np.diff(numbers) / 10, atol=1e-5)
     told = [line for line in feed.lines if "keep up" in line]  # type: ignore[attr-defined]
     assert told[-1] == f"compression cannot keep up: one frame of {step} is kept"
+
+
+def test_thinned_over_many_connections_few_chunks_wait(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each brings a part with two chunks: those of parts of which nothing is kept are not waited for either."""
+    monkeypatch.setattr(feed_module, "WAITING_SECONDS", 0.0)
+    monkeypatch.setattr(feed_module, "BACKOFF_SECONDS", (0.01, 0.01))
+    clips = [make_ts(tmp_path / f"{n}.ts", 8, first=8 * n, start=50.0 * n) for n in range(12)]
+    turns = iter(clips)
+
+    def answer(request: Handler) -> None:
+        if (data := next(turns, None)) is not None:
+            sent(data)(request)
+
+    with serving(answer) as server, feeding(store, server.url) as feed:
+        while feed.frames < 96 or feed._part is not None:
+            time.sleep(0.05)
+            assert len(feed.waiting) <= 6
+        numbers = shown([*feed.waiting])
+    (step,) = {after - before for before, after in pairwise(numbers)}
+    assert (numbers[0], step) == (0, feed.stride)
+    assert numbers[-1] >= 96 - step
+
+
+def test_a_source_that_shows_few_frames_is_not_waited_for(store: Store) -> None:
+    """Its chunks are closed by time, and from then on are as short as what comes within it."""
+    with serving(jpegs(12, 3.0)) as server, feeding(store, server.url, latency=1.0) as feed:
+        chunks = taken(feed, 11)
+    assert all(chunk.times[-1, -1] - chunk.times[0, 0] <= 2.0 + 1e-5 for chunk in chunks)
+    first, second = parts(chunks)[:2]
+    assert (first.chunk_segments, second.after) == (10, "pace")
+    assert second.chunk_segments < 5
+    assert shown(chunks) == list(range(len(shown(chunks))))
 
 
 def test_a_file_waits_instead(store: Store, tmp_path: Path) -> None:

@@ -39,6 +39,9 @@ def test_each_needle_is_the_best_window(reel_store: Store, reel: Reel) -> None:
             assert [w.score for w in result.windows] == sorted((w.score for w in result.windows), reverse=True)
             assert result.read > 0 if read else result.read == 0
         assert find(stage, needle.name).windows[0].score > 0.5
+        near = find(stage, needle.name, start=needle.start - 4, end=needle.end + 4, top=1, read=False)
+        assert near.segments <= needle.end - needle.start + 10
+        assert overlap(near.windows[0], needle) >= 0.5
 
 
 @pytest.mark.parametrize("quantization", ["int8", "int4"])

@@ -12,11 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
+import numpy as np
 import openai
 import pytest
 from tests.pipeline.serve.service import client, hostile_id, serving
 
 from vococache.pipeline import ask as asking
+from vococache.pipeline.live import growth
+from vococache.pipeline.remote import Service
+from vococache.pipeline.search.job import find
+from vococache.storage import claims, maintenance, open_store
 from vococache.workers.reason import ReasonStage
 
 QUESTIONS = ("what moves?", "how many objects are there?", "is there a circle?", "what happens first?")
@@ -152,6 +157,62 @@ def test_fewer_tokens_and_sampling_are_those_of_ask(openai_client: openai.OpenAI
         [drawn] = asking.ask(stage, "clip-0", "what moves?", temperature=1.5, top_p=0.9, seed=seed)
         sampled = create(openai_client, asked("what moves?", "voco:clip-0"), temperature=1.5, top_p=0.9, seed=seed)
         assert sampled.choices[0].message.content == drawn.answer
+
+
+def test_a_live_source_is_asked_about_by_the_clock_and_by_its_end(
+    service: str, openai_client: openai.OpenAI, stage: ReasonStage, shelf: Path
+) -> None:
+    """Over the full hour, while it grows; what comes to it can be asked about at once."""
+    store, question = open_store(shelf, "a"), "how many objects are there?"
+    kv, times, claim = store.read("clip-1"), np.arange(8.0)[:, None] / 2, claims.take(store, "door", "a test")
+    parts = [
+        growth.GrowingPart(
+            video=f"door.2026-11-26T{hour}", live="door", source="", started=started, fps=2.0, chunk_segments=8
+        )
+        for hour, started in ((17, 1_795_712_400.0 + 3596.0), (18, 1_795_712_400.0 + 3600.0))
+    ]
+
+    def asked_of(url: str | None = None, **extra: Any) -> list[tuple[str, int, int]]:
+        messages = asked(question, *([] if url is None else [url]))
+        reply = create(openai_client, messages, extra_body=extra)
+        spans = [(span["video"], span["start"], span["stop"]) for span in reply.voco["segments"]]
+        window = {name: extra[name] for name in ("start", "end", "last") if name in extra}
+        if window:
+            [expected] = asking.ask(stage, extra["video"], question, **window)
+            assert reply.choices[0].message.content == expected.answer
+        return spans
+
+    try:
+        for part in parts:
+            growth.begin(store, part, claim)
+            growth.write(store, part, kv, times)
+        growth.finish(store, parts[0])
+        first, second = (part.video for part in parts)
+        over_the_hour = [(first, 6, 8), (second, 0, 3)]
+        edges = {"start": "2026-11-26T17:59:59Z", "end": "2026-11-26T18:00:01Z"}
+        assert asked_of(video="door", **edges) == over_the_hour
+        assert asked_of(f"voco:door#t=clock:{edges['start']},{edges['end']}") == over_the_hour
+        assert asked_of(f"voco:{first}#t=clock:{edges['start']}") == over_the_hour[:1]
+        assert asked_of(video="door", last=2.0) == [(second, 4, 8)]
+        remote = Service.at(service, str(shelf))
+        assert remote.notes(["door"]) == asking.notes(stage, ["door"])
+        [answer] = remote.ask(["door"], [question], **edges)
+        assert [(span.video, span.start, span.stop) for span in answer.segments] == over_the_hour
+        growth.write(store, parts[1], kv, times + 4.0)
+        assert asked_of(video="door", last=2.0) == [(second, 12, 16)]
+        found = find(stage, "a circle", videos=["door"], last=2.0, read=False)
+        assert found.segments == 4
+        assert [(window.video, window.start) for window in found.windows] == [(second, 6.0)]
+        for url, reason in (
+            ("voco:door#t=60,120", "expected a time such as 17:05"),
+            ("voco:door#t=clock:noon", "expected a time such as 17:05"),
+            ("voco:door#t=clock:,2001-01-01T00:00Z", "nothing in that window"),
+            ("voco:clip-0#t=clock:17:05", "has no clock"),
+        ):
+            with pytest.raises(openai.BadRequestError, match=reason):
+                asked_of(url)
+    finally:
+        maintenance.remove(store, *(part.video for part in parts if store.find(part.video) is not None))
 
 
 USER = {"role": "user", "content": "what moves?"}

@@ -127,6 +127,8 @@ def test_a_fault_is_told_and_the_next_question_answered(stage: ReasonStage) -> N
         ("voco:a#t=1.5", Window("a", 1.5)),
         ("voco:a#t=,20", Window("a", None, 20)),
         ("voco:a#t=npt:10,20", Window("a", 10, 20)),
+        ("voco:a#t=clock:17:05,17:10", Window("a", "17:05", "17:10")),
+        ("voco:a#t=clock:,2026-11-26T17:10:00Z", Window("a", None, "2026-11-26T17:10:00Z")),
         ("voco:a#t=1:02:03.5,2:00:00", Window("a", 3723.5, 7200)),
     ],
 )

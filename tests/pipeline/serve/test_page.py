@@ -11,8 +11,8 @@ from PIL import Image
 from tests.pipeline.serve.service import hostile_id, serving
 
 from vococache.pipeline.ask import ask
-from vococache.pipeline.live.growth import GrowingPart, finish, write
-from vococache.storage import open_store
+from vococache.pipeline.live.growth import GrowingPart, begin, finish, write
+from vococache.storage import claims, open_store
 from vococache.workers.reason import ReasonStage
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -241,8 +241,9 @@ def test_a_growing_video_is_shown_as_it_grows(browser: sync_api.Browser, shelf: 
     kv = open_store(shelf).read("clip-0")
 
     def grow() -> None:
-        write(store, part, kv, np.arange(8.0)[:, None] / 2 + 4 * len(part.receipts))
+        write(store, part, kv, np.arange(8.0)[:, None] / 2 + 4 * part.chunks)
 
+    begin(store, part, claims.take(store, "door", "a test"))
     grow()
     with serving(place) as (_, url):
         page = browser.new_page(timezone_id="UTC", locale="en-GB")

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
+import av
+import psutil
 import pytest
 from tests.live import (
     GEOMETRY,
@@ -74,7 +76,7 @@ def test_pictures_over_http() -> None:
     assert numbers(found) == list(range(12))
     for before, after in pairwise(found):
         assert before.moment < after.moment
-    assert 0.5 < found[-1].moment - found[0].moment < 5
+    assert found[-1].moment - found[0].moment > 0.5
 
 
 @pytest.mark.slow
@@ -110,8 +112,10 @@ def test_udp(clip: bytes) -> None:
     port = free_udp_port()
     with watched(f"udp://127.0.0.1:{port}") as decoder:
         stream = decoder.connect()
-        assert next(stream) is None, "its socket is open, or nearly so"
-        time.sleep(1.0)
+        assert next(stream) is None
+        assert decoder.pid is not None
+        while port not in [each.laddr.port for each in psutil.Process(decoder.pid).net_connections("udp")]:
+            time.sleep(0.05)
         sending = send_udp(clip + clip[: 188 * 40], port, 1.5)
         found = []
         for frame in stream:
@@ -332,6 +336,10 @@ def test_a_password_is_shown_to_the_server_alone(clip: bytes) -> None:
 def test_why_there_is_no_connection_is_one_line(source: str, reason: str) -> None:
     with watched(source) as decoder, pytest.raises(VideoError, match=reason):
         frames(decoder)
+
+
+def test_this_ffmpeg_reads_cameras() -> None:
+    assert any("v4l2" in name.split(",") for name in av.formats_available)
 
 
 @pytest.mark.slow
