@@ -174,8 +174,7 @@ class Answering:
                 "index": 0, "finish_reason": chat.finish_reason(event), "logprobs": None,
                 "message": {"role": "assistant", "content": answer_text(self.model, event.ids), "refusal": None},
             }  # fmt: skip
-            timings = chat.timings(self.checked, event)
-            own = chat.read(self.checked) | {"evidence": await self._evidence(), "timings": timings}
+            own = chat.read(self.checked) | chat.rests(self.checked, event)
             return JSONResponse(
                 {"object": "chat.completion", **self.common, "choices": [choice],
                  "usage": chat.usage(self.checked, event), "voco": own}
@@ -197,16 +196,11 @@ class Answering:
             return
         if text := growing.rest():
             yield self._chunk({"content": text}, None)
-        rests = {"evidence": await self._evidence(), "timings": chat.timings(self.checked, event)}
-        yield self._chunk({}, chat.finish_reason(event), voco=rests)
+        yield self._chunk({}, chat.finish_reason(event), voco=chat.rests(self.checked, event))
         if usage:
             chunk = {"object": "chat.completion.chunk", **self.common, "choices": []}
             yield _event(chunk | {"usage": chat.usage(self.checked, event)})
         yield "data: [DONE]\n\n"
-
-    async def _evidence(self) -> list[dict[str, Any]]:
-        """Looked for when the answer is there: nobody waits for it with the first words."""
-        return await run_in_threadpool(chat.evidence, self.engine.stage, self.checked)
 
     def _chunk(self, delta: dict[str, Any], finish: str | None, **own: Any) -> str:
         choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}

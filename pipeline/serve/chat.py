@@ -13,13 +13,12 @@ from urllib.parse import unquote
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from vococache.errors import InputError, StoreError
+from vococache.errors import InputError
 from vococache.model.generate import GenerationOptions
 from vococache.model.voco import VoCoModel
 from vococache.pipeline.serve.contexts import Window
 from vococache.pipeline.serve.engine import Checked, Outcome, Question
-from vococache.workers.evidence import evidence as spans_of_evidence
-from vococache.workers.reason import ReasonStage, answer_text
+from vococache.workers.reason import answer_text
 
 MAX_NEW_TOKENS = 512
 MAX_MESSAGES = 64
@@ -212,18 +211,10 @@ def read(checked: Checked) -> dict[str, Any]:
     return {"segments": [asdict(span) for span in checked.spans], **part}
 
 
-def timings(checked: Checked, outcome: Outcome) -> dict[str, float]:
-    """Seconds, with those that finding took."""
-    return ({} if checked.focus is None else {"find": checked.focus.seconds}) | outcome.timings
-
-
-def evidence(stage: ReasonStage, checked: Checked) -> list[dict[str, Any]]:
-    """The spans that an answer rests on, best first; none where the store cannot be asked any more."""
-    try:
-        found = spans_of_evidence(stage, checked.key, checked.question.question, checked.question.history)
-    except StoreError:
-        return []
-    return [asdict(span) for span in found]
+def rests(checked: Checked, outcome: Outcome) -> dict[str, Any]:
+    """What is known of an answer at its end: the seconds that it rests on, and those that it took."""
+    finding = {} if checked.focus is None else {"find": checked.focus.seconds}
+    return {"evidence": [asdict(span) for span in outcome.evidence], "timings": finding | outcome.timings}
 
 
 def usage(checked: Checked, outcome: Outcome) -> dict[str, int]:

@@ -22,12 +22,13 @@ from vococache.model.compiled import compile_layers
 from vococache.model.generate import GenerationOptions, generate
 from vococache.pipeline.ask import check_window, fits, scope_of
 from vococache.pipeline.live.parts import spans_of
-from vococache.pipeline.serve.contexts import Key, PlacedContexts, Window
+from vococache.pipeline.serve.contexts import Kept, Key, PlacedContexts, Window
 from vococache.pipeline.serve.metrics import Metrics
 from vococache.storage import VideoInfo
+from vococache.workers.evidence import evidence_of, grounds
 from vococache.workers.focus import Focus, Scope, focus, load_focus
-from vococache.workers.reason import Context, ReasonStage, question_ids
-from vococache.workers.spans import Piece, SegmentSpan
+from vococache.workers.reason import ReasonStage, question_ids
+from vococache.workers.spans import Evidence, Piece, SegmentSpan
 
 PASS_QUESTIONS = 64  # in one pass
 PASS_ENTRIES = 2048  # of several videos' caches in one pass: each question's scores are computed over all of them
@@ -83,11 +84,15 @@ class Checked:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """How an answer ended, and seconds: waiting for its pass, loading the cache, to the first token, to the last."""
+    """How an answer ended, and seconds: waiting for its pass, loading the cache, to the first token, to the last.
+
+    `evidence`: the spans that it rests on, best first, where the engine looks for them.
+    """
 
     ids: list[int]
     stopped: bool  # by the model's own stop token, not by the limit
     timings: dict[str, float]
+    evidence: list[Evidence] = field(default_factory=list)
 
 
 Event = list[int] | Outcome | Exception  # new ids; the end; or what went wrong
@@ -301,21 +306,24 @@ class PackingEngine(Engine):
 
     def _answer(self, batch: Sequence[Pending]) -> None:
         """One pass: load what is not in memory, generate, tell everyone as soon as there is something to tell."""
-        contexts: dict[Key, Context] = {}
+        read: dict[Key, Kept] = {}
         loads: dict[Key, float] = {}
         able: list[Pending] = []
         for pending in batch:
             key = pending.checked.key
             try:
-                if key not in contexts:
-                    contexts[key], loads[key] = self._context(pending.checked)
+                if key not in read:
+                    read[key], loads[key] = self._read(pending.checked)
                 able.append(pending)
             except VoCoError as error:
                 pending.end(error)
         if not able:
             return
-        keys = list(contexts)
-        placed = [contexts[key].placed for key in keys]
+        keys = list(read)
+        placed = [read[key].context.placed for key in keys]
+        texts = [pending.checked.ids for pending in able]
+        # Here, as threads beside a pass would take its turns at the interpreter.
+        rests = evidence_of(self.stage, [read[pending.checked.key].grounds for pending in able], texts)
         stop_ids = set(self.stage.model.config.prompt.stop_ids)
 
         def watch(number: int, ids: list[int]) -> bool:
@@ -325,7 +333,7 @@ class PackingEngine(Engine):
             if stopped or len(pending.ids) == pending.checked.question.max_new_tokens:
                 pending.timings["total"] = time.perf_counter() - pending.submitted
                 self.metrics.answered(pending.timings, len(pending.ids))
-                pending.end(Outcome(ids=pending.ids, stopped=stopped, timings=pending.timings))
+                pending.end(Outcome(ids=pending.ids, stopped=stopped, timings=pending.timings, evidence=rests[number]))
             return not pending.cancelled
 
         self.metrics.pass_questions.observe(len(able))
@@ -334,14 +342,14 @@ class PackingEngine(Engine):
         generate(
             self.stage.model,
             placed[0] if len(placed) == 1 else PlacedCache.join(placed),
-            [pending.checked.ids for pending in able],
+            texts,
             [pending.checked.question.max_new_tokens for pending in able],
             able[0].checked.question.sampling,
             behind=[keys.index(pending.checked.key) for pending in able],
             watch=watch,
         )
 
-    def _context(self, checked: Checked) -> tuple[Context, float]:
+    def _read(self, checked: Checked) -> tuple[Kept, float]:
         """The question's placed cache, and the seconds that it took to load."""
         kept = self.contexts.get(checked.key, checked.infos)
         self.metrics.lookups.labels("hit" if kept else "miss").inc()
@@ -351,9 +359,9 @@ class PackingEngine(Engine):
         context = (
             self.stage.place(checked.spans, checked.tokens) if focused is None else load_focus(self.stage, focused)
         )
-        self.contexts.put(checked.key, checked.infos, context)
+        kept = self.contexts.put(checked.key, checked.infos, context, grounds(self.stage, checked.key))
         self.contexts.shrink()
-        return context, context.load_seconds
+        return kept, context.load_seconds
 
 
 def fitting(waiting: Sequence[Pending]) -> list[Pending]:
