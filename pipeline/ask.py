@@ -10,6 +10,7 @@ from vococache.errors import InputError
 from vococache.workers.spans import Evidence, SegmentSpan, Skeleton
 
 if TYPE_CHECKING:
+    from vococache.model.generate import GenerationOptions
     from vococache.workers.focus import Scope
     from vococache.workers.reason import Context, ReasonStage
 
@@ -38,6 +39,42 @@ class AskAnswer:
         """As plain JSON values; `clock` and `skeleton` only where there is one."""
         left_out = {name for name in ("clock", "skeleton") if getattr(self, name) is None}
         return {name: value for name, value in asdict(self).items() if name not in left_out}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadOptions:
+    """What of videos is read for a question, and how it is answered. Raises `InputError` for what cannot be meant.
+
+    `start`, `end`: seconds, of each video; of a live source moments, as "17:05". `last`: only the last so many seconds
+    of what is stored. `tokens`: read only the first so many VoCo tokens of each segment. `temperature` 0 is greedy.
+
+    Where all of that does not fit the model's context, each question is answered from the windows that it is about, or
+    that show what is to be found (`find`, a text as for `vococache.search`; then also where all fits), and a skeleton
+    of the rest. `whole`: refuse instead.
+    """
+
+    start: float | str | None = None
+    end: float | str | None = None
+    last: float | None = None
+    find: str | None = None
+    whole: bool = False
+    tokens: int | None = None
+    max_new_tokens: int = MAX_NEW_TOKENS
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.whole and self.find is not None:
+            raise InputError("to find something is to read in part: expected find or whole, found both")
+        check_window(self.start, self.end)
+
+    @property
+    def sampling(self) -> "GenerationOptions":
+        """How tokens are drawn."""
+        from vococache.model.generate import GenerationOptions
+
+        return GenerationOptions(temperature=self.temperature, top_p=self.top_p, seed=self.seed)
 
 
 def open_reader(
@@ -80,61 +117,48 @@ def ask(
     videos: str | Sequence[str] | None,
     questions: str | Sequence[str],
     *,
-    start: float | str | None = None,
-    end: float | str | None = None,
-    last: float | None = None,
-    find: str | None = None,
-    whole: bool = False,
-    tokens: int | None = None,
-    max_new_tokens: int = MAX_NEW_TOKENS,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int = 0,
     model: str | None = None,
     dtype: str | None = None,
     device: str | None = None,
+    **options: Any,
 ) -> list[AskAnswer]:
     """Answer `questions` about `videos` from a store, all in one pass over the same cached segments.
 
     `videos`: ids as `voco ls` tells them, the paths of files that were ingested, or ids of live sources; None for all
     of the store. `store`: a path or URL, or `open_reader`'s result, which keeps the model loaded. Several videos are
-    read one after the other as one context. `start`, `end`: seconds, of each video; of a live source moments, as
-    "17:05". `last`: only the last so many seconds of what is stored. `tokens`: read only the first so many VoCo tokens
-    of each segment. `temperature` 0 is greedy. `model`, `dtype`, `device`: as in `open_reader`.
-
-    Where all of that does not fit the model's context, each question is answered from the windows that it is about, or
-    that show what is to be found (`find`, a text as for `vococache.search`; then also where all fits), and a skeleton
-    of the rest. `whole`: refuse instead.
+    read one after the other as one context. `model`, `dtype`, `device`: as in `open_reader`. `options`: the fields of
+    `vococache.pipeline.ask.ReadOptions`: window, tokens, what to find, how to answer.
 
     Raises `InputError` for an empty question or window, `ContextLimitError` where cache and question are too
     long and may not be read in part, `VideoNotFoundError` (which names the nearest ids) and `CorruptionError` where
     stored bytes changed.
     """
-    from vococache.model.generate import GenerationOptions
     from vococache.pipeline.live.parts import clock_of
-    from vococache.workers.evidence import evidence
+    from vococache.workers.evidence import evidence_of, grounds
+    from vococache.workers.reason import question_ids
 
     asked = [questions] if isinstance(questions, str) else list(questions)
     if not asked or (videos is not None and not videos):
         raise InputError("expected at least one video and one question")
-    if whole and find is not None:
-        raise InputError("to find something is to read in part: expected `find` or `whole`, not both")
-    check_window(start, end)
+    read = ReadOptions(**options)
     if isinstance(store, str | os.PathLike):
         stage = open_reader(store, model=model, dtype=dtype, device=device)
     else:
         stage = store
-    sampling = GenerationOptions(temperature=temperature, top_p=top_p, seed=seed)
     named = None if videos is None else [video_id(text) for text in ([videos] if isinstance(videos, str) else videos)]
-    scope = scope_of(stage, named, start, end, last)
+    scope = scope_of(stage, named, read.start, read.end, read.last)
     # What is found for a question is for that alone; else all of them go through the model together.
-    room = room_for(stage, asked, max_new_tokens)
-    together = find is not None or fits(stage, scope.segments, stage.check_tokens(tokens), room, whole=whole)
+    room = room_for(stage, asked, read.max_new_tokens)
+    together = read.find is not None or fits(
+        stage, scope.segments, stage.check_tokens(read.tokens), room, whole=read.whole
+    )
     groups = [asked] if together else [[question] for question in asked]
     told = []
     for questions in groups:
-        context = load(stage, scope, questions, max_new_tokens, tokens, find=find, whole=whole)
-        answers = stage.answer(context, questions, max_new_tokens=max_new_tokens, sampling=sampling)
+        context = load(stage, scope, questions, read)
+        answers = stage.answer(context, questions, max_new_tokens=read.max_new_tokens, sampling=read.sampling)
+        texts = [question_ids(stage.model, question) for question in questions]
+        rests = evidence_of(stage, [grounds(stage, context.pieces)] * len(texts), texts)
         clock = clock_of(stage.store, context.spans)
         found = {"find": context.find_seconds} if context.skeleton is not None else {}
         told += [
@@ -150,10 +174,10 @@ def ask(
                     "decode": answer.decode_seconds,
                 },
                 clock=clock,
-                evidence=evidence(stage, context.pieces, answer.question),
+                evidence=evidence,
                 skeleton=context.skeleton,
             )
-            for answer in answers
+            for answer, evidence in zip(answers, rests, strict=True)
         ]
     return told
 
@@ -205,54 +229,35 @@ def load(
     stage: "ReasonStage",
     scope: "Scope",
     questions: Sequence[str],
-    max_new_tokens: int,
-    tokens: int | None,
-    *,
-    find: str | None = None,
-    whole: bool = False,
+    read: ReadOptions,
     history: Sequence[tuple[str, str]] = (),
 ) -> "Context":
     """A scope's segments for questions: all of them where they fit, else what matters to the first question."""
     from vococache.workers.focus import focus, load_focus
 
-    room = room_for(stage, questions, max_new_tokens, history)
-    if find is None and fits(stage, scope.segments, stage.check_tokens(tokens), room, whole=whole):
+    room = room_for(stage, questions, read.max_new_tokens, history)
+    if read.find is None and fits(stage, scope.segments, stage.check_tokens(read.tokens), room, whole=read.whole):
         spans = scope.spans or [stage.span(video, *bound) for video, bound in scope.bounds.items()]
-        return stage.load_spans(spans, tokens=tokens, room=room)
-    return load_focus(stage, focus(stage, scope, questions[0], tokens=tokens, room=room, find=find))
+        return stage.load_spans(spans, tokens=read.tokens, room=room)
+    return load_focus(stage, focus(stage, scope, questions[0], tokens=read.tokens, room=room, find=read.find))
 
 
-def chat(
-    stage: "ReasonStage",
-    videos: Sequence[str] | None,
-    questions: Iterator[str],
-    *,
-    start: float | str | None = None,
-    end: float | str | None = None,
-    last: float | None = None,
-    find: str | None = None,
-    whole: bool = False,
-    tokens: int | None = None,
-    max_new_tokens: int = MAX_NEW_TOKENS,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int = 0,
-) -> Iterator[str]:
+def chat(stage: "ReasonStage", videos: Sequence[str] | None, questions: Iterator[str], **options: Any) -> Iterator[str]:
     """Answers to `questions` as they come: one conversation, over one cache that is loaded and placed once.
 
     Where that does not fit the context, each question has what matters to it. Arguments as for `ask`.
     """
-    from vococache.model.generate import GenerationOptions
-
-    check_window(start, end)
-    scope = scope_of(stage, None if videos is None else [video_id(text) for text in videos], start, end, last)
-    sampling = GenerationOptions(temperature=temperature, top_p=top_p, seed=seed)
+    read = ReadOptions(**options)
+    named = None if videos is None else [video_id(text) for text in videos]
+    scope = scope_of(stage, named, read.start, read.end, read.last)
     history: list[tuple[str, str]] = []
     context: Context | None = None
     for question in questions:
-        if context is None or (context.skeleton is not None and find is None):
-            context = load(stage, scope, [question], max_new_tokens, tokens, find=find, whole=whole, history=history)
-        (answer,) = stage.answer(context, [question], max_new_tokens=max_new_tokens, sampling=sampling, history=history)
+        if context is None or (context.skeleton is not None and read.find is None):
+            context = load(stage, scope, [question], read, history)
+        (answer,) = stage.answer(
+            context, [question], max_new_tokens=read.max_new_tokens, sampling=read.sampling, history=history
+        )
         history.append((question, answer.answer))
         yield answer.answer
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from vococache.model.finding import key_covariance, key_scores, queries_of_texts, weigh_queries
-from vococache.workers.reason import ReasonStage, question_ids
+from vococache.workers.reason import ReasonStage
 from vococache.workers.spans import Evidence, Piece
 
 MOST = 3  # spans of an answer
@@ -38,16 +38,6 @@ class Grounds:
         return self.keys.nbytes + sum(times.nbytes for times in (*self.starts, *self.ends))
 
 
-def evidence(
-    stage: ReasonStage, pieces: Sequence[Piece], question: str, history: Sequence[tuple[str, str]] = ()
-) -> list[Evidence]:
-    """Up to `MOST` spans of what was read that an answer to a question rests on, best first.
-
-    None where the store has no index of keys. Raises `CorruptionError` where the index's bytes changed.
-    """
-    return evidence_of(stage, [grounds(stage, pieces)], [question_ids(stage.model, question, history)])[0]
-
-
 def grounds(stage: ReasonStage, pieces: Sequence[Piece]) -> Grounds | None:
     """Read what evidence is looked for in; None where there is nothing. Raises `CorruptionError`."""
     store = stage.store
@@ -70,7 +60,10 @@ def grounds(stage: ReasonStage, pieces: Sequence[Piece]) -> Grounds | None:
 def evidence_of(
     stage: ReasonStage, read: Sequence[Grounds | None], texts: Sequence[torch.Tensor]
 ) -> list[list[Evidence]]:
-    """`evidence` of several questions, each a text about what was read for it, in one pass."""
+    """Up to `MOST` spans of what was read that the answer to each of several texts rests on, best first.
+
+    All go through the model in one pass. None where there is nothing to look for it in.
+    """
     index = stage.store.header.index
     found: list[list[Evidence]] = [[] for _ in texts]
     able = [place for place, each in enumerate(read) if each is not None]
