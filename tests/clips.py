@@ -99,7 +99,7 @@ def make_clip(
             _add_stream(container, codec, fps, shape, pix_fmt, gop, options or {}) for shape in (size, *more_sizes)
         ]
         sound = (
-            container.add_stream("aac" if path.suffix in {".mp4", ".mov"} else "libopus", rate=48_000)
+            container.add_stream({".mp4": "aac", ".mov": "aac", ".mpg": "mp2"}.get(path.suffix, "libopus"), rate=48_000)
             if audio
             else None
         )

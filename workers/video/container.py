@@ -21,6 +21,7 @@ from av.stream import Disposition
 from vococache.errors import VideoError
 from vococache.workers.video.clock import MAX_STEP_SECONDS, Clock, Timeline, spread, unstretched
 from vococache.workers.video.damage import Damage, Sample, check_damage
+from vococache.workers.video.edits import composed, samples
 from vococache.workers.video.formats import (
     DEMUXERS,
     boxes,
@@ -55,9 +56,15 @@ class Video:
         self._path = path
         self._beat = beat
         self._container = self._open()
+        name = self._container.format.name
+        self._is_fragmented = "mp4" in name and any(kind == b"moof" for kind, _ in boxes(path))
         if "mp4" in self._container.format.name and (what := what_it_is(path)):
             raise VideoError(what)  # FFmpeg takes what is left of an index for the whole
         self.stream = self._shown_stream()
+        self._edits = composed(path, self.stream.id) if self.has_index else []
+        if self._edits:  # followed by us
+            self._container = self._open({"ignore_editlist": "1"})
+            self.stream = self._container.streams[self.stream.index]
         self.context = self.stream.codec_context
         if _pixels(self.context) > max_pixels:
             size = f"{self.context.width} x {self.context.height}"
@@ -66,11 +73,9 @@ class Video:
         self.context.copy_opaque = True  # a frame carries its packet's time
         self._first = 0  # time of the first keyframe, whether it is shown or lost
         self._last: tuple[int, int] = (-NEVER, 0)  # time of the packet shown last, and for how long it is shown
-        name = self._container.format.name
         self._is_avi = name == "avi"  # counts packets and keeps no presentation times
         # Does the container say for how long each frame is shown? Otherwise FFmpeg guesses.
         self._keeps_durations = "mp4" in name or "matroska" in name
-        self._is_fragmented = "mp4" in name and any(kind == b"moof" for kind, _ in boxes(path))
         self._may_jump = bool(self._container.format.flags & TS_DISCONT)
         # A loss in what is made for broadcast is a loss; a file that has an index is whole, or it is broken.
         self.is_broadcast = self._may_jump or self._is_fragmented or "flv" in name
@@ -99,6 +104,8 @@ class Video:
     @property
     def claimed_duration(self) -> float | None:
         """Seconds, as the container claims; None where it does not say."""
+        if self._edits:
+            return float(sum(edit.seconds for edit in self._edits))
         if self.stream.duration:
             return float(self.stream.duration * self.stream.time_base)
         if not self._container.duration:
@@ -114,7 +121,7 @@ class Video:
     @property
     def listed_duration(self) -> float | None:
         """Seconds, where the file lists all its frames, and these come to what it claims."""
-        entries = self.stream.index_entries if self.has_index else None
+        entries = self.stream.index_entries if self.has_index and not self.is_composed else None
         if not entries:
             return None
         places = range(len(entries))
@@ -123,6 +130,11 @@ class Video:
         claimed = self.claimed_duration
         is_so = claimed is not None and abs(claimed - float((last - first) * self.stream.time_base)) < 1
         return claimed if is_so else None
+
+    @property
+    def is_composed(self) -> bool:
+        """Is it shown in parts, as an edit list says?"""
+        return len(self._edits) > 0
 
     @property
     def format_name(self) -> str:
@@ -146,6 +158,8 @@ class Video:
         """
         if self.format_name == "mpegts":
             self.damage.losses = find_losses(self._path, self.stream.id, self._beat)
+        if self._edits:
+            return self._composed()
         samples = self._timed(self._demuxed())
         return self.damage.mended(samples) if self.is_broadcast else samples
 
@@ -155,6 +169,8 @@ class Video:
             raise VideoError("no frames")
         last, shown_for = self._last
         end = (self.stream.start_time or 0) + (self.stream.duration or 0)
+        if self._edits:
+            end = round(sum(edit.seconds for edit in self._edits) / self.stream.time_base)
         if self.has_index and last < end:  # an edit list may end before the last picture does
             shown_for = min(shown_for, end - last)
         return self.clock.end(last, shown_for)
@@ -175,15 +191,39 @@ class Video:
             found["discontinuities"] = self.discontinuities
         return found
 
-    def _open(self, length: int | None = None) -> Any:
+    def _open(self, options: dict[str, str] | None = None, length: int | None = None) -> Any:
         """The file, or its first `length` bytes."""
         # The clock is unwound by us, who know a recording that begins again from a clock that does.
         try:
-            return open_local(self._path, {"correct_ts_overflow": "0"}, length)
+            return open_local(self._path, {"correct_ts_overflow": "0"} | (options or {}), length)
         except (av.InvalidDataError, av.ArgumentError, av.EOFError) as error:
             raise VideoError(what_it_is(self._path) or _reason(error)) from None
         except (av.FFmpegError, OSError) as error:
             raise VideoError(_reason(error)) from None
+
+    def _composed(self) -> Iterator[Sample]:
+        """The packets of the parts of an edit list, in turn."""
+        for sample in samples(self._edits, self.stream.time_base, self._packets_from):
+            self._beat()
+            if sample.time >= max(sample.floor, self._last[0]):
+                self._last = (sample.time, NEVER)
+            yield sample
+
+    def _packets_from(self, moment: int) -> Iterator[Any]:
+        """The packets from the last keyframe on that is shown at a moment or before it; the first, if there is none."""
+        place, before = moment, None
+        while True:
+            self._container.seek(place, stream=self.stream)
+            packets = (packet for packet in self._read() if packet.size)
+            first = next(packets, None)
+            if first is None:
+                return
+            if first.is_corrupt:
+                raise VideoError(f"a broken packet at byte {first.pos}")
+            if first.pts <= moment or first.dts == before:
+                break
+            place, before = first.dts - 1, first.dts
+        yield from chain([first], packets)
 
     def _demuxed(self) -> Iterator[Any]:
         """The stream's packets from the first keyframe on. A broken one raises `VideoError`, but of a broadcast."""
@@ -236,7 +276,7 @@ class Video:
                 length = length_without_zeros(self._path)
                 if is_trimmed or length is None:
                     raise VideoError(_reason(error)) from None
-                self._container, is_trimmed, skip = self._open(length), True, count
+                self._container, is_trimmed, skip = self._open(length=length), True, count
             except av.FFmpegError as error:
                 raise VideoError(_reason(error)) from None
 

@@ -77,7 +77,9 @@ class Damage:
                 continue
             if self._lost:
                 self._lost, sample.begins = False, True
-                self.ticks += max(0, sample.time - self._end) if self._end is not None else 0
+                if self._end is not None:
+                    self.ticks += max(0, sample.time - self._end)
+                    self._end = max(self._end, sample.time)  # it may be broken, too
             self._heads = sample.heads or self._heads
             if sample.is_key:
                 self._group = []

@@ -68,10 +68,10 @@ def what_it_is(path: str) -> str | None:
     return _what_mp4(path) if head[4:8].isalpha() else None
 
 
-def boxes(path: str) -> Iterator[tuple[bytes, int]]:
-    """The outermost boxes of an MP4 file: of which kind each is, and where it ends."""
+def boxes(path: str, at: int = 0, end: int | None = None) -> Iterator[tuple[bytes, int]]:
+    """The boxes of an MP4 file, or of a part of it: of which kind each is, and where it ends."""
     with Path(path).open("rb") as file:
-        at, end = 0, Path(path).stat().st_size
+        end = Path(path).stat().st_size if end is None else end
         while at < end:
             file.seek(at)
             head = file.read(16)

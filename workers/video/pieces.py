@@ -41,6 +41,8 @@ def cut(video: Video) -> Iterator[Piece]:
     was_shown = was_left_out = False
     if video.format_name == "mpeg":
         raise VideoError("left to pyav: a program stream, whose damage is seen in decoding alone")
+    if video.is_composed:
+        raise VideoError("left to pyav: an edit list shows it in parts")
     for sample in video.samples():
         was_left_out = was_left_out or (was_shown and sample.packet.is_discard)
         was_shown = was_shown or not sample.packet.is_discard

@@ -184,16 +184,26 @@ def test_nothing_but_a_head(decoder: DecoderProcess, tmp_path: Path, suffix: str
             assert "Errno" not in str(caught.value)
 
 
-def test_too_much_damage_fails_the_video(tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["in the middle", "at the start"])
+def test_too_much_damage_fails_the_video(tmp_path: Path, where: str) -> None:
+    """A share of all that was recorded: also of what lies before the first picture shown."""
     path = tmp_path / "clip.ts"
     packets = recorded(path, **CODECS["h264"])
     places = of_video(packets)
-    path.write_bytes(b"".join(DAMAGE["lost"](packets, places[len(places) // 3])))
-    with DecoderProcess(limits=Limits(max_damage=0.01)) as strict, pytest.raises(VideoError) as caught:
-        look(strict, path)
-    assert "s are lost, expected a share of at most 0.01 (--max-damage)" in str(caught.value)
+    begins = [n for n, place in enumerate(places) if packets[place][1] & 0x40]
+    lost = {places[len(places) // 3]} if where == "in the middle" else {places[n + 1] for n in begins[:40]}
+    path.write_bytes(b"".join(packet for place, packet in enumerate(packets) if place not in lost))
     with DecoderProcess(limits=Limits(max_damage=1)) as lenient:
-        assert len(look(lenient, path)[0]) == 60
+        numbers, _, findings = look(lenient, path)
+    assert len(numbers) == 60 - numbers[0]
+    assert (numbers[0] == 0) == (where == "in the middle")
+    share = findings["damage"]["seconds"] / 6
+    assert where == "in the middle" or share == pytest.approx(numbers[0] / 60)
+    with DecoderProcess(limits=Limits(max_damage=share - 0.01)) as strict, pytest.raises(VideoError) as caught:
+        look(strict, path)
+    assert f"of 6.0 s are lost, expected a share of at most {share - 0.01:g} (--max-damage)" in str(caught.value)
+    with DecoderProcess(limits=Limits(max_damage=share + 0.01)) as tolerant:
+        assert look(tolerant, path)[0] == numbers
 
 
 def test_a_file_with_an_index_is_whole_or_broken(decoder: DecoderProcess, tmp_path: Path) -> None:

@@ -150,6 +150,41 @@ def test_a_still_of_minutes_stays_in_fragments(decoder: DecoderProcess, tmp_path
         assert look(decoder, path, name, 1)[0] == [0, 10, *[19] * 200, 20, 30], name
 
 
+WITH_SOUND: dict[str, Any] = {"audio": True, "muxing": {"max_interleave_delta": "0"}}
+STILLS: dict[str, dict[str, Any]] = {
+    "no length.webm": {"codec": "libvpx", "muxing": {"live": "1"}},  # as browsers record
+    "no length.mkv": {"muxing": {"live": "1"}} | H264,
+    "no length.flv": {"muxing": {"flvflags": "no_duration_filesize"}} | H264,
+    "clip.ogv": {"codec": "libvpx"},
+    "constant rate.ts": {"muxing": {"muxrate": "300000"}} | H264,
+    "with sound.ts": WITH_SOUND | H264,
+    "with sound, mpeg2.ts": WITH_SOUND | MPEG2,
+}
+
+
+@pytest.mark.parametrize("name", STILLS)
+def test_a_still_stays_where_a_clock_runs_on(decoder: DecoderProcess, tmp_path: Path, name: str) -> None:
+    shown = [i / 10 + 30 * (i >= 20) for i in range(40)]
+    path = make_clip(tmp_path / name, times=shown, **STILLS[name])
+    still = 20 if name.endswith("ogv") else 19  # Ogg has no times of its own for packets within a page
+    for how in available_decoders():
+        numbers, _, frames = look(decoder, path, how, 1)
+        assert numbers == [0, 10, *[still] * 30, 20, 30], how
+        assert frames.duration == pytest.approx(34, abs=0.15), how
+        assert frames.findings == {}, how
+
+
+def test_a_still_in_a_program_stream_with_sound(decoder: DecoderProcess, tmp_path: Path) -> None:
+    """Its packs say how time passes; of pictures that begin in one of them the first alone has a time."""
+    shown = [i / 25 + 30 * (i >= 25) for i in range(50)]
+    path = make_clip(tmp_path / "clip.mpg", times=shown, **WITH_SOUND | MPEG2)
+    numbers, _, frames = look(decoder, path, "pyav", 1)
+    assert numbers[0] == 0
+    assert numbers[2:-2] == [numbers[2]] * 28
+    assert frames.duration == pytest.approx(32, abs=0.1)
+    assert frames.findings == {}
+
+
 @pytest.mark.parametrize(("suffix", "hours"), [("mp4", 2), ("mkv", 2), ("flv", 26), ("mkv", 50 * 24)])
 def test_no_picture_is_shown_for_hours(decoder: DecoderProcess, tmp_path: Path, suffix: str, hours: int) -> None:
     path = make_clip(tmp_path / f"clip.{suffix}", times=[i / 10 + 3600 * hours * (i >= 5) for i in range(10)])
