@@ -64,6 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=32)
     options = parser.parse_args()
+    loaded = loading()  # before this process holds memory that a fork of it would take for new
     rows: list[tuple[object, ...]] = [("tokens computed over tokens needed", "texts", "whole step", "8 processes wait")]
     ratios, found = {}, {}
     for name, figures in padding().items():
@@ -91,7 +92,6 @@ def main() -> None:
     sizes = (held[False], held[True], formula)
     rows.append(("", *(f"{s / 1e6:.2f} MB" for s in sizes), f"{whole_gradient_bytes(llava_7b(2)) / 1e9:.0f} GB"))
     rows.append(("loading a checkpoint in bfloat16", "peak over the file", "its own memory", "CPU s"))
-    loaded = loading()
     for name, (peak, own, seconds) in loaded.items():
         rows.append((name, f"{peak:.2f}", f"{own:.2f}", f"{seconds:.1f}"))
     measured = {"layers": options.layers, "gradients": held, "loading": loaded, "found": found}

@@ -96,7 +96,7 @@ def load_model(
     `dtype`: of weights and computation; by default float32 on a CPU, and on a GPU the checkpoint's own, but bfloat16
     for float32; "float8" is bfloat16 with the compressor's decoder in float8 (`vococache.model.float8`). `device`: by
     default a GPU where there is one; "meta" reads no weight. `hashed`: False spares the digest of the weights as they
-    are stored, which takes longer than loading them; the fingerprint is then of the weights in memory.
+    are stored, which takes about as long as loading them; the fingerprint is then of the weights in memory.
 
     Raises `ModelError` where the folder is not such a checkpoint, is not supported, or has missing, extra,
     mis-shaped or non-finite weights.

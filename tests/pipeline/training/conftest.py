@@ -1,6 +1,8 @@
 """A folder to train from scratch from, and settings that take seconds."""
 
+import gc
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,15 @@ from vococache.pipeline.training.settings import TrainSettings
 SIDE = 60  # pixels of a picture
 
 
+@pytest.fixture(scope="session", autouse=True)
+def little_garbage() -> Iterator[None]:
+    """Each run of the Trainer collects garbage: not also among what stood here before any run."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="session")
 def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model's folder with its config and tokenizer, without weights."""
@@ -46,7 +57,7 @@ def settings(blank: Path) -> Any:
 
     def make(trainer: dict[str, Any] | None = None, **changes: Any) -> TrainSettings:
         short = {
-            "max_steps": 12, "per_device_train_batch_size": 8, "learning_rate": 1e-3, "lr_scheduler_type": "cosine",
+            "max_steps": 12, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "lr_scheduler_type": "cosine",
             "warmup_steps": 2, "logging_steps": 1, "save_steps": 6, "use_cpu": True, "disable_tqdm": True,
         }  # fmt: skip
         defaults: dict[str, Any] = {

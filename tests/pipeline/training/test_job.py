@@ -93,7 +93,7 @@ def in_process(settings: TrainSettings, out: Path, *launcher: str, resume: bool 
 
 class TestRun:
     def test_it_writes_a_model_logs_and_its_settings(self, settings: Any, tmp_path: Path) -> None:
-        evaluation = ({"synthetic": "val", "count": 16, "asked": 3, "still": True},)
+        evaluation = ({"synthetic": "val", "count": 8, "asked": 3, "still": True},)
         chosen = settings(evaluation=evaluation, trainer={"eval_strategy": "steps", "eval_steps": 6}, note="A test.")
         figures = train(chosen, tmp_path)
         model = load_model(tmp_path / "model", device="cpu")
@@ -113,8 +113,8 @@ class TestRun:
         assert all(weight.equal(two[name]) for name, weight in one.items())
 
     def test_accumulated_steps_equal_large_ones(self, settings: Any, tmp_path: Path) -> None:
-        train(settings(trainer={"max_steps": 4, "per_device_train_batch_size": 8}), tmp_path / "large")
-        accumulated = {"max_steps": 4, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+        train(settings(trainer={"max_steps": 3, "per_device_train_batch_size": 8}), tmp_path / "large")
+        accumulated = {"max_steps": 3, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
         train(settings(trainer=accumulated), tmp_path / "small")
         large, small = losses(tmp_path / "large"), losses(tmp_path / "small")
         assert large == pytest.approx(small, abs=2e-4)
@@ -132,9 +132,9 @@ class TestRun:
         self, settings: Any, tmp_path: Path, monkeypatch: Any, bf16: bool, save_dtype: str | None, expected: str
     ) -> None:
         monkeypatch.setattr(trainer, "computes_bfloat16", lambda: True)
-        train(settings(save_dtype=save_dtype, trainer={"bf16": bf16, "max_steps": 8}), tmp_path)
+        train(settings(save_dtype=save_dtype, trainer={"bf16": bf16, "max_steps": 5}), tmp_path)
         found = losses(tmp_path)
-        assert found[8] < found[1]
+        assert found[5] < found[1]
         assert stored_dtypes(tmp_path / "model") == {getattr(torch, expected)}
         model = load_model(tmp_path / "model", dtype=expected, device="cpu")
         assert model.config.extra["fingerprint"] == compressor_fingerprint(model)
@@ -142,7 +142,7 @@ class TestRun:
 
     def test_checkpointing_changes_memory_and_no_weight(self, settings: Any, tmp_path: Path) -> None:
         for name, on in (("plain", False), ("again", True)):
-            train(settings(gradient_checkpointing=on, trainer={"max_steps": 3}), tmp_path / name)
+            train(settings(gradient_checkpointing=on, trainer={"max_steps": 2}), tmp_path / name)
         plain, again = weights(tmp_path / "plain/model"), weights(tmp_path / "again/model")
         for name, weight in plain.items():
             torch.testing.assert_close(again[name], weight, atol=1e-6, rtol=1e-5, msg=name)
@@ -185,10 +185,10 @@ class TestResume:
 
     def test_a_run_killed_behind_its_last_step_ends_as_if_nothing_were(self, settings: Any, tmp_path: Path) -> None:
         evaluation = ({"synthetic": "val", "count": 8, "asked": 2, "still": True},)
-        chosen = settings(evaluation=evaluation, trainer={"max_steps": 6, "save_steps": 3})
+        chosen = settings(evaluation=evaluation, trainer={"max_steps": 4, "save_steps": 2})
         train(chosen, tmp_path)
         straight = weights(tmp_path / "model")
-        for steps, lost in (([], "model"), ([4, 5, 6], "checkpoint-6")):
+        for steps, lost in (([], "model"), ([3, 4], "checkpoint-4")):
             shutil.rmtree(tmp_path / "model")
             shutil.rmtree(tmp_path / lost, ignore_errors=True)
             (tmp_path / "log.csv").unlink()
