@@ -96,10 +96,8 @@ def lacks_srt(source: str) -> bool:
         return False
     try:
         av.open("srt://", options={"protocol_whitelist": "srt"}).close()
-    except av.error.ProtocolNotFoundError:
-        return True
-    except av.FFmpegError:
-        pass
+    except av.FFmpegError as error:
+        return isinstance(error, av.error.ProtocolNotFoundError)
     return False
 
 

@@ -330,6 +330,7 @@ def test_a_killed_watch_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # fifty starts, on whatever machine
 def test_killed_at_fifty_moments(tmp_path: Path) -> None:
     kill_and_go_on(tmp_path, 50, 1000, 3.0)
 
