@@ -24,11 +24,13 @@ from vococache.workers.video.damage import Damage, Sample, check_damage
 from vococache.workers.video.edits import composed, samples
 from vococache.workers.video.formats import (
     DEMUXERS,
+    MAX_SAMPLES,
     boxes,
     claimed_size,
     is_theora_head,
     is_vp8_head,
     length_without_zeros,
+    most_samples,
     what_it_is,
 )
 from vococache.workers.video.system_clock import of_program_stream, ran_through
@@ -53,6 +55,9 @@ class Video:
 
     def __init__(self, path: str, *, max_pixels: int, beat: Callable[[], None] = lambda: None) -> None:
         check_file(path)
+        length, most = Path(path).stat().st_size, most_samples(path)
+        if most > MAX_SAMPLES * length:  # FFmpeg would take memory for each of them
+            raise VideoError(f"its index is wrong: it lists {most} samples in {length} bytes")
         self._path = path
         self._beat = beat
         self._container = self._open()

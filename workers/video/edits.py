@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, dropwhile
-from pathlib import Path
 from typing import Any
 
 from vococache.errors import VideoError
 from vococache.workers.video.damage import Sample
-from vococache.workers.video.formats import boxes
+from vococache.workers.video.formats import content, inside
 
 MAX_EDITS = 10_000
 
@@ -71,15 +70,13 @@ def _part(packets: Iterator[Any], start: int, end: int, began: int, rate: Fracti
 
 
 def _edits(path: str, track: int) -> list[Edit]:
-    for index in _inside(path, b"moov", 0, Path(path).stat().st_size):
-        scale = _scale(path, next(_inside(path, b"mvhd", *index), None))
-        for trak in _inside(path, b"trak", *index):
-            head = _bytes(path, next(_inside(path, b"tkhd", *trak), None), 24)
-            if head and int.from_bytes(head[20:24] if head[0] else head[12:16], "big") == track:
-                media = next(_inside(path, b"mdia", *trak), None)
-                own_scale = _scale(path, media and next(_inside(path, b"mdhd", *media), None))
-                lists = (table for edts in _inside(path, b"edts", *trak) for table in _inside(path, b"elst", *edts))
-                return _parsed(_bytes(path, next(lists, None), 8 + 20 * MAX_EDITS), scale, own_scale)
+    scale = _scale(path, next(inside(path, [b"moov", b"mvhd"]), (0, 0)))
+    for trak in inside(path, [b"moov", b"trak"]):
+        head = content(path, next(inside(path, [b"tkhd"], *trak), (0, 0)), 24)
+        if track == int.from_bytes(head[20:24] if head[:1] == b"\1" else head[12:16], "big"):
+            own_scale = _scale(path, next(inside(path, [b"mdia", b"mdhd"], *trak), (0, 0)))
+            table = next(inside(path, [b"edts", b"elst"], *trak), (0, 0))
+            return _parsed(content(path, table, 8 + 20 * MAX_EDITS), scale, own_scale)
     return []
 
 
@@ -101,23 +98,7 @@ def _parsed(table: bytes, scale: int, own_scale: int) -> list[Edit]:
     return edits
 
 
-def _scale(path: str, box: tuple[int, int] | None) -> int:
+def _scale(path: str, box: tuple[int, int]) -> int:
     """Ticks a second, of an `mvhd` or `mdhd` box."""
-    head = _bytes(path, box, 24)
+    head = content(path, box, 24)
     return int.from_bytes(head[20:24] if head[:1] == b"\1" else head[12:16], "big")
-
-
-def _inside(path: str, kind: bytes, at: int, end: int) -> Iterator[tuple[int, int]]:
-    """Where the contents of boxes of one kind start and end."""
-    for found, after in boxes(path, at, end):
-        if found == kind and after <= end:
-            yield at + 8, after
-        at = after
-
-
-def _bytes(path: str, box: tuple[int, int] | None, most: int) -> bytes:
-    if box is None:
-        return b""
-    with Path(path).open("rb") as file:
-        file.seek(box[0])
-        return file.read(min(most, box[1] - box[0]))

@@ -19,6 +19,8 @@ DEMUXERS = (
 )  # fmt: skip
 HEAD_BYTES = 4096
 ZEROS_BYTES = 1 << 20  # read at once
+FRAGMENT_BYTES = 1 << 20  # of the head of a fragment
+MAX_SAMPLES = 16  # in a byte of an MP4: old sound has six
 
 _STARTS = (
     (b"version https://git-lfs.", "a Git LFS pointer instead of the file: `git lfs pull` fetches it"),
@@ -83,6 +85,39 @@ def boxes(path: str, at: int = 0, end: int | None = None) -> Iterator[tuple[byte
             at += size
 
 
+def inside(path: str, kinds: list[bytes], at: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:
+    """Where the contents of boxes start and end that lie in each other, the outermost first."""
+    for found, after in boxes(path, at, end):
+        if found == kinds[0] and after <= (after if end is None else end):
+            yield from inside(path, kinds[1:], at + 8, after) if kinds[1:] else [(at + 8, after)]
+        at = after
+
+
+def content(path: str, box: tuple[int, int], most: int) -> bytes:
+    """The first bytes of a box's content."""
+    with Path(path).open("rb") as file:
+        file.seek(box[0])
+        return file.read(max(0, min(most, box[1] - box[0])))
+
+
+def most_samples(path: str) -> int:
+    """The largest number of samples that a table of an MP4 file claims in a few bytes, without an entry for each."""
+    most = at = 0
+    with Path(path).open("rb") as file:
+        for kind, after in boxes(path):
+            if kind == b"moov":
+                for table in inside(path, [b"trak", b"mdia", b"minf", b"stbl", b"stsz"], at + 8, after):
+                    head = content(path, table, 12)
+                    most = max(most, int.from_bytes(head[8:12], "big") if any(head[4:8]) else 0)
+            elif kind == b"moof":
+                file.seek(at)
+                for run in file.read(min(after - at, FRAGMENT_BYTES)).split(b"trun")[1:]:
+                    if not int.from_bytes(run[1:4], "big") & 0xF00:
+                        most = max(most, int.from_bytes(run[4:8], "big"))
+            at = after
+    return most
+
+
 def claimed_size(head: bytes) -> int:
     """How long a Matroska or RIFF (AVI) file says that it is, in bytes; 0 where it does not say."""
     if head[:4] == b"RIFF":
@@ -122,10 +157,12 @@ def is_vp8_head(packet: bytes) -> bool:
 
 
 def _what_mp4(path: str) -> str | None:
-    kinds = dict(boxes(path))
-    if kinds.get(b"moov", 0) > Path(path).stat().st_size:
-        return "an MP4 that is cut off within its index (moov)"
-    if b"moov" in kinds or not kinds.keys() & {b"ftyp", b"styp", b"moof", b"mdat", b"sidx"}:
+    kinds = set()
+    for kind, end in boxes(path):
+        if kind == b"moov":
+            return "an MP4 that is cut off within its index (moov)" if end > Path(path).stat().st_size else None
+        kinds.add(kind)
+    if not kinds & {b"ftyp", b"styp", b"moof", b"mdat", b"sidx"}:
         return None
     if b"moof" in kinds or b"styp" in kinds:
         return "a fragment of MP4 without its head (moov), which lies in a file of its own: join them"

@@ -18,7 +18,7 @@ SYNC = 0x47
 PACKET_BYTES = 188
 # A packet in a file may have a time before it (M2TS), or a checksum behind it.
 RAW_BYTES = (188, 192, 204)
-BLOCK_PACKETS = 1 << 16
+BLOCK_PACKETS, PIECE_PACKETS = 1 << 16, 64
 PROBED_PACKETS = 16
 MAX_FULL = 0.1  # of all units: as many end with a packet by chance, and some more
 # Flags in the head of a packet, as it is numbered from 0.
@@ -167,7 +167,7 @@ def _blocks(path: str) -> Iterator[tuple[int, int, Rows]]:
             lost = np.flatnonzero(syncs != SYNC)
             number = int(lost[0]) if len(lost) else number
             # Of a file that is all in pieces, not each piece costs as much as a block.
-            length = min(BLOCK_PACKETS, 2 * length) if number == length else max(1, number)
+            length = min(BLOCK_PACKETS, 2 * length if number == length else PIECE_PACKETS)
             if number:
                 # The last of the file may lack what stands behind a packet.
                 rows = np.frombuffer(data.ljust(number * raw, b"\0"), np.uint8, number * raw).reshape(number, raw)

@@ -151,3 +151,17 @@ def test_a_copy_that_lost_a_part_of_its_index_is_named(
     path = tmp_path / f"cut.{suffix}"
     path.write_bytes(whole[: start + max(8, int(share * (len(whole) - start)))])
     assert "cut off" in reason(decoder, path)
+
+
+@pytest.mark.parametrize(("muxing", "table", "place"), [({}, b"stsz", 8), ({"movflags": "frag_keyframe"}, b"trun", 4)])
+def test_an_index_of_more_than_there_can_be(
+    tmp_path: Path, decoder: DecoderProcess, muxing: dict[str, str], table: bytes, place: int
+) -> None:
+    """A file of 5 KB would take gigabytes: its samples are said to be all alike, so that each needs no entry."""
+    path = make_clip(tmp_path / "clip.mp4", options={"bf": "0"}, muxing=muxing)
+    data = bytearray(path.read_bytes())
+    at = data.index(table) + 4
+    data[at : at + place] = bytes(place - 1) + b"\1"  # no flags; of the index, a size of one byte for all
+    data[at + place : at + place + 4] = (1 << 24).to_bytes(4, "big")
+    path.write_bytes(data)
+    assert reason(decoder, path) == f"its index is wrong: it lists {1 << 24} samples in {len(data)} bytes"

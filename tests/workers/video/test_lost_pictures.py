@@ -1,6 +1,7 @@
 """Packets that yield no picture: a lost one is never a shift. decord gives the right frames, or leaves them to PyAV."""
 
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,34 @@ def test_vops_that_are_not_coded(decoder: DecoderProcess, tmp_path: Path, suffix
     still = range(4, 8)
     path = without_vops(tmp_path, suffix, lost, still, gop=gop, options={"sc_threshold": "1000000000"})
     check(decoder, path, held(lost), [place / 10 for place in held(lost)])
+
+
+@pytest.mark.parametrize("suffix", ["avi", "mkv", "mp4"])
+def test_packed_pictures(decoder: DecoderProcess, tmp_path: Path, suffix: str) -> None:
+    """DivX put a B-VOP into the packet of the P-VOP that it needs, and one that is not coded into its own."""
+    options = {"bf": "1", "b_strategy": "0", "sc_threshold": "1000000000"}
+    source = make_clip(tmp_path / "source.avi", frames=40, size=(192, 128), codec="mpeg4", options=options)
+    with av.open(str(source)) as reader:
+        stream = reader.streams.video[0]
+        packets = [bytes(packet) for packet in reader.demux(stream) if packet.size]
+        at = packets[0].index(b"Lavc")  # by what the encoder calls itself decoders know
+        packets = [packet.replace(packets[0][at : at + 13], b"DivX503b1393p") for packet in packets]
+        kinds = [packet[packet.index(VOP) + 4] >> 6 for packet in packets]
+        for place, kind in enumerate(kinds):
+            if kind == 2:
+                empty = not_coded(packets[place - 1])
+                packets[place - 1 : place + 1] = packets[place - 1] + packets[place], empty[empty.index(VOP) :]
+        path = tmp_path / f"clip.{suffix}"
+        with av.open(str(path), "w") as writer:
+            target = writer.add_stream_from_template(stream)
+            for place, data in enumerate(packets):
+                packet = av.Packet(data)
+                packet.pts = packet.dts = place
+                packet.duration, packet.time_base = 1, Fraction(1, 10)
+                packet.is_keyframe, packet.stream = kinds[place] == 0, target
+                writer.mux(packet)
+    assert 2 in kinds
+    check(decoder, path, list(range(40)), [place / 10 for place in range(40)])
 
 
 @pytest.mark.parametrize("suffix", ["webm", "mkv"])
