@@ -22,7 +22,6 @@ from vococache.model.decoder import project_query, run_layers
 from vococache.model.voco import VoCoModel
 
 QUESTION = 'Does the video show this: "{}"? Answer yes or no.'  # of a model that has no question of its own
-SLAB_VALUES = 1 << 18  # that are widened at once, and stay in the processor's cache
 BATCH_POSITIONS = 8192  # cached ones and those of texts, in one pass
 
 
@@ -79,22 +78,24 @@ def weigh_queries(query_TGRD: Tensor, covariance_GDD: Tensor) -> Tensor:
 
 
 def key_scores(query_GRD: Tensor, keys_SKGD: npt.NDArray[np.float16]) -> Tensor:
-    """How well each of S segments' keys fit a query, [S]: the best of its tokens for each head, then their mean."""
+    """How well each of S segments' keys fit a query, [S]: the best of its tokens for each head, then their mean.
+
+    Quickest where the keys lie in memory with the segments as their last axis.
+    """
     heads, shared, width = query_GRD.shape
     segments, tokens = keys_SKGD.shape[:2]
-    matrix = torch.zeros(heads, width, heads, shared)
+    matrix = torch.zeros(heads, shared, heads, width)
     for head, query_RD in enumerate(query_GRD):
-        matrix[head, :, head] = query_RD.T
-    matrix = matrix.reshape(heads * width, heads * shared)
+        matrix[head, :, head] = query_RD
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a mapped file may not be written to, and is not
-        keys = torch.from_numpy(keys_SKGD.reshape(segments * tokens, heads * width))
-    fit = torch.empty(segments)
-    at_once = max(1, SLAB_VALUES // (tokens * heads * width))
-    for first in range(0, segments, at_once):
-        slab = keys[first * tokens : (first + at_once) * tokens].float()
-        best = (slab @ matrix).view(-1, tokens, heads * shared).amax(1)
-        torch.mean(best, 1, out=fit[first : first + at_once])
+        keys_KGDS = torch.from_numpy(keys_SKGD).permute(1, 2, 3, 0)
+    best = torch.full((heads * shared, segments), -torch.inf)
+    widened = torch.empty(heads * width, segments)
+    for token in range(tokens):
+        widened.view(heads, width, segments).copy_(keys_KGDS[token])
+        torch.maximum(best, matrix.view(heads * shared, heads * width) @ widened, out=best)
+    fit: Tensor = best.mean(0)
     return fit
 
 

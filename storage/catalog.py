@@ -30,9 +30,12 @@ Rows = dict[str, tuple[Fields, int] | None]  # summary and length of each video'
 
 
 class Vectors(NamedTuple):
-    """An object of vectors: the crc32c of its bytes, and whose they are: video, generation, segments [start, stop)."""
+    """An object of vectors: its bytes' crc32, and whose they are: video, generation, segments [start, stop).
 
-    crc32c: int
+    Not crc32c: what computes that here keeps all other threads of a search waiting.
+    """
+
+    crc32: int
     rows: list[tuple[str, str, int, int]]
 
 
@@ -133,8 +136,8 @@ def told(objects: Objects, identity: str, parts: list[int]) -> tuple[Rows, dict[
 
 def _vectors(said: Any) -> Vectors:
     """What a part says of an object of vectors. Raises `ValueError` or `TypeError` where it says something else."""
-    crc32c, rows = said
+    crc32, rows = said
     found = [(str(video), str(generation), int(start), int(stop)) for video, generation, start, stop in rows]
     if not all(0 <= start < stop for _, _, start, stop in found):
         raise ValueError("segments")
-    return Vectors(int(crc32c), found)
+    return Vectors(int(crc32), found)

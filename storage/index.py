@@ -1,5 +1,7 @@
 """The index of a store: what each segment's vectors are, and a way to read those of all videos at once."""
 
+import math
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -217,15 +219,19 @@ class IndexScan:
         if isinstance(source, _Sealed):
             key, trailer = catalog.vectors_key(source.name), 0
             length = sum(stop - start for _, _, start, stop in source.vectors.rows) * size
-            expected = Stamp(length, source.vectors.crc32c)
+            expected = Stamp(length, source.vectors.crc32)
         else:
             name = placed(documents.generation(source.fields), store.chunk_key("index", source.number))
             key, trailer = f"videos/{source.spans[0].video}/{name}", documents.trailer_of(name)
             length, expected = source.expected.length - trailer, source.expected
         data = store.objects.mapped(key)
-        store.compare(key, expected, None if data is None else stamp(data, trailer))
+        found = None if data is None else stamp(data, trailer) if trailer else Stamp(len(data), zlib.crc32(data))
+        store.compare(key, expected, found)
         content = np.frombuffer(b"" if data is None else data, INDEX_DTYPE, length // INDEX_DTYPE.itemsize)
-        return content.reshape(-1, *(store.header.index_shape or ()))
+        shape = store.header.index_shape or ()
+        if isinstance(source, _Sealed):
+            return content.reshape(math.prod(shape), -1).T.reshape(-1, *shape)  # no copy
+        return content.reshape(-1, *shape)
 
     def _is_as_it_was(self, chunk: _Chunk) -> bool:
         """Does the video's document still name the chunk?"""

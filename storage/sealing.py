@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+import zlib
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
@@ -11,14 +12,14 @@ import numpy.typing as npt
 from vococache.errors import CorruptionError
 from vococache.storage import catalog, documents
 from vococache.storage.catalog import Catalog, Vectors
-from vococache.storage.documents import Fields, stamp
+from vococache.storage.documents import Fields
 from vococache.storage.format import DOCUMENT, is_safe_key
 from vococache.storage.index import IndexScan, indexed_videos
 from vococache.storage.reading import StoreReader
 
 MARK_AGE_S = 3600.0  # no swap takes so long
 MOST_PARTS = 16
-VECTORS_BYTES = 8 << 20  # of an object of vectors, about: it is fetched and checked as a whole
+VECTORS_BYTES = 16 << 20  # of an object of vectors, about: one request, and few steps from one to the next
 
 Looked = dict[str, tuple[tuple[Fields, int] | None, str]]  # of each document that is sound: its row, its digest
 
@@ -148,9 +149,10 @@ def _put(scan: IndexScan) -> Iterator[tuple[str, Vectors]]:
 def _put_one(
     store: StoreReader, rows: list[tuple[str, str, int, int]], held: list[npt.NDArray[Any]]
 ) -> tuple[str, Vectors]:
-    """Create an object of vectors, whose name is that of what it holds."""
-    data = np.concatenate(held).reshape(-1).view(np.uint8)
-    found = Vectors(stamp(data).crc32c, rows)
+    """Create an object of vectors, whose name is that of what it holds. Its last axis is that of the segments."""
+    whole = np.concatenate(held)
+    data = np.ascontiguousarray(whole.reshape(len(whole), -1).T).reshape(-1).view(np.uint8)
+    found = Vectors(zlib.crc32(data), rows)
     name = hashlib.sha256(repr(found).encode()).hexdigest()[:16]
     store.objects.create(catalog.vectors_key(name), data)
     return name, found

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
@@ -101,28 +102,28 @@ def scan_scores(scan: IndexScan, query_TGRD: torch.Tensor) -> dict[str, npt.NDAr
     sample = _Sample(begins, int(ends[np.searchsorted(ends, min(SAMPLE, ends[-1]))]))
     found = np.full(ends[-1], np.nan, np.float32)
     query: list[torch.Tensor] = []  # one, as soon as the sample is whole
+    held: list[tuple[Sequence[IndexSpan], Vectors]] = []  # what came before
 
     def look(vectors: Vectors) -> Vectors | torch.Tensor:
         compute_alone()
         return key_scores(query[0], vectors) if query else vectors
 
-    def note(spans: Sequence[IndexSpan], looked: Vectors | torch.Tensor) -> None:
-        scores = (looked if isinstance(looked, torch.Tensor) else key_scores(query[0], looked)).numpy()
+    def note(spans: Sequence[IndexSpan], scores: torch.Tensor) -> None:
         for video, start, stop, at in spans:
-            found[begins[video] + start : begins[video] + stop] = scores[at : at + stop - start]
-
-    def weigh() -> None:
-        query.append(join_queries(query_TGRD, torch.from_numpy(sample.keys())))
-        for earlier in sample.taken:
-            note(*earlier)
+            found[begins[video] + start : begins[video] + stop] = scores[at : at + stop - start].numpy()
 
     for spans, looked in scan.map(look):
-        if query or isinstance(looked, torch.Tensor):
+        if isinstance(looked, torch.Tensor):
             note(spans, looked)
-        elif sample.add(spans, looked):
-            weigh()
-    if sample.taken and not query:
-        weigh()
+            continue
+        held.append((spans, looked))
+        if not query and sample.add(spans, looked):
+            query.append(join_queries(query_TGRD, torch.from_numpy(sample.keys())))
+    if held and not query:
+        query.append(join_queries(query_TGRD, torch.from_numpy(sample.keys())))
+    for (spans, _), scores in zip(held, scan.store.objects.ahead(lambda item: look(item[1]), held), strict=True):
+        assert isinstance(scores, torch.Tensor), "there is a query by now"
+        note(spans, scores)
     whole = {
         video: found[begin : begin + each.segments]
         for (video, begin), each in zip(begins.items(), scan.videos.values(), strict=True)
@@ -136,25 +137,26 @@ class _Sample:
     """The first `count` segments of an index, whatever objects they come in: by them a text's tokens are weighed."""
 
     def __init__(self, begins: Mapping[str, int], count: int) -> None:
-        self.taken: list[tuple[Sequence[IndexSpan], Vectors]] = []
         self._begins = begins
         self._known = np.zeros(count, bool)
-        self._keys = np.empty(0, np.float16)
+        self._keys = self._others = np.empty(0, np.float16)
+        self._added = 0
 
     def add(self, spans: Sequence[IndexSpan], vectors: Vectors) -> bool:
-        """Take an object in; is that enough?"""
-        self.taken.append((spans, vectors))
-        if not len(self._keys):
+        """Look for them in an object; is that enough?"""
+        if not self._added:
             self._keys = np.empty((len(self._known), *vectors.shape[1:]), np.float16)
+            self._others = vectors[:SAMPLE]
+        self._added += 1
         for video, start, stop, at in spans:
             if (begin := self._begins[video] + start) < len(self._known):
                 self._keys[begin : begin + stop - start] = vectors[at : at + stop - start]
                 self._known[begin : begin + stop - start] = True
-        return bool(self._known.all()) or len(self.taken) == MOST_HELD
+        return bool(self._known.all()) or self._added == MOST_HELD
 
     def keys(self) -> npt.NDArray[np.float16]:
         """Keys [N, G, D] of as many of them as there are; of others, where there are none."""
-        keys = self._keys[self._known][:SAMPLE] if self._known.any() else self.taken[0][1][:SAMPLE]
+        keys = self._keys[self._known][:SAMPLE] if self._known.any() else self._others
         return keys.reshape(-1, *keys.shape[2:])
 
 
@@ -211,11 +213,11 @@ def _better_half(column: list[npt.NDArray[np.float32]]) -> npt.NDArray[np.float3
     Of several with the same better half, the one that fits as a whole.
     """
     width, half = len(column), -(-len(column) // 2)
-    whole: npt.NDArray[np.float32] = np.sum(column, axis=0)
+    whole: npt.NDArray[np.float32] = reduce(np.add, column)
     for last in range(width - 1, width - 1 - half, -1):  # the best of what is left moves to the end
         for n in range(last):
             column[n], column[n + 1] = np.minimum(column[n], column[n + 1]), np.maximum(column[n], column[n + 1])
-    better: npt.NDArray[np.float32] = np.sum(column[width - half :], axis=0)
+    better: npt.NDArray[np.float32] = reduce(np.add, column[width - half :])
     return better / half + 1e-3 / width * whole
 
 
