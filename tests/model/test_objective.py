@@ -95,13 +95,13 @@ def test_elastic_training_shows_every_power_of_two_of_the_tokens(batch):
     pixels, rest = model.pixel_values(inputs["frames"]), [inputs[n] for n in ("input_ids", "attention_mask", "labels")]
     expected = {model(pixels, *rest, segments=[3, 1], tokens=k)["loss"].item() for k in (1, 2, 4)}
     random.seed(0)
-    found = Counter(objective(**inputs)["loss"].item() for _ in range(200))
+    found = Counter(objective(**inputs)["loss"].item() for _ in range(60))
     assert len(found) == 3
     assert sorted(found) == pytest.approx(sorted(expected))
     whole = model(pixels, *rest, segments=[3, 1])["loss"]
     assert found.most_common(1)[0] == (
         pytest.approx(whole.item()),
-        pytest.approx(100, abs=20),
+        pytest.approx(30, abs=10),
     )  # all K, every other time
     torch.testing.assert_close(objective.eval()(**inputs)["loss"], whole)
 
