@@ -225,10 +225,10 @@ class IndexScan:
             key, trailer = f"videos/{source.spans[0].video}/{name}", documents.trailer_of(name)
             length, expected = source.expected.length - trailer, source.expected
         data = store.objects.mapped(key)
-        found = None if data is None else stamp(data, trailer) if trailer else Stamp(len(data), zlib.crc32(data))
-        store.compare(key, expected, found)
-        content = np.frombuffer(b"" if data is None else data, INDEX_DTYPE, length // INDEX_DTYPE.itemsize)
-        shape = store.header.index_shape or ()
+        held = np.frombuffer(b"" if data is None else data, np.uint8)
+        found = Stamp(len(held), zlib.crc32(held.data)) if isinstance(source, _Sealed) else stamp(held, trailer)
+        store.compare(key, expected, None if data is None else found)
+        content, shape = held[:length].view(INDEX_DTYPE), store.header.index_shape or ()
         if isinstance(source, _Sealed):
             return content.reshape(math.prod(shape), -1).T.reshape(-1, *shape)  # no copy
         return content.reshape(-1, *shape)

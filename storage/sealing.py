@@ -152,7 +152,7 @@ def _put_one(
     """Create an object of vectors, whose name is that of what it holds. Its last axis is that of the segments."""
     whole = np.concatenate(held)
     data = np.ascontiguousarray(whole.reshape(len(whole), -1).T).reshape(-1).view(np.uint8)
-    found = Vectors(zlib.crc32(data), rows)
+    found = Vectors(zlib.crc32(data.data), rows)
     name = hashlib.sha256(repr(found).encode()).hexdigest()[:16]
     store.objects.create(catalog.vectors_key(name), data)
     return name, found
