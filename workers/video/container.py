@@ -7,7 +7,6 @@ are shown. Runs in the decoder child; free of torch.
 import math
 import os
 import stat
-from collections import Counter
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from itertools import chain, islice, pairwise
@@ -16,7 +15,6 @@ from types import TracebackType
 from typing import Any
 
 import av
-from av.stream import Disposition
 
 from vococache.errors import VideoError
 from vococache.workers.video.clock import MAX_STEP_SECONDS, Clock, Timeline, spread, unstretched
@@ -33,12 +31,12 @@ from vococache.workers.video.formats import (
     most_samples,
     what_it_is,
 )
+from vococache.workers.video.streams import pixels, shown_stream
 from vococache.workers.video.system_clock import of_program_stream, ran_through
 from vococache.workers.video.transport import find_losses
 
 HEAD_PACKETS = 32  # looked at before the first time is given
 PS_HEAD_PACKETS = 256  # of program streams, in which some small ones have no time
-PEEKED_PACKETS = 400  # looked at to tell a film from a still picture, where there are several streams
 NEVER = 1 << 62  # ticks
 RETRIES = 10_000  # of a read that gave nothing: each passes over some 64 KiB without a packet
 
@@ -71,7 +69,7 @@ class Video:
             self._container = self._open({"ignore_editlist": "1"})
             self.stream = self._container.streams[self.stream.index]
         self.context = self.stream.codec_context
-        if _pixels(self.context) > max_pixels:
+        if pixels(self.context) > max_pixels:
             size = f"{self.context.width} x {self.context.height}"
             raise VideoError(f"frames of {size} pixels are larger than the limit of {max_pixels} pixels")
         self.context.options = {"max_pixels": str(max_pixels)}
@@ -397,41 +395,11 @@ class Video:
         return "matroska" in self._container.format.name
 
     def _shown_stream(self) -> Any:
-        """What a player shows: a film before a still picture, the default before others, then the most pixels and bits.
-
-        Never cover art or thumbnails.
-        """
-        hidden = Disposition.attached_pic | Disposition.timed_thumbnails
-        streams = [s for s in self._container.streams.video if not s.disposition & hidden]
-        if not streams:
-            raise VideoError("no video stream")
-        streams = [s for s in streams if s.codec_context is not None]
-        if not streams:
-            raise VideoError("no decoder for the codec of its video stream")
-        if len(streams) == 1:
-            return streams[0]
-        packets = self._peek(streams)
-
-        def rank(stream: Any) -> tuple[bool, bool, int, int]:
-            context = stream.codec_context
-            is_film = packets[stream.index] > 1 and not stream.disposition & Disposition.still_image
-            is_default = bool(stream.disposition & Disposition.default)
-            return is_film, is_default, _pixels(context), context.bit_rate or 0
-
-        best = max(streams, key=rank).index
-        self._container.close()  # its start has been read
-        self._container = self._open()
-        return self._container.streams[best]
-
-    def _peek(self, streams: list[Any]) -> Counter[int]:
-        """How many packets each stream has near the start."""
-        packets: Counter[int] = Counter()
-        try:
-            for packet in islice(self._container.demux(streams), PEEKED_PACKETS):
-                packets[packet.stream.index] += packet.size > 0
-        except av.FFmpegError:
-            pass  # told when it is read in earnest
-        return packets
+        index, is_read = shown_stream(self._container)
+        if is_read:
+            self._container.close()
+            self._container = self._open()
+        return self._container.streams[index]
 
     def _check_whole(self) -> None:
         """Refuse a file whose end is missing: its frames would simply stop."""
@@ -491,10 +459,6 @@ def _kept(packet: Any) -> Any:
 def _time(packet: Any) -> int | None:
     """When a packet is decoded, or else shown, by the container's clock."""
     return packet.pts if packet.dts is None else packet.dts  # type: ignore[no-any-return]
-
-
-def _pixels(context: Any) -> int:
-    return int(context.width * context.height)
 
 
 def _reason(error: Exception) -> str:
