@@ -133,7 +133,7 @@ class Timeline:
             self._top = self.end = self._last if raw is None or pts is None else pts
         raw = self._last + (self._length if raw is None else self._nearest(raw - self._last))
         shift = 0 if pts is None or dts is None or not self.keeps_dts else self._nearest(pts - dts)
-        if self.may_jump and abs(shift) - self._longest > 0 and abs(shift) > self.ran():  # one is another recording's
+        if self.may_jump and abs(shift) > self._longest and abs(shift) > self.ran():  # one is another recording's
             shift = self.end - self._offset - raw
             self.stutters = True
         # Frames that are decoded before a keyframe are shown before it. Where all are keyframes, two may share a time.

@@ -167,7 +167,7 @@ def _blocks(path: str) -> Iterator[tuple[int, int, Rows]]:
             lost = np.flatnonzero(syncs != SYNC)
             number = int(lost[0]) if len(lost) else number
             # Of a file that is all in pieces, not each piece costs as much as a block.
-            length = min(BLOCK_PACKETS, 2 * length if number == length else PIECE_PACKETS)
+            length = min(BLOCK_PACKETS, 2 * length if number > length else PIECE_PACKETS)
             if number:
                 # The last of the file may lack what stands behind a packet.
                 rows = np.frombuffer(data.ljust(number * raw, b"\0"), np.uint8, number * raw).reshape(number, raw)
