@@ -13,10 +13,10 @@ PEEKED_PACKETS = 400  # looked at to tell a film from a still picture, where the
 
 
 def shown_stream(container: Any) -> tuple[int, bool]:
-    """The number of a film before a still picture, the default before others, then the most pixels and bits; never cover art.
+    """Its number: a film's before a still picture's, the default before others, then the most pixels and bits.
 
-    Also: were packets read to tell them apart, so that the file must be opened anew? Raises `VideoError` where there is
-    none that can be decoded.
+    Never cover art. Also: were packets read to tell them apart, so that the file must be opened anew? Raises
+    `VideoError` where there is none that can be decoded.
     """
     hidden = Disposition.attached_pic | Disposition.timed_thumbnails
     streams = [stream for stream in container.streams.video if not stream.disposition & hidden]
