@@ -72,7 +72,7 @@ def key_covariance(key_NGD: Tensor) -> Tensor:
 
 def weigh_queries(query_TGRD: Tensor, covariance_GDD: Tensor) -> Tensor:
     """`join_queries`, where it is known how the keys vary."""
-    weight = torch.einsum("tgrd,gde,tgre->tgr", query_TGRD, covariance_GDD, query_TGRD)
+    weight = (query_TGRD @ covariance_GDD * query_TGRD).sum(-1)  # [T, G, R]
     total = weight.sum(0).clamp(min=torch.finfo(weight.dtype).tiny)
     return (query_TGRD * weight[..., None]).sum(0) / total[..., None]
 
