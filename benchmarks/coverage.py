@@ -1,6 +1,6 @@
 """How vision tokens are chosen and laid, on a picture-trained model that was not trained for it.
 
-    python benchmarks/coverage.py benchmarks/retention/upper/seed-0/weights --pictures 250
+    python benchmarks/coverage.py [MODEL] [--pictures 250]
 
 Right answers in % with K of a picture's vision tokens, chosen by coverage: as they are or each the mean of those it
 stands for, in their places' order (raster) or in the order in which they were chosen (greedy).
@@ -19,7 +19,7 @@ KEPT = (18, 9, 4, 2)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
+    parser.add_argument("model", nargs="?", default="benchmarks/retention/upper/seed-0/weights")
     parser.add_argument("--pictures", type=int, default=250)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
