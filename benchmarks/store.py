@@ -177,11 +177,11 @@ def hour_long_videos(store: Store, videos: int) -> Iterator[tuple[str, bytes]]:
         ]
         stamps = {
             "kv/zarr.json": documents.Stamp(1200, number),
-            "index/zarr.json": documents.Stamp(900, number),
+            **({} if store.header.index is None else {"index/zarr.json": documents.Stamp(900, number)}),
             "timestamps/c.0.0": documents.Stamp(28_800, number),
             "timestamps/zarr.json": documents.Stamp(800, number),
         }
-        fields = documents.readable_fields(HEADER, "complete", intent, 3600, 3600.0, receipts, stamps, {})
+        fields = documents.readable_fields(store.header, "complete", intent, 3600, 3600.0, receipts, stamps, {})
         yield video, documents.seal_video(store.identity, video, *fields)
 
 
