@@ -177,7 +177,7 @@ def test_whatever_falls_between(own: str, monkeypatch: pytest.MonkeyPatch) -> No
             check(store, monkeypatch)
 
         objects = Interrupted(url, at, work)
-        works[own](Store(objects, store.header, store.identity, writable=True))
+        works[own](Store(objects, store.header, store.identity))
         check(store, monkeypatch)
         seal(store)
         assert check(store, monkeypatch) == set()

@@ -14,7 +14,7 @@ from tests.storage.samples import HEADER, add, kv, times
 from tests.storage.test_crash import record_steps
 
 from vococache.errors import CorruptionError, VideoNotFoundError, VoCoError
-from vococache.storage import Store, maintenance, open_store
+from vococache.storage import Store, StoreReader, maintenance, open_store
 from vococache.storage.documents import Bytes, Stamp
 from vococache.storage.local_objects import LocalObjects
 from vococache.storage.maintenance import GC_AGE_S
@@ -72,7 +72,7 @@ def interruptions(tmp_path: Path) -> Interruptions:
             objects = Interrupted(url, at, partial(other, store))
             error = None
             try:
-                own(Store(objects, store.header, store.identity, writable=True))
+                own(Store(objects, store.header, store.identity))
             except VoCoError as raised:
                 error = raised
             if objects.steps <= at:
@@ -225,12 +225,8 @@ def test_a_reader_during_it(local_store: Store, tmp_path: Path, work: str) -> No
     for first in range(len(steps)):
         for second in range(first + 1, len(steps)):
             for before in range(1, 6):
-                reader = Store(
-                    Switched(steps[first], steps[second], before),
-                    local_store.header,
-                    local_store.identity,
-                    writable=False,
-                )
+                objects = Switched(steps[first], steps[second], before)
+                reader = StoreReader(objects, local_store.header, local_store.identity)
                 try:
                     found = reader.read("clip")
                     np.testing.assert_array_equal(reader.timestamps("clip"), times(8))

@@ -67,7 +67,7 @@ class Recorder(LocalObjects):
 
 def record_steps(store: Store, copies: Path, work: Callable[[Store], object]) -> list[str]:
     recorder = Recorder(store.url, copies)
-    work(Store(recorder, store.header, store.identity, writable=True))
+    work(Store(recorder, store.header, store.identity))
     return recorder.steps
 
 

@@ -13,7 +13,7 @@ from tests.storage.test_concurrency import Switched
 from tests.storage.test_crash import record_steps
 
 from vococache.errors import CorruptionError, InputError, StoreMismatchError, VideoNotFoundError
-from vococache.storage import ChunkReceipt, Store, VideoInfo, maintenance, open_store
+from vococache.storage import ChunkReceipt, Store, StoreReader, VideoInfo, maintenance, open_store
 
 TOKEN = intent().token
 
@@ -200,7 +200,7 @@ def test_a_reader_sees_one_moment(local_store: Store, tmp_path: Path) -> None:
     seen: set[int] = set()
     for first, step in enumerate(steps):
         for second in steps[first + 1 :]:
-            reader = Store(Switched(step, second, 1), local_store.header, local_store.identity, writable=False)
+            reader = StoreReader(Switched(step, second, 1), local_store.header, local_store.identity)
             try:
                 found: npt.NDArray[np.float16] = reader.read("live")
             except VideoNotFoundError:

@@ -53,7 +53,7 @@ def test_by_the_question_alone_and_refused_where_it_is_to_be_read_whole(short: R
     assert answer.segments[0].end_time >= needle.start
     with pytest.raises(ContextLimitError, match="segments fit: try --start 0 --end"):
         ask(short, "reel", question, whole=True)
-    with pytest.raises(InputError, match="not both"):
+    with pytest.raises(InputError, match="found both"):
         ask(short, "reel", question, whole=True, find="x")
     with pytest.raises(ContextLimitError, match="shorten the question"):
         ask(short, "reel", question * 40)
