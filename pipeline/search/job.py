@@ -54,32 +54,22 @@ def search(
     store: "str | os.PathLike[str] | ReasonStage",
     text: str,
     *,
-    videos: Sequence[str] | None = None,
-    where: Mapping[str, str] | None = None,
-    start: float | str | None = None,
-    end: float | str | None = None,
-    last: float | None = None,
-    top: int = 10,
-    read: bool = True,
     model: str | None = None,
     dtype: str | None = None,
     device: str | None = None,
+    **options: Any,
 ) -> list[FoundWindow]:
-    """The `top` windows of a store that show what `text` says, best first, neighbours merged.
+    """The windows of a store that show what `text` says, best first, neighbours merged.
 
-    `text`: a description, or a question that is answered yes where it is true. `videos`: ids, or paths of files that
-    were ingested, or ids of live sources; by default all. `start`, `end`, `last`: only this part of each, as for `ask`.
-    `where`: only videos of which a manifest says this. `read`: rank the windows that
-    the index puts first by reading them. `store`, `model`, `dtype`, `device`: as in `vococache.ask`.
+    `text`: a description, or a question that is answered yes where it is true. `store`, `model`, `dtype`, `device`: as
+    in `vococache.ask`. `options`: those of `vococache.pipeline.search.job.find`: which videos, what part, how many.
 
     Raises `InputError` for an empty text, `VideoNotFoundError`, `StoreError` where the store has no index,
     `CorruptionError` where stored bytes changed.
     """
     if isinstance(store, str | os.PathLike):
         store = open_reader(store, model=model, dtype=dtype, device=device)
-    return find(
-        store, text, videos=videos, where=where, start=start, end=end, last=last, top=top, read=read
-    ).windows  # fmt: skip
+    return find(store, text, **options).windows
 
 
 def find(
@@ -94,7 +84,12 @@ def find(
     top: int = 10,
     read: bool = True,
 ) -> SearchResult:
-    """`search` with a loaded model, and what it took."""
+    """`search` with a loaded model, and what it took.
+
+    `videos`: ids, or paths of files that were ingested, or ids of live sources; by default all. `start`, `end`, `last`:
+    only this part of each, as for `ask`. `where`: only videos of which a manifest says this. `top`: at most this many
+    windows. `read`: rank those that the index puts first by reading them.
+    """
     from vococache.workers import finding
 
     if top < 1:
