@@ -70,6 +70,7 @@ def test_an_estimate_counts_what_the_ingest_did(store: Path, model: Path, clips:
     assert found.hour_bytes == 1800 * (header.segment_bytes + header.index_segment_bytes)
 
 
+@pytest.mark.slow
 def test_damage_is_repaired_as_the_store_was_made(store: Path) -> None:
     before = open_store(store).read("plain")
     chunk = next(store.glob("videos/plain/kv.*/c*"))

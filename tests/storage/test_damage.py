@@ -58,7 +58,8 @@ def test_every_single_byte_counts(damaged: Store, snapshot: Snapshot) -> None:
         if "partial/kv" in key or "partial/index" in key:  # not visible yet; test_contract: resuming finds it
             continue
         path = Path(damaged.url, key)
-        for at in range(len(data)):
+        # Of chunks, whose bytes are all alike to a checksum, some.
+        for at in range(0, len(data), 1 if key.endswith("zarr.json") else 7):
             changed = bytearray(data)
             changed[at] ^= 1 << at % 8
             path.write_bytes(changed)

@@ -187,6 +187,7 @@ def test_limit(corpus: Corpus, tmp_path: Path) -> None:
     assert len({record.video for record in found}) == 2
 
 
+@pytest.mark.slow
 def test_over_ray(corpus: Corpus, tmp_path: Path, local_ray: None) -> None:
     """Spread over actors, as on a cluster: the same answers."""
     import ray

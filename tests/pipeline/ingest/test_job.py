@@ -204,6 +204,7 @@ def test_what_a_manifest_says_is_kept_and_mended(copied: str, tmp_path: Path) ->
     assert open_store(copied).info("same").metadata == {"title": "another"}
 
 
+@pytest.mark.slow
 def test_a_redo_that_was_interrupted_is_finished_and_until_then_the_old_is_read(copied: str, clips: Path) -> None:
     store = open_store(copied, "a")
     before = store.read("plain")
@@ -250,6 +251,7 @@ def test_an_unfinished_video_outlives_a_missing_file(copied: str, tmp_path: Path
     assert store.begin("away", intent) == {0: receipt}
 
 
+@pytest.mark.slow
 def test_a_link_in_the_store_costs_its_video_alone(copied: str, tmp_path: Path) -> None:
     linked, other = (make_clip(tmp_path / name, frames=20, fps=10) for name in ("linked.mp4", "other.mp4"))
     (tmp_path / "mine").mkdir()
