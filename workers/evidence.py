@@ -50,7 +50,10 @@ def grounds(stage: ReasonStage, pieces: Sequence[Piece]) -> Grounds | None:
         keys.append(store.vectors(piece.video, first, piece.numbers[-1] + 1)[numbers - first])
         times = store.timestamps(piece.video)
         starts.append(times[numbers, 0])
-        ends.append(np.append(times[1:, 0], segment_end(stage, piece.video, times))[numbers])
+        until = times[1:, 0]
+        if piece.numbers[-1] == len(until):  # else nobody need know where the video ends
+            until = np.append(until, segment_end(stage, piece.video, times))
+        ends.append(until[numbers])
     joined = np.concatenate(keys)
     flat = torch.from_numpy(joined.reshape(-1, *joined.shape[2:]))
     covariance = key_covariance(flat) if len(flat) > 1 else torch.zeros(0)
