@@ -12,7 +12,7 @@ demo: $(STAMP)  ## synthetic clips -> caches -> questions and answers
 	$(BIN)/voco demo
 
 test: $(STAMP)  ## the tests that need neither a GPU nor minutes
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-all: $(STAMP)  ## all tests, and how much of the code they run; those marked gpu only where there is CUDA
 	$(BIN)/python -m pytest --cov -m "$$($(BIN)/python -c 'import torch; print("" if torch.cuda.is_available() else "not gpu")')"

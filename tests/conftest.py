@@ -1,4 +1,4 @@
-"""An S3 server in a process of its own: one for all tests, as s3fs keeps the address that it first found."""
+"""One thread for tiny models, and an S3 server: one for all tests, as s3fs keeps the address that it first found."""
 
 import os
 import re
@@ -10,6 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Tiny models gain nothing from threads, and on shared cores lose much."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -5,11 +5,13 @@ Letters: T segments, K VoCo tokens of each, L length of the one sequence.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.model.families import MEDIUM, build_family
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -202,12 +204,6 @@ class Kit:
         return logits
 
 
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> None:
-    """Tiny models gain nothing from threads, and on shared cores lose much."""
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="session")
 def kit() -> Kit:
     return Kit()
@@ -222,3 +218,19 @@ def golden() -> Path:
 def config_with() -> Callable[..., Any]:
     """`dataclasses.replace`: a config with other values."""
     return replace
+
+
+@pytest.fixture
+def make(kit: Kit, tmp_path: Path) -> Callable[..., Any]:
+    """Build a family's stock model in a folder of the test's."""
+    return partial(build_family, kit, tmp_path)
+
+
+@pytest.fixture
+def inputs(kit: Kit) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Draw pixels for a family's model, and ids of a text that names no medium."""
+
+    def draw(model: VoCoModel, segments: int = 1, length: int = 7) -> tuple[Tensor, Tensor]:
+        return kit.pixels(model.config, segments), kit.ids(length)[0].clamp(max=MEDIUM - 2)
+
+    return draw

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -165,8 +166,7 @@ def test_a_lost_root_document_is_not_made_anew_over_videos(local_store: Store) -
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Unix permissions")
-def test_a_read_only_store(local_store: Store) -> None:
-    add(local_store, "clip")
+def test_a_read_only_store() -> None:
     script = (
         "import os, sys\n"
         "from vococache.storage import open_store\n"
@@ -176,18 +176,16 @@ def test_a_read_only_store(local_store: Store) -> None:
         "try: open_store(sys.argv[1], 'a')\n"
         "except OSError as error: print(error)\n"
     )
-    root = Path(local_store.url)
-    for path in (root, *root.parents[:3]):
-        if path.owner() == root.owner() and path != Path(path.anchor):
-            path.chmod(0o555)
-    try:
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to other users
+        root = Path(folder, "store")
+        add(open_store(str(root), "a", header=HEADER), "clip")
+        root.parent.chmod(0o755)
+        root.chmod(0o555)
         environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
         done = subprocess.run(
             [sys.executable, "-c", script, str(root)], env=environment, capture_output=True, text=True
         )
-    finally:
-        for path in (*reversed(root.parents[:3]), root):
-            path.chmod(0o755)
+        root.chmod(0o755)
     assert "is read-only: expected a folder" in done.stdout, done.stderr
 
 
