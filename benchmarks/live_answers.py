@@ -145,7 +145,7 @@ def read(name: str, path: Path, posed: dict[int, list[Question]]) -> dict[str, R
             for reading, (cached, kept) in READINGS.items():
                 parts = [compressing.compress(pixels[-cached - kept : LOOKS - kept])] if cached else []
                 parts += [whole.compress(pixels[-kept:])] if kept else []
-                ids = whole.generate_ids(VoCoCache.join([*map(as_entries, parts)]), texts, ANSWER_TOKENS)
+                ids = whole.generate_ids(VoCoCache.join([part.as_entries() for part in parts]), texts, ANSWER_TOKENS)
                 for question, each in zip(posed[scene - 1], ids, strict=True):
                     is_right = answer_text(whole, each).strip().lower() == question.answer
                     found[reading][question.type].append(is_right)
@@ -161,11 +161,6 @@ def models(name: str) -> tuple[VoCoModel, VoCoModel]:
     told: dict[str, Any] = {"frames_per_segment": 1, "prefix_ids": [own.config.prompt.bos_id], "device": "cpu"}
     compressing = load_model(name, compression="cover", num_voco_tokens=KEPT, **told)
     return compressing, load_model(name, compression="full", **told)
-
-
-def as_entries(cache: VoCoCache) -> VoCoCache:
-    """Each entry as a segment of its own, so that segments of different length can be joined."""
-    return VoCoCache(cache.data.permute(0, 4, 1, 2, 3, 5).flatten(0, 1).unsqueeze(4))
 
 
 if __name__ == "__main__":

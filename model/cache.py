@@ -54,6 +54,10 @@ class VoCoCache:
         """Segments `start` to `stop` (exclusive)."""
         return VoCoCache(self.data[start:stop])
 
+    def as_entries(self) -> "VoCoCache":
+        """Each entry as a segment of one token: caches of segments of different length can then be joined."""
+        return VoCoCache(self.data.permute(0, 4, 1, 2, 3, 5).flatten(0, 1).unsqueeze(4))
+
     def rows(self, segments: Sequence[int]) -> Tensor:
         """The cache of B rows, row b with the next `segments[b]` segments: [layers, 2, B, G, P, D].
 

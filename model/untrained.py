@@ -18,18 +18,31 @@ class Untrained(VoCoModel):
 
     def compress(self, pixel_values: Tensor) -> VoCoCache:
         """Stage 1: normalised pixels [S, F, 3, H, W] -> the cache of S segments, keys before RoPE. Gradients flow."""
-        kept = self.kept_tokens(pixel_values)
+        return self.compress_tokens(self.vision_tokens(pixel_values))
+
+    def compress_tokens(self, tokens: Tensor) -> VoCoCache:
+        """The cache of S segments of vision tokens [S, F * n, E]."""
+        return self._behind_prefix(self.kept_tokens(tokens))
+
+    def keep_whole(self, tokens: Tensor) -> VoCoCache:
+        """The same with all tokens kept, as "full" has it: a cache of `config.full_tokens` a segment."""
+        return self._behind_prefix(self._all(self._frames(tokens)))
+
+    def _behind_prefix(self, kept: Tensor) -> VoCoCache:
         prefix = self.prefix_embeddings().expand(len(kept), -1, -1)
         return self.entries(torch.cat((prefix, kept), dim=1), kept.shape[1])
 
-    def kept_tokens(self, pixel_values: Tensor) -> Tensor:
-        """The token embeddings [S, K, E] that stand for segments of pixels [S, F, 3, H, W]."""
+    def _frames(self, tokens: Tensor) -> Tensor:
+        """Vision tokens [S, F * n, E] frame by frame, [S, F, n, E]."""
+        return tokens.reshape(len(tokens), self.config.frames_per_segment, -1, tokens.shape[2])
+
+    def kept_tokens(self, tokens: Tensor) -> Tensor:
+        """The token embeddings [S, K, E] that stand for segments of vision tokens [S, F * n, E]."""
         config = self.config
-        tokens = self.vision_tokens(pixel_values)  # [S, F * n, E]
         if config.compression == "cover":
             at_once = max(1, ENTRIES // tokens.shape[1] ** 2)
             return torch.cat([cover(part, config.num_voco_tokens) for part in torch.split(tokens, at_once)])
-        frames = tokens.reshape(len(tokens), config.frames_per_segment, -1, tokens.shape[2])  # [S, F, n, E]
+        frames = self._frames(tokens)
         if config.compression == "pool":
             return pooled(frames.flatten(0, 1), config.pooled_grid).reshape(len(tokens), config.num_voco_tokens, -1)
         return self._all(frames)

@@ -23,7 +23,8 @@ class AskAnswer:
 
     Several questions are answered in one pass, so its seconds are those of the pass. Where the videos were too long to
     be read whole, `segments` are the windows that were read, chosen in `find` seconds, and `skeleton` says what was
-    read of the rest. `evidence`: the spans that the answer rests on, best first.
+    read of the rest. `evidence`: the spans that the answer rests on, best first. `whole_segments`: how many of the last
+    were read whole, as a watch keeps the newest.
     """
 
     question: str
@@ -34,10 +35,11 @@ class AskAnswer:
     clock: tuple[str, str] | None = None  # of a live source: when its first and last frame were, in local time
     evidence: list[Evidence] = field(default_factory=list)
     skeleton: Skeleton | None = None
+    whole_segments: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values; `clock` and `skeleton` only where there is one."""
-        left_out = {name for name in ("clock", "skeleton") if getattr(self, name) is None}
+        """As plain JSON values; `clock`, `skeleton` and `whole_segments` only where there are any."""
+        left_out = {name for name in ("clock", "skeleton", "whole_segments") if not getattr(self, name)}
         return {name: value for name, value in asdict(self).items() if name not in left_out}
 
 
@@ -176,6 +178,7 @@ def ask(
                 clock=clock,
                 evidence=evidence,
                 skeleton=context.skeleton,
+                whole_segments=context.whole_segments,
             )
             for answer, evidence in zip(answers, rests, strict=True)
         ]
@@ -245,15 +248,21 @@ def load(
 def chat(stage: "ReasonStage", videos: Sequence[str] | None, questions: Iterator[str], **options: Any) -> Iterator[str]:
     """Answers to `questions` as they come: one conversation, over one cache that is loaded and placed once.
 
-    Where that does not fit the context, each question has what matters to it. Arguments as for `ask`.
+    Where that does not fit the context, each question has what matters to it; where it does not fit any more, as the
+    conversation has grown, fewer segments are read whole. Arguments as for `ask`.
     """
     read = ReadOptions(**options)
     named = None if videos is None else [video_id(text) for text in videos]
     scope = scope_of(stage, named, read.start, read.end, read.last)
     history: list[tuple[str, str]] = []
     context: Context | None = None
+
+    def room(question: str) -> int:
+        return room_for(stage, [question], read.max_new_tokens, history)
+
     for question in questions:
-        if context is None or (context.skeleton is not None and read.find is None):
+        is_short = context is not None and context.whole_segments and context.positions + room(question) > stage.limit
+        if context is None or is_short or (context.skeleton is not None and read.find is None):
             context = load(stage, scope, [question], read, history)
         (answer,) = stage.answer(
             context, [question], max_new_tokens=read.max_new_tokens, sampling=read.sampling, history=history

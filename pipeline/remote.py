@@ -110,6 +110,7 @@ def _answer(videos: list[str] | None, question: str, reply: dict[str, Any]) -> A
         question=question, answer=_text(reply), videos=videos or [*dict.fromkeys(span.video for span in segments)],
         segments=segments, timings=told["timings"], evidence=[Evidence(**span) for span in told.get("evidence", [])],
         skeleton=Skeleton(**told["skeleton"]) if "skeleton" in told else None,
+        whole_segments=told.get("whole_segments", 0),
     )  # fmt: skip
 
 

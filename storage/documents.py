@@ -30,6 +30,7 @@ GROUP = b'{"zarr_format":3,"node_type":"group","attributes":{"vococache":{"crc32
 OBJECTS = (f"kv/{DOCUMENT}", f"timestamps/{DOCUMENT}", "timestamps/c.0.0")
 RECORD = ("chunks", "index", "times", "objects")
 ARRAYS = ("kv", "index", "timestamps")
+WHOLE = "whole"  # beside the arrays of a generation: segments that are kept whole
 UNSOUND = 1 << 32  # in the place of the crc32c of an object that does not end in its own
 INDEX_DOCUMENT = f"index/{DOCUMENT}"
 # In a video's document this follows.
@@ -173,7 +174,7 @@ def objects_of(fields: Fields) -> tuple[str, ...]:
 def trailer_of(key: str) -> int:
     """How many bytes of the object of that key within a video's group are its own crc32c."""
     array, _, name = key.partition("/")
-    return TRAILER if array.startswith(("kv.", "index.")) and name.startswith("c.") else 0
+    return TRAILER if array.startswith(("kv.", "index.", f"{WHOLE}.")) and name.startswith("c.") else 0
 
 
 def begun_fields(intent: Intent, token: str | None = None) -> Fields:

@@ -22,7 +22,7 @@ MAX_CHUNK_SEGMENTS = 256
 
 DOCUMENT = "zarr.json"
 _ORDINARY = re.compile(r"(?!__)[A-Za-z0-9_-]{1,200}")
-_ARRAY = re.compile(r"(kv|index|timestamps)(?:\.([0-9a-f]{16}))?")
+_ARRAY = re.compile(r"(kv|index|timestamps|whole)(?:\.([0-9a-f]{16}))?")
 TEMPORARY = ".tmp-"
 TRAILER = (
     4  # bytes at the end of a chunk object of format 3: the crc32c of the others, little endian, as Zarr's codec has it

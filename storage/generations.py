@@ -141,7 +141,7 @@ class GenerationStore(StoreReader):
 
     def drop(self, video: str, generation: str | None, but: Container[str] = ()) -> None:
         """Delete the objects of a generation, `but` some; temporary files may belong to a writer that still lives."""
-        for array in documents.ARRAYS:
+        for array in (*documents.ARRAYS, documents.WHOLE):
             place = self._key(video, placed(generation, f"{array}/"))
             keys = [entry.key for entry in self.objects.walk(place) if "/.tmp-" not in entry.key]
             self.objects.delete(key for key in keys if key.removeprefix(self._key(video) + "/") not in but)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from vococache.errors import CorruptionError, InputError, StoreError, StoreMismatchError, VideoNotFoundError
-from vococache.storage import catalog, claims, documents, sealing
+from vococache.storage import catalog, claims, documents, sealing, whole
 from vococache.storage.documents import Fields, stamp
 from vococache.storage.format import (
     DOCUMENT,
@@ -253,7 +253,12 @@ def _verify_video(store: StoreReader, video: str, entries: Sequence[Entry]) -> I
             yield Problem(video=video, object=place + key, problem=difference(recorded, seen))
     for key in sorted(present - expected.keys() - {DOCUMENT}):
         growing = fields["status"] == "growing" and _is_of(key, fields["token"])
-        if not (growing or is_leftover(key) or is_superseded(key, documents.generation(fields))):
+        if is_leftover(key) or is_superseded(key, documents.generation(fields)):
+            continue
+        if whole.is_whole(key):
+            if (flaw := whole.flaw_of(store, video, fields["token"], key)) is not None:
+                yield Problem(video=video, object=place + key, problem=flaw)
+        elif not growing:
             yield Problem(video=video, object=place + key, problem="expected no such object")
 
 
@@ -300,7 +305,9 @@ def _garbage_of(store: StoreReader, video: str | None, entries: Sequence[Entry],
 
 def _is_of(key: str, token: str) -> bool:
     """Is an object of a video's group one of the generation of `token`?"""
-    return key.partition("/")[0] in {placed(generation_of(token), f"{array}/")[:-1] for array in documents.ARRAYS}
+    return key.partition("/")[0] in {
+        placed(generation_of(token), f"{array}/")[:-1] for array in (*documents.ARRAYS, documents.WHOLE)
+    }
 
 
 def _exportable(store: StoreReader, video: str) -> tuple[Fields, bytes]:

@@ -1,10 +1,14 @@
 """A chunk's frames as the caches that a store keeps: what is computed, without the store."""
 
+from collections.abc import Collection
+from contextlib import suppress
+
 import numpy as np
 import torch
 
 from vococache.errors import InputError
 from vococache.model.config import VoCoConfig
+from vococache.model.untrained import Untrained
 from vococache.model.voco import VoCoModel
 
 # Positions in one forward pass: enough to fill a GPU, small enough for a CPU's memory.
@@ -26,6 +30,25 @@ def compress_frames(model: VoCoModel, frames: np.ndarray, micro_batch: int, dtyp
         batches = torch.split(torch.as_tensor(frames).to(model.device), micro_batch)
         caches = [model.compress(model.pixel_values(batch)).data for batch in batches]
         return to_stored(torch.cat(caches), dtype)
+
+
+def compress_keeping(
+    model: Untrained, frames: np.ndarray, micro_batch: int, dtype: str, whole: Collection[int]
+) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+    """As `compress_frames`, and all entries of the segments `whole`, by their numbers, of the same vision tokens.
+
+    Of each [layers, 2 (key, value), kv_heads, `config.full_tokens`, head_dim]; none of one that `dtype` does not hold.
+    """
+    with torch.inference_mode():
+        caches, kept = [], {}
+        for number, batch in enumerate(torch.split(torch.as_tensor(frames).to(model.device), micro_batch)):
+            tokens_SNE = model.vision_tokens(model.pixel_values(batch))
+            caches.append(model.compress_tokens(tokens_SNE).data)
+            for place in range(len(batch)):
+                if (segment := number * micro_batch + place) in whole:
+                    with suppress(InputError):  # it is kept as the others are
+                        kept[segment] = to_stored(model.keep_whole(tokens_SNE[place : place + 1]).data[0], dtype)
+        return to_stored(torch.cat(caches), dtype), kept
 
 
 def to_stored(data: torch.Tensor, dtype: str) -> np.ndarray:

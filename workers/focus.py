@@ -168,4 +168,4 @@ def _entries(stage: ReasonStage, piece: Piece) -> VoCoCache:
     parts = np.split(numbers, np.flatnonzero(np.diff(numbers // stage.store.header.chunk_segments)) + 1)
     read = [stage.store.read(piece.video, int(part[0]), int(part[-1]) + 1)[part - part[0]] for part in parts]
     cache = torch.from_numpy(np.concatenate(read))[:, :, :, :, : piece.tokens]  # [S, layers, 2, G, K, D]
-    return VoCoCache(cache.permute(0, 4, 1, 2, 3, 5).flatten(0, 1).unsqueeze(4))
+    return VoCoCache(cache).as_entries()

@@ -17,9 +17,9 @@ from vococache.model.cache import PlacedCache, VoCoCache
 from vococache.model.config import PromptPieces
 from vococache.model.generate import GenerationOptions, generate
 from vococache.model.voco import VoCoModel
-from vococache.storage import StoreReader
+from vococache.storage import StoreReader, whole
 from vococache.workers.compress import check_fingerprint
-from vococache.workers.spans import Piece, SegmentSpan, Skeleton
+from vococache.workers.spans import Piece, SegmentSpan, Skeleton, count_whole
 
 
 @dataclass(kw_only=True, slots=True)
@@ -37,6 +37,16 @@ class Context:
     pieces: list[Piece] = field(default_factory=list)
     skeleton: Skeleton | None = None
     find_seconds: float = 0.0
+
+    @property
+    def positions(self) -> int:
+        """Positions that all that is read takes, without the prefix."""
+        return sum(piece.positions for piece in self.pieces)
+
+    @property
+    def whole_segments(self) -> int:
+        """How many segments are read whole, as they are kept beside the caches."""
+        return count_whole(self.pieces, self.tokens)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,14 +102,14 @@ class ReasonStage:
         cache = VoCoCache(torch.from_numpy(self.store.read(span.video, span.start, span.stop)))
         return cache if tokens is None else cache.first_tokens(tokens)
 
-    def fetch(self, span: SegmentSpan, tokens: int) -> VoCoCache:
+    def fetch(self, video: str, start: int, stop: int, tokens: int) -> VoCoCache:
         """Like `read`, but where the model is: chunks go there while others are still read."""
         header = self.store.header
         dtype = torch.from_numpy(np.empty(0, header.kv_dtype)).dtype
         with torch.inference_mode(mode=False):  # which other threads are not in: they could not write to it
-            data = torch.empty((span.stop - span.start, *header.segment_shape), dtype=dtype, device=self.model.device)
+            data = torch.empty((stop - start, *header.segment_shape), dtype=dtype, device=self.model.device)
         self.store.read_parts(
-            span.video, span.start, span.stop,
+            video, start, stop,
             lambda index, part: data[index : index + len(part)].copy_(torch.from_numpy(part)),
         )  # fmt: skip
         return VoCoCache(data).first_tokens(tokens)
@@ -120,31 +130,70 @@ class ReasonStage:
         with `ContextLimitError`, which names the time window that would fit.
         """
         started = time.perf_counter()
-        return self._load([self.select(video, start, end) for video in videos], tokens, room, started)
+        spans, k = [self.select(video, start, end) for video in videos], self.check_tokens(tokens)
+        self.check_room(spans, k, room)
+        return self._place(spans, k, compressed(spans, k), started)
 
     def load_spans(self, spans: Sequence[SegmentSpan], *, tokens: int | None = None, room: int = 0) -> Context:
-        """These spans, one after the other, placed for reading. Otherwise as `load`."""
-        return self._load(spans, tokens, room, time.perf_counter())
+        """These spans, one after the other, placed for reading, as `pieces` has them. Otherwise as `load`."""
+        started, k = time.perf_counter(), self.check_tokens(tokens)
+        return self._place(spans, k, self.pieces(spans, k, room), started)
 
-    def _load(self, spans: Sequence[SegmentSpan], tokens: int | None, room: int, started: float) -> Context:
-        k = self.check_tokens(tokens)
+    def pieces(self, spans: Sequence[SegmentSpan], k: int, room: int) -> list[Piece]:
+        """What is read of these spans: `k` tokens of each segment, but all of those at a span's end that are kept
+        whole (as of a live source the newest are), the last ones first, as far as there is room.
+
+        Raises `ContextLimitError` as `load`.
+        """
         self.check_room(spans, k, room)
-        context = self.place(spans, k)
-        context.load_seconds = time.perf_counter() - started
-        return context
+        left = self.limit - room - sum(span.stop - span.start for span in spans) * k
+        all_tokens = self.model.config.full_tokens if self.model.config.untrained else k
+        found: list[Piece] = []
+        for span in reversed(spans):
+            kept = {each.number for each in whole.kept(self.store, span.video)} if k < all_tokens else set()
+            first = span.stop
+            while first > span.start and first - 1 in kept and left >= all_tokens - k:
+                first, left = first - 1, left - (all_tokens - k)
+            parts = ((range(span.start, first), k), (range(first, span.stop), all_tokens))
+            found = [Piece(span.video, numbers, tokens) for numbers, tokens in parts if numbers] + found
+        return found
 
     def span(self, video: str, start: int, stop: int) -> SegmentSpan:
         """Segments [start, stop) of a video, with the times of their first and last frames."""
         return _span(video, self.store.timestamps(video), start, stop)
 
-    def place(self, spans: Sequence[SegmentSpan], k: int) -> Context:
-        """These spans with the first `k` tokens of each segment, one after the other, placed for reading."""
-        started = time.perf_counter()
-        caches = [self.fetch(span, k) for span in spans]
+    def place(self, spans: Sequence[SegmentSpan], k: int, pieces: Sequence[Piece] | None = None) -> Context:
+        """These spans with the first `k` tokens of each segment, one after the other, placed for reading.
+
+        `pieces`: what of them is read, as `pieces` returns it. The context's own are what was: a segment that has
+        become too old meanwhile to be kept whole is read with its `k` tokens.
+        """
+        return self._place(spans, k, compressed(spans, k) if pieces is None else pieces, time.perf_counter())
+
+    def _place(self, spans: Sequence[SegmentSpan], k: int, pieces: Sequence[Piece], started: float) -> Context:
+        read = [found for piece in pieces for found in self._entries(piece, k)]
+        caches = [cache for _, cache in read]
+        if any(piece.tokens != k for piece, _ in read):
+            caches = [cache.as_entries() for cache in caches]
         placed = self.model.place(VoCoCache.join(caches) if len(caches) > 1 else caches[0])
-        pieces = [Piece(span.video, range(span.start, span.stop), k) for span in spans]
         seconds = time.perf_counter() - started
-        return Context(spans=list(spans), tokens=k, placed=placed, load_seconds=seconds, pieces=pieces)
+        return Context(
+            spans=list(spans), tokens=k, placed=placed, load_seconds=seconds, pieces=[piece for piece, _ in read]
+        )
+
+    def _entries(self, piece: Piece, k: int) -> list[tuple[Piece, VoCoCache]]:
+        """What a piece's segments hold, and those of it that are kept whole no longer as pieces of their own."""
+        video, numbers = piece.video, piece.numbers
+        if piece.tokens <= k:
+            return [(piece, self.fetch(video, numbers[0], numbers[-1] + 1, piece.tokens))]
+        kept = whole.read(self.store, video, numbers, piece.tokens)
+        gone = max((place + 1 for place, each in enumerate(kept) if each is None), default=0)
+        found = self._entries(Piece(video, numbers[:gone], k), k) if gone else []
+        if gone < len(numbers):
+            data = np.stack([each for each in kept[gone:] if each is not None])
+            cache = VoCoCache(torch.from_numpy(data).to(self.model.device))
+            found.append((Piece(video, numbers[gone:], piece.tokens), cache))
+        return found
 
     def check_tokens(self, tokens: int | None) -> int:
         """How many tokens of each segment are read, by default all. Refuses what the store has not."""
@@ -165,11 +214,15 @@ class ReasonStage:
         """Positions for segments and text."""
         return self.model.config.max_positions - self.model.config.prefix_entries
 
-    def check_room(self, spans: Sequence[SegmentSpan], k: int, room: int) -> None:
-        """Refuse segments that leave fewer than `room` positions, naming the window that would fit."""
+    def check_room(self, spans: Sequence[SegmentSpan], k: int, room: int, whole: int = 0) -> None:
+        """Refuse segments that leave fewer than `room` positions, naming the window that would fit.
+
+        `whole`: so many of them take the positions of all their tokens.
+        """
         limit = self.limit
         segments = sum(span.stop - span.start for span in spans)
-        if segments * k + room <= limit:
+        taken = segments * k + (whole * (self.model.config.full_tokens - k) if whole else 0)
+        if taken + room <= limit:
             return
         fitting = max(0, (limit - room) // k)
         first = spans[0]
@@ -180,7 +233,8 @@ class ReasonStage:
         if fitting and k > 1 and not self.model.config.untrained:
             hint += f", or fewer tokens of each segment than {k}"
         raise ContextLimitError(
-            f"{segments} segments of {k} tokens and a text of {room} tokens need {segments * k + room} positions,"
+            f"{segments} segments of {k} tokens{f', {whole} of them whole,' if whole else ''} and a text of {room}"
+            f" tokens need {taken + room} positions,"
             f" but the model has {limit}{' behind its prefix' if self.model.config.prefix_entries else ''}; {hint}"
         )
 
@@ -199,7 +253,8 @@ class ReasonStage:
         """
         texts = [question_ids(self.model, question, history) for question in questions]
         if context.skeleton is None:  # else no window would help
-            self.check_room(context.spans, context.tokens, max(map(len, texts), default=0) + max_new_tokens)
+            room = max(map(len, texts), default=0) + max_new_tokens
+            self.check_room(context.spans, context.tokens, room, context.whole_segments)
         result = generate(self.model, context.placed, texts, max_new_tokens, sampling or GenerationOptions())
         return [
             Answer(
@@ -211,6 +266,11 @@ class ReasonStage:
             )
             for question, ids in zip(questions, result.ids, strict=True)
         ]
+
+
+def compressed(spans: Sequence[SegmentSpan], k: int) -> list[Piece]:
+    """All segments of these spans with `k` tokens each."""
+    return [Piece(span.video, range(span.start, span.stop), k) for span in spans]
 
 
 def _span(video: str, times: np.ndarray, start: int, stop: int) -> SegmentSpan:

@@ -29,6 +29,11 @@ class Piece:
         return len(self.numbers) * self.tokens
 
 
+def count_whole(pieces: Sequence[Piece], tokens: int) -> int:
+    """How many segments are read whole: with more than the `tokens` that the caches have of each."""
+    return sum(len(piece.numbers) for piece in pieces if piece.tokens > tokens)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Skeleton:
     """What was read of a long video's rest: `segments` in all, every n-th (`every`), with `tokens` each."""

@@ -195,7 +195,8 @@ def _follow(
 def _spans(answer: Any) -> str:
     """The windows that an answer was read from."""
     if answer.clock is not None and answer.skeleton is None:
-        return " to ".join(answer.clock)
+        last = "segment" if answer.whole_segments == 1 else f"{answer.whole_segments} segments"
+        return " to ".join(answer.clock) + (f", the last {last} whole" if answer.whole_segments else "")
     shown = [f"{s.video} {s.start_time:g}-{s.end_time:g} s" for s in answer.segments[:MOST_SHOWN]]
     more = len(answer.segments) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more > 0 else "")

@@ -16,6 +16,7 @@ from vococache.pipeline.cli.terminal import say
 @click.option("--store", required=True, help="Path or URL of the store; created if missing.")
 @click.option("--fps", type=float, help="Frames per second to sample.  [default: the model's, or 1]")
 @click.option("--keep", help="Drop parts that are older, as 24h or 7d.  [default: keep all]")
+@click.option("--whole", type=int, default=0, show_default=True, help="Keep this many of the newest segments whole.")
 @click.option("--latency", type=float, default=5.0, show_default=True, help="Close a chunk after this many seconds.")
 @click.option("--ask", "asked", multiple=True, help="A standing question. Repeatable.")
 @click.option("--every", default="10s", show_default=True, help="How often it is asked.")
@@ -26,12 +27,12 @@ from vococache.pipeline.cli.terminal import say
 @click.option("--address", help="Ray cluster whose nodes watch.  [default: this process]")
 @metrics_option
 def watch_command(
-    sources: tuple[str, ...], store: str, fps: float | None, keep: str | None, latency: float, asked: tuple[str, ...],
-    every: str, over: str, when: str | None, post: str | None, quantize: str | None, device: str | None,
-    address: str | None, metrics_port: int | None, **compressor: Any,
+    sources: tuple[str, ...], store: str, fps: float | None, keep: str | None, whole: int, latency: float,
+    asked: tuple[str, ...], every: str, over: str, when: str | None, post: str | None, quantize: str | None,
+    device: str | None, address: str | None, metrics_port: int | None, **compressor: Any,
 ) -> int:  # fmt: skip
     """Watch live SOURCES: URLs (http, rtsp, udp, ...), growing files, cameras (/dev/video0), standard input (-), or a
-    YAML list of {id, source, fps, keep, ask}. NAME=SOURCE names one.
+    YAML list of {id, source, fps, keep, whole, ask}. NAME=SOURCE names one.
 
     Ctrl-C or SIGTERM closes what is open. Started again, it goes on (docs/live.md).
 
@@ -40,6 +41,7 @@ def watch_command(
       voco watch door=rtsp://camera.local/stream --store caches --keep 24h
       voco watch http://127.0.0.1:8080/live.m3u8 --store caches --ask "is somebody at the door?" --when yes
       voco watch cameras.yaml --store caches --post http://127.0.0.1:9000/alarm
+      voco watch door=rtsp://camera.local/stream --store caches --model MODEL --compression cover --whole 1
       voco watch cameras.yaml --store s3://bucket/caches --address auto
     """
     from vococache.pipeline.ingest.metrics import serve_registry
@@ -52,7 +54,7 @@ def watch_command(
 
     spans = seconds(every, "--every"), seconds(over, "--over")
     standing = [Standing(question=text, every=spans[0], over=spans[1], when=when) for text in asked]
-    found = find_sources(sources, standing, None if keep is None else seconds(keep, "--keep"))
+    found = find_sources(sources, standing, None if keep is None else seconds(keep, "--keep"), whole)
     made_by = Compressor(
         model=compressor["model"], compression=compressor["compression"], dtype=compressor["dtype"],
         tokens=compressor["tokens"], frames=compressor["segment_frames"],

@@ -221,7 +221,7 @@ class Feed:
         self._part = GrowingPart(
             video=name, live=self.source.id, source=self.source.name, started=started, fps=self.fps,
             chunk_segments=self.chunk_segments, number=frame.number, inode=inode_of(self.source),
-            gap=round(gap, 3) if gap > 1e-3 else 0.0, after=frame.begins or after,
+            gap=round(gap, 3) if gap > 1e-3 else 0.0, after=frame.begins or after, whole=self.source.whole,
         )  # fmt: skip
         return self._part
 

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import socket
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,9 @@ from vococache.errors import StoreMismatchError
 from vococache.pipeline.live.clock import hour_of
 from vococache.pipeline.live.parts import names_of, newest_first
 from vococache.pipeline.live.sources import WatchSource
-from vococache.storage import Intent, Store, claims, maintenance
+from vococache.storage import Intent, Store, claims, maintenance, whole
 from vococache.storage.claims import Claim
+from vococache.storage.whole import WholeSegment
 from vococache.workers.video.live import Resume
 
 Times = npt.NDArray[np.float64]  # [segments, frames], seconds from a part's first frame
@@ -27,7 +29,8 @@ class GrowingPart:
     """A part that is being written. `started`: moment of its first frame, seconds since the epoch.
 
     `number`: that frame's place among all of its connection, and `inode` of the file, by which a watch goes on with a
-    file. `gap`: seconds between the part before and this one; `after`: what came between them.
+    file. `whole`: so many of its newest segments are kept whole. `gap`: seconds between the part before and this one;
+    `after`: what came between them.
     """
 
     video: str
@@ -36,6 +39,7 @@ class GrowingPart:
     started: float
     fps: float
     chunk_segments: int
+    whole: int = 0
     number: int = 0
     inode: int = 0
     gap: float = 0.0
@@ -60,6 +64,7 @@ class GrowingPart:
         """What its row says."""
         found: dict[str, Any] = {"live": self.live, "started": self.started, "after": self.after, "gap": self.gap}
         found |= {"number": self.number, "inode": self.inode} if self.inode else {}
+        found |= {whole.METADATA: self.whole} if self.whole else {}
         return found | ({"thinned": self.thinned} if self.thinned > 1 else {})
 
     @property
@@ -84,8 +89,17 @@ def begin(store: Store, part: GrowingPart, claim: Claim) -> str | None:
     return other
 
 
-def write(store: Store, part: GrowingPart, kv: npt.NDArray[Any], times: Times) -> None:
+def write(
+    store: Store,
+    part: GrowingPart,
+    kv: npt.NDArray[Any],
+    times: Times,
+    entries: Mapping[int, npt.NDArray[Any]] | None = None,
+) -> list[WholeSegment]:
     """Store the next chunk of a part, which can be read from then on; one that is not full ends it.
+
+    `entries`: of the chunk's segments that are kept whole, by their place in it, as `whole.put` takes them; these are
+    there before the chunk can be read, and returned.
 
     May be called again after a `StoreError`. Raises `StoreMismatchError` where others removed or ended the part.
     """
@@ -93,12 +107,17 @@ def write(store: Store, part: GrowingPart, kv: npt.NDArray[Any], times: Times) -
     receipt = store.write_chunk(part.video, token, part.chunks, kv)
     if receipt is None:
         raise StoreMismatchError(f"video {part.video!r} in {store.url} was removed, or has ended")
+    kept = []
+    for place, each in (entries or {}).items():
+        kept.append(WholeSegment(part.video, token, part.chunks * part.chunk_segments + place))
+        whole.put(store, *kept[-1], each)
     ends = len(times) < part.chunk_segments
     store.append(part.video, token, receipt, times, part.duration(times), part.metadata, ends=ends)
     if part.chunks and part.thinned != part._recorded:
         store.record_metadata(part.video, part.metadata)
     part._recorded = part.thinned
     part.chunks += 1
+    return kept
 
 
 def finish(store: Store, part: GrowingPart) -> None:

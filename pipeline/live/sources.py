@@ -37,13 +37,17 @@ class Standing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WatchSource:
-    """A live source. `fps`: None for the default; `keep`: seconds after which parts are dropped, None for never."""
+    """A live source. `fps`: None for the default; `keep`: seconds after which parts are dropped, None for never.
+
+    `whole`: so many of its newest segments are kept whole.
+    """
 
     id: str
     source: str = field(repr=False)  # may hold a password
     fps: float | None = None
     keep: float | None = None
     ask: tuple[Standing, ...] = ()
+    whole: int = 0
 
     def __post_init__(self) -> None:
         scheme = urlsplit(self.source).scheme if "://" in self.source else ""
@@ -55,6 +59,8 @@ class WatchSource:
             raise InputError(f"id {self.id!r}: expected letters, digits, spaces, '-', '_' or '.', at most {MOST_NAME}")
         if self.fps is not None and not 0 < self.fps <= 1000:
             raise InputError(f"source {self.id!r}: expected fps above 0 and at most 1000, found {self.fps:g}")
+        if self.whole < 0:
+            raise InputError(f"source {self.id!r}: expected 0 or more segments to keep whole, found {self.whole}")
 
     @property
     def is_paced(self) -> bool:
@@ -67,19 +73,21 @@ class WatchSource:
         return public(self.source)
 
 
-def find_sources(named: Sequence[str], ask: Sequence[Standing], keep: float | None) -> list[WatchSource]:
-    """Sources as `SOURCE`, `ID=SOURCE`, or the name of a YAML file. `ask`, `keep`: of those that say nothing of it.
+def find_sources(
+    named: Sequence[str], ask: Sequence[Standing] = (), keep: float | None = None, whole: int = 0
+) -> list[WatchSource]:
+    """Sources as `SOURCE`, `ID=SOURCE`, or the name of a YAML file. The others are of those that say nothing of it.
 
     Raises `InputError`.
     """
     found: list[WatchSource] = []
     for text in named:
         if text.endswith(YAML) and "://" not in text:
-            found += _read(Path(text), tuple(ask), keep)
+            found += _read(Path(text), tuple(ask), keep, whole)
             continue
         match = _NAMED.fullmatch(text)
         name, source = (match[1], match[2]) if match and not Path(text).exists() else (_id_of(text), text)
-        found.append(WatchSource(id=name, source=_place(source), keep=keep, ask=tuple(ask)))
+        found.append(WatchSource(id=name, source=_place(source), keep=keep, ask=tuple(ask), whole=whole))
     ids = [source.id for source in found]
     for name in ids:
         if ids.count(name) > 1:
@@ -116,7 +124,7 @@ def _id_of(source: str) -> str:
     return safe_key("-".join(filter(None, [host, str(parts.port or ""), stem])))
 
 
-def _read(path: Path, ask: tuple[Standing, ...], keep: float | None) -> list[WatchSource]:
+def _read(path: Path, ask: tuple[Standing, ...], keep: float | None, whole: int) -> list[WatchSource]:
     import yaml
 
     try:
@@ -124,12 +132,13 @@ def _read(path: Path, ask: tuple[Standing, ...], keep: float | None) -> list[Wat
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"sources {path}: {' '.join(str(error).split())}") from None
     if not isinstance(data, list) or not all(isinstance(row, dict) for row in data) or not data:
-        raise InputError(f"sources {path}: expected a list of {{id, source, fps, keep, ask}}")
-    return [_source(row, f"{path}: source {number}", ask, keep) for number, row in enumerate(data, 1)]
+        raise InputError(f"sources {path}: expected a list of {{id, source, fps, keep, whole, ask}}")
+    return [_source(row, f"{path}: source {number}", ask, keep, whole) for number, row in enumerate(data, 1)]
 
 
-def _source(row: dict[str, Any], where: str, ask: tuple[Standing, ...], keep: float | None) -> WatchSource:
-    _check(row, {"id": str, "source": str, "fps": (int, float), "keep": (str, int), "ask": (str, list)}, where)
+def _source(row: dict[str, Any], where: str, ask: tuple[Standing, ...], keep: float | None, whole: int) -> WatchSource:
+    kinds = {"id": str, "source": str, "fps": (int, float), "keep": (str, int), "whole": int, "ask": (str, list)}
+    _check(row, kinds, where)
     if "source" not in row:
         raise InputError(f"{where}: expected a source")
     asked = row.get("ask", [])
@@ -140,7 +149,7 @@ def _source(row: dict[str, Any], where: str, ask: tuple[Standing, ...], keep: fl
     source = _place(row["source"])
     return WatchSource(
         id=row.get("id") or _id_of(source), source=source, fps=row.get("fps"), ask=standing or ask,
-        keep=seconds(row["keep"], f"{where}: keep") if "keep" in row else keep,
+        keep=seconds(row["keep"], f"{where}: keep") if "keep" in row else keep, whole=row.get("whole", whole),
     )  # fmt: skip
 
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from vococache.errors import InputError, VoCoError
-from vococache.pipeline.ask import MAX_NEW_TOKENS
+from vococache.pipeline.ask import MAX_NEW_TOKENS, room_for
 from vococache.pipeline.live.clock import shown
+from vococache.pipeline.live.newest import extra_positions
 from vococache.pipeline.live.parts import ROUNDING_SECONDS, ClockWindow, clock_of, newest_first, select_spans
 from vococache.pipeline.live.sources import CHANGE, Standing, WatchSource, public
 
@@ -49,7 +50,7 @@ class StandingQuestions:
         self._states = {source.id: [_State(each) for each in source.ask] for source in self.sources}
         for source in self.sources:
             for standing in source.ask:
-                self._check(standing, source.fps or self.fps)
+                self._check(standing, source)
 
     def ask(self, live: str) -> None:
         """Ask what is due of a source, whose newest chunk has just been stored."""
@@ -73,8 +74,8 @@ class StandingQuestions:
     def _ask(self, live: str, over: float, states: Sequence[_State]) -> None:
         started = time.perf_counter()
         spans = select_spans(self.stage, live, ClockWindow(last=over))
-        context = self.stage.place(spans, self.stage.check_tokens(None))
         questions = [state.standing.question for state in states]
+        context = self.stage.load_spans(spans, room=room_for(self.stage, questions, MAX_NEW_TOKENS))
         answers = self.stage.answer(context, questions, max_new_tokens=MAX_NEW_TOKENS)
         clock = clock_of(self.stage.store, spans)
         assert clock is not None, "they are of parts"
@@ -86,21 +87,21 @@ class StandingQuestions:
                 {
                     "id": live, "question": answer.question, "answer": answer.answer, "before": before,
                     "start": clock[0], "end": clock[1],
-                    "segments": [asdict(span) for span in spans], "asked_at": shown(time.time()),
+                    "segments": [asdict(span) for span in spans],
+                    **({"whole_segments": context.whole_segments} if context.whole_segments else {}),
+                    "asked_at": shown(time.time()),
                     "seconds": round(time.perf_counter() - started, 3),
                 }
             )  # fmt: skip
 
-    def _check(self, standing: Standing, fps: float) -> None:
+    def _check(self, standing: Standing, source: WatchSource) -> None:
         """Refuse a window that the model cannot read, before anything is watched."""
-        from vococache.workers.reason import question_ids
-
-        header, config = self.stage.store.header, self.stage.model.config
+        header, fps = self.stage.store.header, source.fps or self.fps
         segments = int(standing.over * fps / header.frames_per_segment) + 1
-        room = len(question_ids(self.stage.model, standing.question)) + MAX_NEW_TOKENS
-        limit = config.max_positions - config.prefix_entries
-        if segments * header.tokens + room > limit:
-            fitting = int((limit - room) // header.tokens * header.frames_per_segment / fps)
+        room = room_for(self.stage, [standing.question], MAX_NEW_TOKENS)
+        left = self.stage.limit - room - extra_positions(self.stage.model, source, segments)
+        if segments * header.tokens > left:
+            fitting = int(max(0, left) // header.tokens * header.frames_per_segment / fps)
             raise InputError(f"a question over {standing.over:g} s is too long for the model: at most {fitting} s fit")
 
 

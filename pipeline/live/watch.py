@@ -6,15 +6,15 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import av
-import numpy as np
 
 from vococache.errors import CorruptionError, InputError, StoreError, StoreMismatchError
 from vococache.pipeline.live import growth
 from vococache.pipeline.live.feed import STORE_WAIT_SECONDS, Chunk, Feed, Plan
 from vococache.pipeline.live.growth import GrowingPart
+from vococache.pipeline.live.newest import Compressed, Newest, check_whole, compress_chunks
 from vococache.pipeline.live.sources import WatchSource
 from vococache.pipeline.live.standing import StandingQuestions, Tell
 from vococache.storage import Store, claims, open_store
@@ -61,6 +61,7 @@ class Watch:
     feeds: list[Feed]
     plan: Plan
     standing: StandingQuestions
+    newest: dict[str, Newest]  # by source
     on_stored: Callable[[Stored], None] | None = None
     error: BaseException | None = None
     _busy: list[tuple[float, float]] = field(default_factory=list)  # when the compressor worked
@@ -123,41 +124,38 @@ class Watch:
     def _store(self, batch: Sequence[tuple[Feed, Chunk]]) -> None:
         """Compress chunks of several sources in one batch, store each, and ask what is due."""
         full = [chunk for feed, chunk in batch if chunk.segments and feed.taken_by is None]
-        caches = dict(zip(map(id, full), self._compressed(full), strict=True))
+        made = dict(zip(map(id, full), self._compressed(full), strict=True))
         for feed, chunk in batch:
-            self._commit(feed, chunk, caches.get(id(chunk)))
+            self._commit(feed, chunk, made.get(id(chunk)))
         for feed, chunk in batch:
             if chunk.segments and feed.taken_by is None:
                 self.standing.ask(feed.source.id)
 
-    def _compressed(self, chunks: Sequence[Chunk]) -> list[Any]:
-        """Each chunk's caches; None where the store's dtype does not hold them."""
-        from vococache.workers.caches import compress_frames
-
+    def _compressed(self, chunks: Sequence[Chunk]) -> list[Compressed | None]:
+        """What is stored of each chunk; None where the store's dtype does not hold its caches."""
         if not chunks:
             return []
         try:
-            frames = np.concatenate([chunk.frames for chunk in chunks])
-            kv = compress_frames(self.model, frames, self.store.header.micro_batch, self.store.header.dtype)
-            return np.split(kv, np.cumsum([len(chunk.segments) for chunk in chunks])[:-1])
+            return [*compress_chunks(self.model, self.store, chunks)]
         except InputError as error:
             if len(chunks) > 1:
-                return [cache for chunk in chunks for cache in self._compressed([chunk])]
+                return [made for chunk in chunks for made in self._compressed([chunk])]
             self.plan.tell(chunks[0].part.live, str(error))
             return [None]
 
-    def _commit(self, feed: Feed, chunk: Chunk, kv: Any) -> None:
+    def _commit(self, feed: Feed, chunk: Chunk, made: Compressed | None) -> None:
         """Write a chunk, and complete its part with it where it ends. A store out of reach is waited for."""
         part, source, is_told = chunk.part, feed.source, False
         while not part.is_lost and feed.taken_by is None:
             try:
-                if kv is not None:
+                if made is not None:
                     if not part.chunks and (other := growth.begin(self.store, part, feed.claim)) is not None:
                         return feed.leave(other)
                     part.thinned = max(part.thinned, chunk.stride)
-                    growth.write(self.store, part, kv, chunk.times)
+                    kept = growth.write(self.store, part, made.kv, chunk.times, made.whole)
                     self._tell_stored(feed, chunk)
-                    kv = None
+                    made = None
+                    self.newest[source.id].add(kept)
                 if chunk.ends:
                     growth.finish(self.store, part)
                     if source.keep is not None:
@@ -229,6 +227,8 @@ def open_watch(
         raise InputError(f"expected a latency above 0, found {latency:g}")
     check_sources(sources)
     model = compressor.load(device)
+    for source in sources:
+        check_whole(model, source)
     header = replace(store_header(model), quantization=quantize)
     opened = open_store(store, "a", header=header)
     made_for = FrameSampling.chosen(fps, None, opened.header.sampling).fps or 1.0
@@ -238,15 +238,18 @@ def open_watch(
         changed=threading.Condition(), stop=stop or threading.Event(),
     )  # fmt: skip
     standing = StandingQuestions(ReasonStage(model, opened), sources, tell, made_for)
-    feeds = []
+    feeds, newest = [], {}
     for source in sources:
         claim, _ = growth.take_over(opened, source.id)
         if source.keep is not None:
             growth.drop_old(opened, source.id, source.keep)
+        newest[source.id] = Newest.of(opened, source)
         edge, resume = growth.where_it_stopped(opened, source)
         pipe = os.dup(0) if source.source == "-" else None
         feeds.append(Feed(source=source, plan=plan, claim=claim, pipe=pipe, edge=edge, resume=resume))
-    watch = Watch(model=model, store=opened, feeds=feeds, plan=plan, standing=standing, on_stored=on_stored)
+    watch = Watch(
+        model=model, store=opened, feeds=feeds, plan=plan, standing=standing, newest=newest, on_stored=on_stored
+    )
     return watch
 
 

@@ -205,9 +205,11 @@ def _seconds(parts: Sequence[str | None]) -> float | None:
 def read(checked: Checked) -> dict[str, Any]:
     """What an answer was read from, for people and programs: segments, with their videos and times in seconds.
 
-    Where that was chosen, as all was too long, also the `skeleton`: what was read of the rest.
+    Where that was chosen, as all was too long, also the `skeleton`: what was read of the rest. `whole_segments`: how
+    many of the last segments are read with all their tokens, where any are.
     """
-    part = {} if checked.focus is None else {"skeleton": asdict(checked.focus.skeleton)}
+    part: dict[str, Any] = {} if checked.focus is None else {"skeleton": asdict(checked.focus.skeleton)}
+    part |= {"whole_segments": checked.whole_segments} if checked.whole_segments else {}
     return {"segments": [asdict(span) for span in checked.spans], **part}
 
 

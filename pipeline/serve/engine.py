@@ -27,8 +27,8 @@ from vococache.pipeline.serve.metrics import Metrics
 from vococache.storage import VideoInfo
 from vococache.workers.evidence import evidence_of, grounds
 from vococache.workers.focus import Focus, Scope, focus, load_focus
-from vococache.workers.reason import ReasonStage, question_ids
-from vococache.workers.spans import Evidence, Piece, SegmentSpan
+from vococache.workers.reason import ReasonStage, compressed, question_ids
+from vococache.workers.spans import Evidence, SegmentSpan, count_whole
 
 PASS_QUESTIONS = 64  # in one pass
 PASS_ENTRIES = 2048  # of several videos' caches in one pass: each question's scores are computed over all of them
@@ -80,6 +80,11 @@ class Checked:
     entries: int  # cached ones in front of the text
     focus: Focus | None = None
     made_of: tuple[str, ...] = ()  # the intent's token of each span's video, where an engine asks for it
+
+    @property
+    def whole_segments(self) -> int:
+        """How many segments are read whole."""
+        return count_whole(self.key, self.tokens)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -206,8 +211,11 @@ class Engine(ABC):
         focused: Focus | None = None
         if question.find is None and fits(stage, segments or scope.segments, k, room, whole=whole):
             spans = spans or [stage.span(video, *bound) for video, bound in scope.bounds.items()]
-            stage.check_room(spans, k, room)
-            pieces = [Piece(span.video, range(span.start, span.stop), k) for span in spans]
+            if self.reads_in_part:
+                pieces = stage.pieces(spans, k, room)
+            else:
+                stage.check_room(spans, k, room)
+                pieces = compressed(spans, k)
         else:
             with self._finding:  # it takes all cores
                 focused = focus(stage, scope, question.question, tokens=k, room=room, find=question.find)
@@ -357,9 +365,14 @@ class PackingEngine(Engine):
             return kept, 0.0
         focused = checked.focus
         context = (
-            self.stage.place(checked.spans, checked.tokens) if focused is None else load_focus(self.stage, focused)
+            self.stage.place(checked.spans, checked.tokens, checked.key)
+            if focused is None
+            else load_focus(self.stage, focused)
         )
-        kept = self.contexts.put(checked.key, checked.infos, context, grounds(self.stage, checked.key))
+        found = grounds(self.stage, checked.key)
+        if tuple(context.pieces) != checked.key:  # what was the newest when it was checked is so no longer
+            return Kept(checked.infos, context, found), context.load_seconds
+        kept = self.contexts.put(checked.key, checked.infos, context, found)
         self.contexts.shrink()
         return kept, context.load_seconds
 

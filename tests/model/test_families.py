@@ -49,7 +49,7 @@ def test_fewer_tokens_are_the_stock_decoder_over_prefix_chosen_tokens_and_text(k
     model = load(made, compression=kind, frames_per_segment=2, num_voco_tokens=2)
     pixels, text = inputs(model)
     table = model.language_model.embed_tokens
-    sequence = torch.cat((table(torch.tensor(PREFIX)), model.kept_tokens(pixels)[0], table(text)))
+    sequence = torch.cat((table(torch.tensor(PREFIX)), model.kept_tokens(model.vision_tokens(pixels))[0], table(text)))
     expected = kit.stock(model)(inputs_embeds=sequence[None]).logits[0, -len(text) :]
     torch.testing.assert_close(model.read(model.compress(pixels), text[None])[0], expected, **TOLERANCE)
 
@@ -72,7 +72,7 @@ def one_forward(kit, model, pixels, text, stock=None):
     Attention is relative, so a segment that sees the prefix at another distance than the text does needs the prefix
     once more, for itself: the text sees the first one alone.
     """
-    kept, table = model.kept_tokens(pixels), model.language_model.embed_tokens
+    kept, table = model.kept_tokens(model.vision_tokens(pixels)), model.language_model.embed_tokens
     prefix, (segments, k, _) = torch.tensor(PREFIX), kept.shape
     p, parts, owners, shown, positions = len(prefix), [table(prefix)], [-1] * len(prefix), [True] * len(prefix), []
     positions += range(p)

@@ -64,16 +64,16 @@ def test_what_cannot_be_watched(named: list[str], reason: str) -> None:
 def test_a_file_of_sources(tmp_path: Path) -> None:
     path = tmp_path / "cameras.yaml"
     path.write_text(
-        "- {id: door, source: 'rtsp://camera.local/x', fps: 0.5, keep: 7d,"
+        "- {id: door, source: 'rtsp://camera.local/x', fps: 0.5, keep: 7d, whole: 2,"
         " ask: [{question: 'who?', every: 1m, over: 2m, when: yes}, 'how many?']}\n"
         "- {source: 'udp://:5000'}\n"
     )
-    door, other = find_sources([str(path)], [Standing(question="what?")], 60.0)
-    assert (door.id, door.fps, door.keep) == ("door", 0.5, 7 * 86400.0)
+    door, other = find_sources([str(path)], [Standing(question="what?")], 60.0, 1)
+    assert (door.id, door.fps, door.keep, door.whole) == ("door", 0.5, 7 * 86400.0, 2)
     assert door.ask == (
         Standing(question="who?", every=60.0, over=120.0, when="yes"), Standing(question="how many?")
     )  # fmt: skip
-    assert (other.id, other.keep, other.ask) == ("udp-5000", 60.0, (Standing(question="what?"),))
+    assert (other.id, other.keep, other.whole, other.ask) == ("udp-5000", 60.0, 1, (Standing(question="what?"),))
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_a_file_of_sources(tmp_path: Path) -> None:
         ("x: 1", "expected a list"),
         ("- 1", "expected a list"),
         ("- {id: a}", "source 1: expected a source"),
-        ("- {source: 'udp://:1', speed: 2}", "'speed' is not known: expected id, source, fps, keep, ask"),
+        ("- {source: 'udp://:1', speed: 2}", "'speed' is not known: expected id, source, fps, keep, whole, ask"),
         ("- {source: 'udp://:1', fps: fast}", "fps is 'fast', of another kind"),
         ("- {source: 'udp://:1', fps: 0}", "expected fps above 0"),
         ("- {source: 'udp://:1', keep: soon}", "expected a span such as 60s"),
