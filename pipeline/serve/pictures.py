@@ -25,9 +25,9 @@ class Pictures:
     """Makes strips of pictures, one at a time, in a decoder's process of its own, and keeps the last ones."""
 
     def __init__(self) -> None:
-        self._decoder = DecoderProcess(timeout_s=20.0, limits=LIMITS)
+        self._decoder = DecoderProcess(timeout_s=60.0, limits=LIMITS)
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[str, str | None, int], bytes | None] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str | None, int], bytes] = OrderedDict()
 
     def strip(self, info: VideoInfo, count: int) -> bytes | None:
         """A JPEG of `count` pictures evenly spread over the video, side by side; None where there is no file for it."""
@@ -36,11 +36,14 @@ class Pictures:
             return None
         key = (info.id, info.content_hash, count)
         with self._lock:
-            if key not in self._kept:
-                self._kept[key] = self._make(path, count)
-                while sum(len(data or b"") for data in self._kept.values()) > KEPT_BYTES or len(self._kept) > 4096:
+            if key in self._kept:
+                return self._kept[key]
+            data = self._make(path, count)
+            if data is not None:  # a decoder that came too late may do better the next time
+                self._kept[key] = data
+                while sum(map(len, self._kept.values())) > KEPT_BYTES or len(self._kept) > 4096:
                     self._kept.popitem(last=False)
-            return self._kept[key]
+            return data
 
     def close(self) -> None:
         """End the decoder."""

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -18,6 +19,7 @@ from vococache.pipeline.search.job import find
 from vococache.pipeline.serve.app import make_app
 from vococache.pipeline.serve.engine import PackingEngine
 from vococache.pipeline.serve.metrics import Metrics
+from vococache.pipeline.serve.pictures import Pictures
 from vococache.pipeline.serve.security import Guard
 from vococache.workers.reason import ReasonStage
 
@@ -126,11 +128,29 @@ def test_without_leave_no_file_is_handed_out_but_the_rest_is_there(shelf: Path) 
 def test_pictures_are_a_strip_of_squares(service: str) -> None:
     for count in (1, 8):
         reply = get(service, f"videos/clip-2/thumbnails?count={count}")
+        assert reply.status_code == 200, reply.text
         image = Image.open(io.BytesIO(reply.content))
         assert (image.format, image.size) == ("JPEG", (96 * count, 96))
         assert "max-age" in reply.headers["cache-control"]
     assert get(service, "videos/clip-2/thumbnails?count=33").status_code == 400
     assert get(service, "videos/broken/thumbnails").status_code == 404
+
+
+def test_a_failure_to_make_pictures_is_not_kept(shelf: Path, tmp_path: Path) -> None:
+    store, pictures = open_reader(str(shelf), device="cpu").store, Pictures()
+    info = store.info("clip-2")
+    assert info.source is not None
+    path = tmp_path / "clip.mp4"
+    shutil.copy2(info.source, path)
+    good, times = path.read_bytes(), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+    moved = replace(info, source=str(path))
+    try:
+        for data, is_readable in ((bytes(len(good)), False), (good, True)):
+            path.write_bytes(data)
+            os.utime(path, ns=times)
+            assert (pictures.strip(moved, 2) is not None) == is_readable
+    finally:
+        pictures.close()
 
 
 def test_damage_costs_its_video_alone(shelf: Path, tmp_path: Path) -> None:
