@@ -23,7 +23,6 @@ from torch import Tensor
 
 from vococache.model import load_model
 from vococache.model.cache import PlacedCache, VoCoCache
-from vococache.model.decoder import project_key_value, project_query
 from vococache.model.finding import index_queries, join_queries, key_scores
 from vococache.model.generate import GenerationOptions, generate
 from vococache.model.rope import rotate
@@ -175,8 +174,8 @@ def run(
     total = torch.zeros(cached)
     for layer, past in zip(model.reading.layers, placed.buffer[:, :, None, :, :cached], strict=True):
         attention, normed = layer.self_attn, layer.input_layernorm(hidden)
-        query = rotate(project_query(attention, normed), angles)
-        key = torch.cat((past[0], rotate(project_key_value(attention, normed)[0], angles)), 2)
+        query = rotate(attention.query(normed), angles)
+        key = torch.cat((past[0], rotate(attention.key_value(normed)[0], angles)), 2)
         products = (query @ key.transpose(2, 3) * attention.scaling).masked_fill(~mask, float("-inf"))
         total += products.softmax(-1)[0, :, -len(answer) :, :cached].mean((0, 1))
 

@@ -38,9 +38,7 @@ def main() -> None:
     device, segments = torch.device(options.device), SEGMENTS[options.size]
     # The caches of Vicuna-7B at K = 2, of a model that is otherwise small: its weights do not matter here.
     config = small_config(byte_tokenizer()).with_voco(tokens=2)
-    config.text.update({
-        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 128,
-    })  # fmt: skip
+    vars(config.text).update(num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=32, head_dim=128)
     model = random_model(config, seed=0).bfloat16().to(device)
     header = store_header(model)
     kv = np.random.default_rng(0).standard_normal((segments, *header.segment_shape), np.float32).astype(np.float16)

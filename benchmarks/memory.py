@@ -15,10 +15,10 @@ import av
 import numpy as np
 import psutil
 from common import report
-from transformers import CLIPVisionConfig
 
 from vococache.model.checkpoints import save_pretrained
 from vococache.model.images import FrameGeometry
+from vococache.model.parts import part_config
 from vococache.model.scratch import byte_tokenizer, random_model, small_config
 
 FPS, SIZE = 4, 336
@@ -46,7 +46,7 @@ def make_model(folder: Path) -> None:
     """A small random model that is fed frames of 336 px, so that frames have their real size."""
     tokenizer = byte_tokenizer()
     config = small_config(tokenizer)
-    vision = CLIPVisionConfig(**(config.vision.to_dict() | {"image_size": SIZE, "patch_size": 56}))
+    vision = part_config(config.vision.to_dict() | {"image_size": SIZE, "patch_size": 56})
     model = random_model(replace(config, vision=vision, geometry=FrameGeometry(size=SIZE)), seed=0)
     model.tokenizer = tokenizer
     save_pretrained(model, folder)

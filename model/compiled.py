@@ -4,12 +4,15 @@ A third of stage 1 is otherwise spent on operations that move more bytes than th
 """
 
 import logging
+from itertools import chain
+from types import MethodType
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
-from vococache.model.decoder import bind
 from vococache.model.generate import GenerationOptions, generate
+from vococache.model.layers import DecoderLayer
 
 if TYPE_CHECKING:
     from vococache.model.voco import VoCoModel
@@ -27,13 +30,26 @@ def compile_layers(model: "VoCoModel") -> None:
         return
     decoders = [model.language_model.layers, model.reading.layers]
     for layers in decoders:
-        bind(layers, compiled=True)
+        fuse(layers)
     try:
         warm_up(model)
     except Exception as error:  # whatever a compiler or its lack leads to
         logger.warning("the model's layers are not compiled: %s", str(error).strip().splitlines()[:1])
-        for layers in decoders:
-            bind(layers)
+        for layer in chain(*decoders):
+            vars(layer).pop("before_attention", None)
+            vars(layer).pop("after_attention", None)
+
+
+def fuse(layers: nn.ModuleList) -> None:
+    """Fuse what surrounds attention by `torch.compile`, once for all layers and sizes.
+
+    Attention itself has its kernels, and what it is given (masks, a cache that grows) takes too many forms.
+    """
+    before, after = (
+        torch.compile(half, dynamic=True) for half in (DecoderLayer.before_attention, DecoderLayer.after_attention)
+    )
+    for layer in layers:
+        vars(layer).update(before_attention=MethodType(before, layer), after_attention=MethodType(after, layer))
 
 
 def warm_up(model: "VoCoModel") -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vococache.model.checkpoints import Layout, build, locate, resolve_dtype
-from vococache.model.config import VoCoConfig, check_text_config, hf_config
+from vococache.model.config import VoCoConfig
 from vococache.model.families import add_voco
 from vococache.model.files import read_json
 from vococache.model.foreign import (
@@ -21,6 +21,7 @@ from vococache.model.foreign import (
     vision_name,
 )
 from vococache.model.initialise import initialise
+from vococache.model.parts import check_text_config, part_config
 from vococache.model.prompts import text_prompt
 from vococache.model.vision import build_projector
 from vococache.model.voco import VoCoModel
@@ -48,7 +49,7 @@ def compose(
     """
     folder, name = locate(decoder)
     tower_folder, _ = locate(tower)
-    text = hf_config(read_json(folder / "config.json"))
+    text = part_config(read_json(folder / "config.json"))
     check_text_config(text)
     vision = vision_config(read_json(tower_folder / "config.json"), feature_layer)
     tokenizer = load_tokenizer(folder, text)

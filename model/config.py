@@ -1,4 +1,4 @@
-"""The configuration of a VoCo model: Hugging Face configs of its parts plus everything VoCo adds.
+"""The configuration of a VoCo model: the configs of its parts plus everything VoCo adds.
 
 Token ids, counts and prompt pieces live here and nowhere else.
 """
@@ -9,15 +9,11 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from transformers import CONFIG_MAPPING, PretrainedConfig
-
 from vococache.errors import ModelError
 from vococache.model.images import FrameGeometry
+from vococache.model.parts import VISION_TYPES, PartConfig, check_text_config, head_dim, sliding_window, stored_part
 
 MODEL_TYPE = "voco"
-TEXT_TYPES = ("llama", "mistral", "qwen2", "qwen3")
-VISION_TYPES = ("clip_vision_model", "siglip_vision_model", "idefics3_vision", "smolvlm_vision", "internvl_vision")
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 MAX_VOCO_TOKENS = 128
 COMPRESSION_KINDS = ("voco", "full", "mean", "qformer", "cover", "pool")
 UNTRAINED = ("cover", "pool", "full")  # what a checkpoint without VoCo tokens can do
@@ -75,8 +71,8 @@ class PromptPieces:
 class VoCoConfig:
     """A frozen description of one VoCo model; raises `ModelError` for what is not supported."""
 
-    text: PretrainedConfig
-    vision: PretrainedConfig  # only the layers that are used: the feature is the last layer's output
+    text: PartConfig
+    vision: PartConfig  # only the layers that are used: the feature is the last layer's output
     voco_token_id: int | None  # None: a checkpoint without VoCo tokens
     prompt: PromptPieces
     geometry: FrameGeometry
@@ -169,7 +165,7 @@ class VoCoConfig:
 
     @property
     def head_dim(self) -> int:
-        return int(getattr(self.text, "head_dim", None) or self.text.hidden_size // self.heads)
+        return head_dim(self.text)
 
     @property
     def has_class_token(self) -> bool:
@@ -343,8 +339,8 @@ class VoCoConfig:
         """The inverse of `to_dict`. Raises `ModelError` where a field is missing."""
         try:
             return cls(
-                text=hf_config(data["text_config"]),
-                vision=hf_config(data["vision_config"]),
+                text=stored_part(data["text_config"]),
+                vision=stored_part(data["vision_config"]),
                 voco_token_id=data["voco_token_id"],
                 num_voco_tokens=data["num_voco_tokens"],
                 frames_per_segment=data["frames_per_segment"],
@@ -373,36 +369,3 @@ class VoCoConfig:
 def _side(size: Any) -> int:
     """The side of a square that a config gives as one number or two."""
     return int(size if isinstance(size, int) else size[0])
-
-
-def hf_config(data: dict[str, Any]) -> PretrainedConfig:
-    """A Hugging Face config object from its dictionary, without remote code."""
-    model_type = data.get("model_type", "")
-    if model_type not in (*TEXT_TYPES, *VISION_TYPES):
-        raise ModelError(f"architecture {model_type!r} is not supported; expected one of {TEXT_TYPES + VISION_TYPES}")
-    try:
-        return CONFIG_MAPPING[model_type].from_dict(data)
-    except Exception as error:  # whatever the validation of the installed transformers raises
-        raise ModelError(f"the config of the {model_type!r} is malformed: {' '.join(str(error).split())}") from None
-
-
-def sliding_window(text: PretrainedConfig) -> int | None:
-    """The decoder's sliding window in positions, or None where every layer sees everything."""
-    if getattr(text, "use_sliding_window", True) is False:
-        return None
-    window = getattr(text, "sliding_window", None)
-    return int(window) if window else None
-
-
-def check_text_config(text: PretrainedConfig) -> None:
-    """Refuse, by name, a decoder whose cached keys could not be placed exactly (docs/design/0004-two-stages.md)."""
-    if text.model_type not in TEXT_TYPES:
-        raise ModelError(f"decoder {text.model_type!r} is not supported; expected one of {TEXT_TYPES}")
-    rope = text.rope_parameters
-    rope_type = rope.get("rope_type", "default") if "rope_theta" in rope else f"per layer {sorted(rope)}"
-    if "mrope_section" in rope:
-        rope_type = "mrope (multimodal)"
-    if rope_type not in ROPE_TYPES:
-        raise ModelError(f"RoPE type {rope_type!r} is not supported; expected one of {ROPE_TYPES}")
-    if float(rope.get("partial_rotary_factor", 1.0)) != 1.0:
-        raise ModelError(f"partial rotary (factor {rope['partial_rotary_factor']}) is not supported")

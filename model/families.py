@@ -8,10 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from transformers import PretrainedConfig
-
 from vococache.errors import ModelError
-from vococache.model.config import UNTRAINED, UNTRAINED_FRAMES, PromptPieces, VoCoConfig, hf_config
+from vococache.model.config import UNTRAINED, UNTRAINED_FRAMES, PromptPieces, VoCoConfig
 from vococache.model.files import read_json
 from vococache.model.foreign import (
     CLIP_MEAN,
@@ -23,6 +21,7 @@ from vococache.model.foreign import (
     vision_name,
 )
 from vococache.model.images import FrameGeometry
+from vococache.model.parts import PartConfig, part_config
 from vococache.model.prompts import chat_prompt, voco_prompt
 
 HALF = (0.5, 0.5, 0.5)
@@ -120,7 +119,7 @@ def next_video_name(name: str) -> str | None:
     return None if ours == "projector.newline" else ours
 
 
-def _text(data: dict[str, Any]) -> PretrainedConfig:
+def _text(data: dict[str, Any]) -> PartConfig:
     """The decoder's config; dynamic RoPE, which InternVL's have, as the default.
 
     It is the default up to `max_position_embeddings`, and more positions are never used.
@@ -131,10 +130,10 @@ def _text(data: dict[str, Any]) -> PretrainedConfig:
             theta = rope.get("rope_theta", data.get("rope_theta", 10000.0))
             plain = {"rope_type": "default", "rope_theta": theta}
             data = {key: value for key, value in data.items() if key != name} | {"rope_parameters": plain}
-    return hf_config(data)
+    return part_config(data)
 
 
-def _vision(family: str, data: dict[str, Any], layer: Any) -> PretrainedConfig:
+def _vision(family: str, data: dict[str, Any], layer: Any) -> PartConfig:
     if family in ("idefics3", "smolvlm"):
         data = data | {"model_type": FAMILIES[family][1]}  # some folders name the whole model
     if not isinstance(layer, int):
@@ -142,7 +141,7 @@ def _vision(family: str, data: dict[str, Any], layer: Any) -> PretrainedConfig:
     return vision_config(data, layer)
 
 
-def _check_features(family: str, data: dict[str, Any], vision: PretrainedConfig) -> None:
+def _check_features(family: str, data: dict[str, Any], vision: PartConfig) -> None:
     if family in ("idefics3", "smolvlm"):
         return
     # All patches in both cases: "default" drops the first token, which is the class token of towers that have one.
@@ -155,7 +154,7 @@ def _check_features(family: str, data: dict[str, Any], vision: PretrainedConfig)
         raise ModelError(f"projector activation {act!r} is not supported; expected 'gelu'")
 
 
-def add_voco(text: PretrainedConfig, tokenizer: Any) -> tuple[int, int]:
+def add_voco(text: PartConfig, tokenizer: Any) -> tuple[int, int]:
     """`<voco>`'s id, added to the tokenizer where it is new, and the embedding rows that are missing for it."""
     voco_id = int(text.vocab_size)
     if tokenizer is not None:
@@ -168,7 +167,7 @@ def add_voco(text: PretrainedConfig, tokenizer: Any) -> tuple[int, int]:
 
 
 def _voco_prompt(
-    folder: Path, data: dict[str, Any], text: PretrainedConfig, tokenizer: Any, chat_template: str | None
+    folder: Path, data: dict[str, Any], text: PartConfig, tokenizer: Any, chat_template: str | None
 ) -> PromptPieces:
     """The paper's layout: its prompt for LLaVA-1.5, else the checkpoint's own chat template without the medium."""
     prompt = vicuna_prompt(text, tokenizer)
@@ -178,7 +177,7 @@ def _voco_prompt(
     return voco_prompt(chat_prompt(folder, data, text, tokenizer, chat_template), prompt, tokenizer)
 
 
-def preprocessing(folder: Path, data: dict[str, Any], vision: PretrainedConfig, untrained: bool) -> dict[str, Any]:
+def preprocessing(folder: Path, data: dict[str, Any], vision: PartConfig, untrained: bool) -> dict[str, Any]:
     """Geometry, mean, std and sampling as the family's video processor has them, or its image processor."""
     family = data["model_type"]
     processor = read_json(folder / "processor_config.json")

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from vococache.model.cache import VoCoCache
-from vococache.model.decoder import project_query, run_layers
+from vococache.model.decoder import run_layers
 from vococache.model.voco import VoCoModel
 
 QUESTION = 'Does the video show this: "{}"? Answer yes or no.'  # of a model that has no question of its own
@@ -51,7 +51,7 @@ def queries_of_texts(
 
     hidden = run_layers(reading.layers[:layer], hidden, model.rope.angles(positions, hidden.dtype), mask, extend)
     asking = reading.layers[layer]
-    query_BHTD = project_query(asking.self_attn, asking.input_layernorm(hidden)).float().cpu()
+    query_BHTD = asking.self_attn.query(asking.input_layernorm(hidden)).float().cpu()
     query_BGRTD = query_BHTD.reshape(len(texts), model.config.kv_heads, -1, *query_BHTD.shape[2:])
     query_BTGRD = query_BGRTD[:, list(range(model.config.kv_heads) if heads is None else heads)].permute(0, 3, 1, 2, 4)
     return [query_TGRD[: len(ids)] for query_TGRD, ids in zip(query_BTGRD, texts, strict=True)]

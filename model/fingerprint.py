@@ -7,6 +7,7 @@ stored in; the dtype that the compressor computes in is part of it, because that
 import hashlib
 import json
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -136,8 +137,8 @@ def compressor_fingerprint(model: VoCoModel, *, config: VoCoConfig | None = None
 
 def compute_dtype(model: VoCoModel) -> str:
     """What the compressor computes in, by name; "float8" where its decoder's matrix products do."""
-    products = model.language_model.layers[0].self_attn.k_proj.weight.dtype
-    return FLOAT8 if products == E4M3 else dtype_name(model.dtype)
+    first: Any = model.language_model.layers[0]
+    return FLOAT8 if first.self_attn.k_proj.weight.dtype == E4M3 else dtype_name(model.dtype)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

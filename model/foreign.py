@@ -6,12 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, LlamaTokenizer, PretrainedConfig
-
 from vococache.errors import ModelError
-from vococache.model.config import UNTRAINED, UNTRAINED_FRAMES, VICUNA_FOLLOWUP, PromptPieces, VoCoConfig, hf_config
+from vococache.model.config import UNTRAINED, UNTRAINED_FRAMES, VICUNA_FOLLOWUP, PromptPieces, VoCoConfig
 from vococache.model.files import read_json
 from vococache.model.images import FrameGeometry
+from vococache.model.parts import PartConfig, part_config
 from vococache.model.prompts import chat_prompt, voco_prompt
 
 VOCO_TOKEN = "<voco>"
@@ -21,17 +20,19 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def load_tokenizer(folder: Path, text: PretrainedConfig) -> Any:
+def load_tokenizer(folder: Path, text: PartConfig) -> Any:
     """The tokenizer beside the weights of a decoder `text`, or None. Never fetched, never remote code."""
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
         return None
+    from transformers import AutoTokenizer, LlamaTokenizer
+
     try:
         if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
             # A SentencePiece model alone does not say how it is used: as Llama's, which such folders are.
             return LlamaTokenizer.from_pretrained(folder, local_files_only=True, add_bos_token=True)  # nosec B615
         # Nothing is downloaded, so there is no revision to pin.
         return AutoTokenizer.from_pretrained(  # nosec B615
-            folder, config=text, local_files_only=True, trust_remote_code=False
+            folder, config=text.transformers(), local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # whatever the tokenizer library raises
         raise ModelError(f"the tokenizer in {folder} cannot be loaded: {error}") from None
@@ -68,7 +69,7 @@ def official_config(folder: Path, data: dict[str, Any], kind: str | None, chat_t
     if data.get("mm_vision_select_feature", "patch") != "patch":
         raise ModelError(f"vision feature {data['mm_vision_select_feature']!r} is not supported; expected 'patch'")
     vision = vision_config(read_json(vision_folder / "config.json"), data["mm_vision_select_layer"])
-    text = hf_config(data | {"model_type": "llama"})
+    text = part_config(data | {"model_type": "llama"})
     tokenizer = load_tokenizer(folder, text)
     known = text.vocab_size > OFFICIAL_VOCO_ID
     kind = kind or ("voco" if known else "cover")
@@ -114,11 +115,11 @@ def vision_name(name: str) -> str | None:
     return None if name.endswith("position_ids") else f"vision_tower.{name}"
 
 
-def vision_config(data: dict[str, Any], feature_layer: int) -> PretrainedConfig:
+def vision_config(data: dict[str, Any], feature_layer: int) -> PartConfig:
     """A tower cut behind the layer whose output is the feature (-1: all layers, -2: all but one)."""
     if data.get("model_type") == "clip":
         data = data["vision_config"] | {"model_type": "clip_vision_model"}
-    config = hf_config(data)
+    config = part_config(data)
     depth = feature_layer if feature_layer >= 0 else config.num_hidden_layers + 1 + feature_layer
     if not 1 <= depth <= config.num_hidden_layers:
         raise ModelError(f"vision feature layer {feature_layer} of a tower of {config.num_hidden_layers} layers")
@@ -140,7 +141,7 @@ def tower_preprocessing(folder: Path, image_size: int, *, pad: bool) -> dict[str
     return {"geometry": geometry, "image_mean": mean, "image_std": tuple(data.get("image_std", CLIP_STD))}
 
 
-def vicuna_prompt(text: PretrainedConfig, tokenizer: Any) -> PromptPieces:
+def vicuna_prompt(text: PartConfig, tokenizer: Any) -> PromptPieces:
     """Prompt pieces of a Llama checkpoint; the newlines as its own tokenizer splits `<image>\\n<voco>\\n`."""
     stop = text.eos_token_id if isinstance(text.eos_token_id, list) else [text.eos_token_id]
     before, after = (29871, 13), (13,)  # the official vocabulary

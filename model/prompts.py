@@ -8,11 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transformers import PretrainedConfig
-
 from vococache.errors import ModelError
 from vococache.model.config import VICUNA_FOLLOWUP, VICUNA_TEMPLATE, PromptPieces
 from vococache.model.files import read_json
+from vococache.model.parts import PartConfig
 
 # What a family's processor puts around a picture's tokens, and the placeholder's usual name.
 ENCLOSING = {
@@ -28,7 +27,7 @@ _VICUNA = VICUNA_TEMPLATE.replace(QUESTION, "{medium}\n{question}")
 
 
 def chat_prompt(
-    folder: Path, data: dict[str, Any], text: PretrainedConfig, tokenizer: Any, override: str | None = None
+    folder: Path, data: dict[str, Any], text: PartConfig, tokenizer: Any, override: str | None = None
 ) -> PromptPieces:
     """The prompt around a video, by the chat template `override`, else the checkpoint's own, else LLaVA-1.5's.
 
@@ -80,7 +79,7 @@ def voco_prompt(chat: PromptPieces, pieces: PromptPieces, tokenizer: Any) -> Pro
 
 
 def text_prompt(
-    folder: Path, text: PretrainedConfig, tokenizer: Any, pieces: PromptPieces, override: str | None = None
+    folder: Path, text: PartConfig, tokenizer: Any, pieces: PromptPieces, override: str | None = None
 ) -> PromptPieces:
     """`pieces` with a text-only model's chat template (or `override`), if any: a medium stands in front of it all."""
     template = _template(folder, tokenizer) if override is None else override
@@ -96,7 +95,7 @@ def text_prompt(
     )  # fmt: skip
 
 
-def stop_ids(folder: Path, text: PretrainedConfig, tokenizer: Any) -> tuple[int, ...]:
+def stop_ids(folder: Path, text: PartConfig, tokenizer: Any) -> tuple[int, ...]:
     """Ids that end an answer: the decoder's, the generation config's, the tokenizer's."""
     generation = read_json(folder / "generation_config.json")
     found = [text.eos_token_id, generation.get("eos_token_id"), getattr(tokenizer, "eos_token_id", None)]

@@ -3,24 +3,26 @@
 Kept apart from Hugging Face's rotary modules because `model.to(bfloat16)` would round their frequencies.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from vococache.model.parts import PartConfig, head_dim
 
 
 class Rope:
-    """The rotation of one decoder: frequencies from its Hugging Face config, angles always float32."""
+    """The rotation of one decoder: frequencies from its config, angles always float32."""
 
-    def __init__(self, config: Any) -> None:
-        rope_type = config.rope_parameters.get("rope_type", "default")
+    def __init__(self, config: PartConfig) -> None:
+        rope, scale = config.rope_parameters, 1.0
+        rope_type = rope.get("rope_type", "default")
         with torch.device("cpu"):  # a model may be built without storage, its frequencies may not
             if rope_type == "default":
-                frequencies, scale = LlamaRotaryEmbedding.compute_default_rope_parameters(config)
+                dim = head_dim(config)
+                frequencies = 1.0 / rope["rope_theta"] ** (torch.arange(0, dim, 2).float() / dim)
             else:
-                frequencies, scale = ROPE_INIT_FUNCTIONS[rope_type](config, torch.device("cpu"))
+                from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+                frequencies, scale = ROPE_INIT_FUNCTIONS[rope_type](config.transformers(), torch.device("cpu"))
         self._frequencies: Tensor = frequencies.float()
         self._scale: float = scale
 

@@ -4,12 +4,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from vococache.model.config import PromptPieces, VoCoConfig
 from vococache.model.foreign import CLIP_MEAN, CLIP_STD, VOCO_TOKEN
 from vococache.model.images import FrameGeometry
 from vococache.model.initialise import initialise
+from vococache.model.parts import PartConfig, part_config
 from vococache.model.voco import VoCoModel
 
 BOS, EOS = "<s>", "</s>"
@@ -35,6 +36,16 @@ def byte_tokenizer(texts: Iterable[str] = (), size: int = 0) -> Any:
     return fast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS)
 
 
+def llama(**entries: Any) -> PartConfig:
+    """A Llama's config; the other entries are the 7B model's."""
+    return part_config({"model_type": "llama", **entries})
+
+
+def clip(**entries: Any) -> PartConfig:
+    """A CLIP tower's config."""
+    return part_config({"model_type": "clip_vision_model", **entries})
+
+
 def small_config(
     tokenizer: Any, *, width: int = 64, layers: int = 4, heads: int = 4, size: int = 64, tower_layers: int = 2
 ) -> VoCoConfig:
@@ -42,13 +53,13 @@ def small_config(
     newline = tuple(tokenizer.encode("\n", add_special_tokens=False))
     inner = width * 8 // 48 * 16  # 8/3 of the width, in multiples that float8 products take
     return VoCoConfig(
-        text=LlamaConfig(
+        text=llama(
             vocab_size=len(tokenizer), hidden_size=width, intermediate_size=inner,
             num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=heads,
             max_position_embeddings=4096, tie_word_embeddings=False, bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
         ),
-        vision=CLIPVisionConfig(
+        vision=clip(
             hidden_size=width, intermediate_size=4 * width, num_hidden_layers=tower_layers,
             num_attention_heads=heads,
             image_size=size, patch_size=10 if size == 60 else 8, projection_dim=width,
@@ -70,12 +81,12 @@ def small_config(
 
 def llava_7b(voco_tokens: int) -> VoCoConfig:
     """Vicuna-7B behind CLIP ViT-L/14 at 336 pixels, up to its last layer but one."""
-    vision = CLIPVisionConfig(
+    vision = clip(
         hidden_size=1024, intermediate_size=4096, num_hidden_layers=23, num_attention_heads=16, image_size=336,
         patch_size=14,
     )  # fmt: skip
     return VoCoConfig(
-        text=LlamaConfig(vocab_size=32001),  # the other defaults are the 7B model's
+        text=llama(vocab_size=32001),
         vision=vision,
         voco_token_id=32000,
         prompt=PromptPieces(bos_id=1, newline_ids=(13,), text_newline_ids=(13,), stop_ids=(2,)),

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModel
 
 from vococache.model import decoder
 from vococache.model.config import VoCoConfig
@@ -20,8 +19,11 @@ from vococache.model.config import VoCoConfig
 
 def build_tower(config: VoCoConfig) -> Any:
     """The vision tower, without what lies behind the feature and is never used."""
+    from transformers import AutoModel  # seconds, which a model that only reads caches does without
+
     build: Any = AutoModel.from_config
-    tower = build(config.vision, dtype=torch.get_default_dtype())  # not the one that a checkpoint's config may name
+    # Not in the dtype that a checkpoint's config may name.
+    tower = build(config.vision.transformers(), dtype=torch.get_default_dtype())
     if config.vision.model_type in ("clip_vision_model", "siglip_vision_model"):
         tower.post_layernorm = nn.Identity()
     if hasattr(tower, "head"):

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModel
 
 from vococache.errors import ContextLimitError, InputError, ModelError
 from vococache.model import decoder, varlen
@@ -20,6 +19,7 @@ from vococache.model.cache import PlacedCache, VoCoCache
 from vococache.model.chunks import sum_by_chunks
 from vococache.model.config import VoCoConfig
 from vococache.model.generate import GenerationOptions, generate
+from vococache.model.layers import Decoder, Mask
 from vococache.model.packing import order, pack, positions_behind, visible
 from vococache.model.reader import build_reader
 from vococache.model.rope import Rope, rotate
@@ -43,13 +43,9 @@ class VoCoModel(nn.Module):
         self.weights_digest: str | None = None
         self.weights_sum = 0
         self.gradient_checkpointing = False  # in training: compute again in the backward pass what a layer held
-        build: Any = AutoModel.from_config
-        dtype = torch.get_default_dtype()  # not the one that a checkpoint's config may name
         self.vision_tower = build_tower(config)
         self.projector = build_projector(config)
-        self.language_model = build(config.text, dtype=dtype)
-        del self.language_model.rotary_emb
-        decoder.bind(self.language_model.layers)
+        self.language_model = Decoder(config.text)
         self.lm_head = nn.Linear(config.text.hidden_size, config.text.vocab_size, bias=False)
         if config.text.tie_word_embeddings:
             self.lm_head.weight = self.language_model.embed_tokens.weight
@@ -206,7 +202,7 @@ class VoCoModel(nn.Module):
 
         return self.text_layers(ids, positions.to(self.device), mask, extend)
 
-    def _seen(self, text: Tensor, cached: Tensor, width: int) -> decoder.Mask:
+    def _seen(self, text: Tensor, cached: Tensor, width: int) -> Mask:
         """What texts on the CPU see, for the best kernel that their device has."""
         device, config = self.device, self.config
         known = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
@@ -217,7 +213,7 @@ class VoCoModel(nn.Module):
                 return spans
         return visible(text.to(device), cached.to(device), width)
 
-    def text_layers(self, ids: Tensor, positions: Tensor, mask: decoder.Mask, extend: decoder.Extend) -> Tensor:
+    def text_layers(self, ids: Tensor, positions: Tensor, mask: Mask, extend: decoder.Extend) -> Tensor:
         """Hidden states [B, L, E] of token ids [B, L] at `positions` [B, L], before the final norm."""
         embedded = self.reading.embed_tokens(ids)
         angles = self.rope.angles(positions[:, None], embedded.dtype)

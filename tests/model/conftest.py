@@ -13,19 +13,12 @@ import pytest
 import torch
 from tests.model.families import MEDIUM, build_family
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    CLIPVisionConfig,
-    LlamaConfig,
-    MistralConfig,
-    Qwen2Config,
-    Qwen3Config,
-    SiglipVisionConfig,
-)
+from transformers import AutoModelForCausalLM
 
 from vococache.model.config import PromptPieces, VoCoConfig
 from vococache.model.foreign import CLIP_MEAN, CLIP_STD
 from vococache.model.images import FrameGeometry
+from vococache.model.parts import part_config
 from vococache.model.voco import VoCoModel
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -63,15 +56,9 @@ def text_config(family: str, rope: str = "default", **changes: Any) -> Any:
     }
     if family == "mistral":
         settings["sliding_window"] = None
-    kinds: dict[str, Any] = {
-        "llama": LlamaConfig,
-        "mistral": MistralConfig,
-        "qwen2": Qwen2Config,
-        "qwen3": Qwen3Config,
-    }
     if family == "qwen2":
         del settings["head_dim"]  # Qwen2 derives it
-    return kinds[family](**(settings | changes))
+    return part_config({"model_type": family, **settings, **changes})
 
 
 def vision_config(tower: str, **changes: Any) -> Any:
@@ -83,7 +70,7 @@ def vision_config(tower: str, **changes: Any) -> Any:
         "image_size": 12,
         "patch_size": 4,
     }
-    return {"clip": CLIPVisionConfig, "siglip": SiglipVisionConfig}[tower](**(settings | changes))
+    return part_config({"model_type": f"{tower}_vision_model", **settings, **changes})
 
 
 def make_config(
@@ -154,7 +141,7 @@ class Kit:
 
     def stock(self, model: VoCoModel) -> Any:
         """The stock Hugging Face decoder with the weights of `model`, in its dtype, eager attention."""
-        config = type(model.config.text).from_dict(model.config.text.to_dict())
+        config = model.config.text.transformers()
         config._attn_implementation = "eager"
         stock = AutoModelForCausalLM.from_config(config)
         state = {

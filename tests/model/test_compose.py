@@ -25,8 +25,8 @@ CHATML = (
 @pytest.fixture
 def parts(kit, tmp_path):
     """Folders of a decoder and a tower, as Transformers saves them, and the models."""
-    decoder = AutoModelForCausalLM.from_config(kit.text_config("qwen3"))
-    tower = CLIPVisionModel(kit.vision_config("clip", num_hidden_layers=3))
+    decoder = AutoModelForCausalLM.from_config(kit.text_config("qwen3").transformers())
+    tower = CLIPVisionModel(kit.vision_config("clip", num_hidden_layers=3).transformers())
     kit.fill(decoder, 1)
     kit.fill(tower, 2)
     decoder.save_pretrained(tmp_path / "decoder")
@@ -89,7 +89,7 @@ def test_a_decoders_own_chat_template(kit, parts):
     folder = parts[2] / "decoder"
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = CHATML
-    decoder = AutoModelForCausalLM.from_config(kit.text_config("qwen3", vocab_size=len(tokenizer)))
+    decoder = AutoModelForCausalLM.from_config(kit.text_config("qwen3", vocab_size=len(tokenizer)).transformers())
     decoder.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     prompt = compose(folder, parts[2] / "tower", device="cpu").config.prompt
@@ -109,7 +109,7 @@ def test_the_end_of_an_answer_is_the_tokenizers_own_token(kit, parts, end, follo
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=known, bos_token="<s>", eos_token=end)
     tokenizer.save_pretrained(parts[2] / "decoder")
     text = kit.text_config("qwen3", vocab_size=len(tokenizer))
-    AutoModelForCausalLM.from_config(text).save_pretrained(parts[2] / "decoder")
+    AutoModelForCausalLM.from_config(text.transformers()).save_pretrained(parts[2] / "decoder")
     model = compose(parts[2] / "decoder", parts[2] / "tower", device="cpu")
     assert model.config.prompt.followup.startswith(followup)
     assert model.encode_text(model.config.prompt.followup)[0] == tokenizer.eos_token_id

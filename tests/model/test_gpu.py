@@ -12,9 +12,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import vococache
 from vococache.model import varlen
 from vococache.model.compiled import compile_layers
-from vococache.model.decoder import attend
 from vococache.model.float8 import CAPABILITY, FLOAT8
 from vococache.model.generate import TOKENS_BETWEEN_LOOKS, GenerationOptions, generate
+from vococache.model.layers import attend
 from vococache.model.step import SAME_SHAPE, WARM_UPS
 from vococache.pipeline.synthetic.questions import questions
 from vococache.pipeline.synthetic.render import frames

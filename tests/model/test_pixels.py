@@ -18,8 +18,8 @@ from transformers import (
     SmolVLMImageProcessorPil,
 )
 
-from vococache.model.config import hf_config
 from vococache.model.families import FAMILIES, preprocessing
+from vococache.model.parts import part_config
 
 SQUARE = {"height": 48, "width": 48}
 SHORT = {"shortest_edge": 48}
@@ -61,7 +61,7 @@ def test_pixels_are_those_of_the_familys_processor(tmp_path, case, shape):
     )
     expected = np.asarray(processor(frame, return_tensors="np", **options)["pixel_values"])
     expected = expected.reshape(-1, *expected.shape[-3:])[0]  # the base view comes first
-    vision = hf_config({"model_type": FAMILIES[family][1], "image_size": 48, "patch_size": 8})
+    vision = part_config({"model_type": FAMILIES[family][1], "image_size": 48, "patch_size": 8})
     found = preprocessing(tmp_path, {"model_type": family}, vision, untrained=True)
     mean, std = np.array(found["image_mean"]), np.array(found["image_std"])
     pixels = ((found["geometry"].apply(frame) / 255 - mean) / std).transpose(2, 0, 1)
@@ -80,5 +80,5 @@ def test_pixels_are_those_of_the_familys_processor(tmp_path, case, shape):
 )
 def test_sampling_is_the_video_processors(tmp_path, file, content, sampling):
     (tmp_path / f"{file}.json").write_text(json.dumps(content))
-    vision = hf_config({"model_type": "smolvlm_vision", "image_size": 48, "patch_size": 8})
+    vision = part_config({"model_type": "smolvlm_vision", "image_size": 48, "patch_size": 8})
     assert preprocessing(tmp_path, {"model_type": "smolvlm"}, vision, untrained=True)["sampling"] == sampling

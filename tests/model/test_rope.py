@@ -12,7 +12,7 @@ from vococache.model.rope import rotate
 def test_angles_are_the_stock_ones_after_a_cast(kit, rope, dtype):
     model = kit.model(rope=rope).to(dtype)
     positions = torch.tensor([0, 1, 257, 3001, 4095])
-    cos, sin = LlamaRotaryEmbedding(model.config.text)(torch.zeros(1, 1, dtype=dtype), positions[None])
+    cos, sin = LlamaRotaryEmbedding(model.config.text.transformers())(torch.zeros(1, 1, dtype=dtype), positions[None])
     ours = model.rope.angles(positions, dtype)
     assert ours[0].equal(cos[0])
     assert ours[1].equal(sin[0])

@@ -113,7 +113,7 @@ def placeholder_id(model: VoCoModel) -> int:
 
 
 def _export(model: VoCoModel, out: Path, placeholder: int) -> bool:
-    prompt, text = model.config.prompt, copy.deepcopy(model.config.text)
+    prompt, text = model.config.prompt, model.config.text.transformers()
     text.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[text.model_type]]
     text.dtype, text.eos_token_id = dtype_name(model.dtype), list(prompt.stop_ids)
     text.save_pretrained(out)

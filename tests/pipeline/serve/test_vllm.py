@@ -25,7 +25,7 @@ from tests.pipeline.serve.service import client, keep
 
 from vococache.model import load_model
 from vococache.model.checkpoints import save_pretrained
-from vococache.model.config import hf_config
+from vococache.model.parts import part_config
 from vococache.model.scratch import byte_tokenizer, random_model, small_config
 from vococache.pipeline import ask as asking
 from vococache.storage import open_store
@@ -133,7 +133,7 @@ def tiny(folder: Path, clips: Path, family: str, *, compression: str | None = No
         text.pop(name, None)
     if family == "mistral":
         text["sliding_window"] = None
-    model = random_model(replace(config, text=hf_config(text)), seed=2)
+    model = random_model(replace(config, text=part_config(text)), seed=2)
     model.tokenizer = tokenizer
     save_pretrained(model, folder / "model")
     options: Any = {} if compression is None else {

@@ -19,7 +19,7 @@ from vococache.pipeline.training.trainer import training_arguments
 
 SHARDED = {
     "ddp_backend": "gloo", "fsdp": True, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 1,
-    "fsdp_config": {"transformer_layer_cls_to_wrap": ["LlamaDecoderLayer", "CLIPEncoderLayer"]},
+    "fsdp_config": {"transformer_layer_cls_to_wrap": ["DecoderLayer", "CLIPEncoderLayer"]},
 }  # fmt: skip
 
 

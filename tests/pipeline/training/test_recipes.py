@@ -47,7 +47,7 @@ def test_the_papers_recipe(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
     if name != "temporal-reader":
         assert arguments.learning_rate == 2e-5
         assert arguments.fsdp_plugin_args["fsdp_version"] == 2
-        assert arguments.fsdp_plugin_args["transformer_cls_names_to_wrap"] == "LlamaDecoderLayer,CLIPEncoderLayer"
+        assert arguments.fsdp_plugin_args["transformer_cls_names_to_wrap"] == "DecoderLayer,CLIPEncoderLayer"
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaTokenizer
 
 from vococache.errors import ModelError
 from vococache.model import load_model
-from vococache.model.config import PromptPieces, hf_config
+from vococache.model.config import PromptPieces
 from vococache.model.foreign import vicuna_prompt
+from vococache.model.parts import part_config
 from vococache.model.scratch import byte_tokenizer, random_model, small_config
 from vococache.model.voco import VoCoModel
 from vococache.workers.reason import question_ids
@@ -26,7 +27,7 @@ def make(family: str = "llama", *, tied: bool = False, **changes: Any) -> VoCoMo
     text = config.text.to_dict() | {
         "model_type": family, "num_key_value_heads": 2, "tie_word_embeddings": tied, "head_dim": 16,
     }  # fmt: skip
-    config = replace(config, text=hf_config(text), **changes)
+    config = replace(config, text=part_config(text), **changes)
     model = random_model(config, seed=5)
     model.tokenizer, model.name = tokenizer, "tiny"
     return model
@@ -86,7 +87,7 @@ def test_a_template_of_other_ids_is_left_out(tmp_path: Path) -> None:
     prompt = vicuna_prompt(model.config.text, tokenizer)
     model.tokenizer = tokenizer
     voco = tokenizer.convert_tokens_to_ids("<voco>")
-    text = hf_config(model.config.text.to_dict() | {"vocab_size": len(tokenizer)})
+    text = part_config(model.config.text.to_dict() | {"vocab_size": len(tokenizer)})
     model = random_model(replace(model.config, text=text, voco_token_id=voco, prompt=prompt), seed=5)
     model.tokenizer = tokenizer
     found = export_decoder(model, tmp_path / "out")
@@ -122,7 +123,7 @@ def test_without_voco_tokens_the_mediums_placeholder_stands_for_entries(tmp_path
         template="\n{question}<|im_end|>\nassistant\n", followup="<|im_end|>\nuser\n{question}<|im_end|>\nassistant\n",
         before_answer="",
     )  # fmt: skip
-    text = hf_config(model.config.text.to_dict() | {"vocab_size": len(tokenizer)})
+    text = part_config(model.config.text.to_dict() | {"vocab_size": len(tokenizer)})
     config = replace(model.config, text=text, voco_token_id=None, prompt=prompt, compression="cover", num_voco_tokens=2)
     model = random_model(config, seed=6)
     model.tokenizer, model.name = tokenizer, "untrained"
