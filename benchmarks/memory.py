@@ -16,9 +16,9 @@ import numpy as np
 import psutil
 from common import report
 
-from vococache.model.checkpoints import save_pretrained
 from vococache.model.images import FrameGeometry
 from vococache.model.parts import part_config
+from vococache.model.saving import save_pretrained
 from vococache.model.scratch import byte_tokenizer, random_model, small_config
 
 FPS, SIZE = 4, 336

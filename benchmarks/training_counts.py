@@ -29,10 +29,11 @@ from common import report
 from torch.distributed.fsdp import fully_shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from vococache.model.checkpoints import load_model, save_pretrained
+from vococache.model.checkpoints import load_model
 from vococache.model.config import VoCoConfig
 from vococache.model.counted import count_step
 from vococache.model.objective import Objective
+from vococache.model.saving import save_pretrained
 from vococache.model.scratch import byte_tokenizer, llava_7b, random_model, small_config
 from vococache.model.training_costs import (
     TrainingStep,

@@ -58,8 +58,8 @@ class Summarised(VoCoModel):
 class MeanPooling(Summarised):
     """Average pooling + linear (LLaMA-VID, arXiv 2311.17043): means of K stretches of the projected tokens."""
 
-    def __init__(self, config: VoCoConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: VoCoConfig, *, tower: bool = True) -> None:
+        super().__init__(config, tower=tower)
         self.pooled_projector = nn.Linear(config.text.hidden_size, config.text.hidden_size)
 
     def summary(self, features: Tensor) -> Tensor:
@@ -73,10 +73,10 @@ class MeanPooling(Summarised):
 class QFormer(Summarised):
     """A Q-Former (BLIP-2, arXiv 2301.12597) with K learned queries over the tower's features, then a projection."""
 
-    def __init__(self, config: VoCoConfig) -> None:
-        from transformers import Blip2QFormerConfig, Blip2QFormerModel  # three seconds, for this one alone
+    def __init__(self, config: VoCoConfig, *, tower: bool = True) -> None:
+        from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
-        super().__init__(config)
+        super().__init__(config, tower=tower)
         width = config.vision.hidden_size
         self.qformer = Blip2QFormerModel(
             Blip2QFormerConfig(

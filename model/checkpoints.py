@@ -1,32 +1,27 @@
-"""Loading and saving VoCo models: safetensors only, no remote code, no pickle.
+"""Loading VoCo models: safetensors only, no remote code, no pickle.
 
-Three layouts are read: our own (`save_pretrained`), the official one of VoCo-LLaMA and LLaVA-1.5, and Hugging Face
-folders of the families in `vococache.model.families`. A name without a folder is an embedded model, or one on the
+Three layouts are read: our own (`vococache.model.saving`), the official one of VoCo-LLaMA and LLaVA-1.5, and Hugging
+Face folders of the families in `vococache.model.families`. A name without a folder is an embedded model, or one on the
 Hugging Face hub.
 """
 
-import json
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import GenerationConfig
 
 from vococache.errors import ModelError
-from vococache.model import families, foreign, hub
+from vococache.model import families, foreign
 from vococache.model.baselines import model_class
 from vococache.model.config import MODEL_TYPE, VoCoConfig
 from vococache.model.files import ADAPTER, read_json
 from vococache.model.fingerprint import (
-    compressor_fingerprint,
-    compute_dtype,
-    current_weights_digest,
+    SEEING,
     dtype_name,
     is_stage1,
     remember_digest,
@@ -35,16 +30,11 @@ from vococache.model.fingerprint import (
 )
 from vococache.model.float8 import FLOAT8, use_float8
 from vococache.model.reader import own_weights
+from vococache.model.vision import behind_the_feature
 from vococache.model.voco import VoCoModel
 
 EMBEDDED = Path(__file__).parent / "embedded"
 EMBEDDINGS = ("language_model.embed_tokens.weight", "lm_head.weight")
-UNUSED_PARTS = (
-    "vision_tower.post_layernorm.",
-    "vision_tower.head.",
-    "vision_tower.layernorm.",
-    "vision_tower.embeddings.mask_token",
-)
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # Well-known models that cannot be loaded, and why.
 _MROPE = "its positions are multimodal (M-RoPE), so a cached key has no single place in time"
@@ -84,6 +74,7 @@ def load_model(
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
     hashed: bool = True,
+    tower: bool = True,
 ) -> VoCoModel:
     """Load a VoCo model for inference; works without a tokenizer.
 
@@ -96,7 +87,8 @@ def load_model(
     `dtype`: of weights and computation; by default float32 on a CPU, and on a GPU the checkpoint's own, but bfloat16
     for float32; "float8" is bfloat16 with the compressor's decoder in float8 (`vococache.model.float8`). `device`: by
     default a GPU where there is one; "meta" reads no weight. `hashed`: False spares the digest of the weights as they
-    are stored, which takes about as long as loading them; the fingerprint is then of the weights in memory.
+    are stored, which takes about as long as loading them; the fingerprint is then of the weights in memory. `tower`:
+    False leaves out the vision tower and the projector, for a model that only reads caches.
 
     Raises `ModelError` where the folder is not such a checkpoint, is not supported, or has missing, extra,
     mis-shaped or non-finite weights.
@@ -115,7 +107,7 @@ def load_model(
     reader = config.reader
     config = replace(config, reader=None)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    model = build(layout, config, folder, resolve_dtype(dtype, where), where, hashed=hashed)
+    model = build(layout, config, folder, resolve_dtype(dtype, where), where, hashed=hashed, tower=tower)
     if reader is not None:
         model.add_reader(reader)
         if where.type != "meta":
@@ -136,10 +128,11 @@ def build(
     device: torch.device,
     *,
     hashed: bool = True,
+    tower: bool = True,
 ) -> VoCoModel:
     """A model of `config` with a layout's weights, for inference; `folder` is named where they do not fit."""
     with torch.device("meta"):
-        model = model_class(config)(config)
+        model = model_class(config)(config, tower=tower)
     if device.type == "meta":
         _restore_buffers(model.to(dtype), torch.device("cpu"))
     else:
@@ -157,8 +150,11 @@ def locate(path_or_name: str | Path) -> tuple[Path, str]:
     embedded = EMBEDDED / path.name
     if not path.exists() and name == path.name and (embedded / "config.json").is_file():
         return embedded, name
-    if not path.exists() and hub.is_hub_id(name):
-        return hub.fetch(name)
+    if not path.exists() and "/" in name:
+        from vococache.model import hub
+
+        if hub.is_hub_id(name):
+            return hub.fetch(name)
     if not (path / "config.json").is_file():
         names = sorted(entry.parent.name for entry in EMBEDDED.glob("*/config.json"))
         raise ModelError(
@@ -209,31 +205,6 @@ def _layout(folder: Path, data: dict[str, Any], compression: str | None, chat_te
         f"{folder} holds a {kind!r} model; expected 'voco' (ours), 'llava_llama' (official VoCo-LLaMA and LLaVA-1.5) or"
         f" a Hugging Face folder of {sorted(families.FAMILIES)}"
     )
-
-
-def save_pretrained(model: VoCoModel, folder: str | Path, *, note: str | None = None) -> None:
-    """Write `model` as a folder that `load_model` reads: config.json, safetensors, tokenizer, fingerprint."""
-    if compute_dtype(model) == FLOAT8:
-        raise ModelError(f"model {model.name!r} is in float8, which is not saved: load it in another dtype")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.contiguous() for name, tensor in own_weights(model.state_dict()).items()}
-    save_torch_state_dict(state, folder)
-    for file in folder.glob("*.safetensors"):
-        file.chmod(0o644)  # written private; a checkpoint is as readable as its folder
-    if model.tokenizer is not None:
-        model.tokenizer.save_pretrained(folder)
-    remember_digest(model, current_weights_digest(model))
-    config = model.config.to_dict() | {
-        "dtype": dtype_name(model.dtype),
-        "fingerprint": compressor_fingerprint(model),
-    }
-    if note is not None:
-        config["note"] = note
-    prompt = model.config.prompt
-    ends: Any = GenerationConfig  # has no types
-    ends(bos_token_id=prompt.bos_id, eos_token_id=list(prompt.stop_ids)).save_pretrained(folder)
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype | None:
@@ -327,7 +298,10 @@ def _fill(
     for weights, rename in sources:
         for stored, tensor in weights:
             name = rename(stored)
-            if name is None or name.startswith("reader.") or _unused(name, layers, model.config, wanted):
+            if name is None or name.startswith("reader.") or _unused(name, layers, model.config):
+                continue
+            if model.vision_tower is None and name.startswith(SEEING):  # a part of the fingerprint all the same
+                digests[name] = tensor_digest(name, tensor, model.config) if hashed else b""
                 continue
             if name not in wanted:
                 raise ModelError(f"{folder}: weight {stored!r} has no place in this model")
@@ -386,11 +360,11 @@ def _checked(what: str, tensor: Tensor, shape: torch.Size, dtype: torch.dtype | 
     return cast
 
 
-def _unused(name: str, layers: re.Pattern[str], config: VoCoConfig, wanted: Collection[str]) -> bool:
+def _unused(name: str, layers: re.Pattern[str], config: VoCoConfig) -> bool:
     """Vision weights behind the layer whose output is the feature, and a copy of tied embeddings."""
     if name == "lm_head.weight" and config.text.tie_word_embeddings:
         return True
-    if name not in wanted and name.startswith(UNUSED_PARTS):
+    if name.startswith(tuple(f"vision_tower.{part}" for part in behind_the_feature(config))):
         return True
     match = layers.match(name)
     return match is not None and int(match.group(1)) >= config.vision.num_hidden_layers
@@ -398,7 +372,7 @@ def _unused(name: str, layers: re.Pattern[str], config: VoCoConfig, wanted: Coll
 
 def _restore_buffers(model: VoCoModel, device: torch.device) -> None:
     """Position indices of the vision tower are no weights, so building without storage left them empty."""
-    embeddings: Any = model.vision_tower.embeddings
+    embeddings: Any = getattr(model.vision_tower, "embeddings", None)
     if hasattr(embeddings, "position_ids"):
         embeddings.position_ids = torch.arange(embeddings.num_positions, device=device)[None]
     left = [name for name, buffer in model.named_buffers() if buffer.is_meta]

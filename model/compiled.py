@@ -54,10 +54,9 @@ def fuse(layers: nn.ModuleList) -> None:
 
 def warm_up(model: "VoCoModel") -> None:
     """Run both stages in the sizes that are compiled apart: one segment and several, a text and one token."""
-    config, text = model.config, torch.arange(3)
-    side = config.geometry.size
+    ids, text = torch.zeros(model.config.stage1_length, dtype=torch.long, device=model.device), torch.arange(3)
+    embedded = model.language_model.embed_tokens(ids)
     with torch.inference_mode():
         for segments in (2, 1):
-            frames = torch.zeros(segments, config.frames_per_segment, side, side, 3, dtype=torch.uint8)
-            cache = model.compress(model.pixel_values(frames))
+            cache = model.entries(embedded.expand(segments, -1, -1), model.segment_entries)
         generate(model, model.place(cache), [text], 2, GenerationOptions(stop_ids=()))

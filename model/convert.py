@@ -16,9 +16,10 @@ from torch import Tensor
 
 from vococache.errors import ModelError
 from vococache.model.adapter import is_adapter, merged
-from vococache.model.checkpoints import locate, save_pretrained
+from vococache.model.checkpoints import locate
 from vococache.model.families import family_name
 from vococache.model.files import ADAPTER, read_json
+from vococache.model.saving import save_pretrained
 
 SHARD_BYTES = 4 << 30
 PROJECTOR = "mm_projector.bin"  # the official code's, where it alone was trained

@@ -17,6 +17,7 @@ from vococache.model.float8 import E4M3, FLOAT8
 from vococache.model.voco import VoCoModel
 
 EMBEDDING = "language_model.embed_tokens.weight"
+SEEING = ("vision_tower.", "projector.")  # weights of what makes frames tokens
 # What the last layer computes behind its keys and values never reaches a cache.
 _BEHIND_LAST_KEYS = (
     "self_attn.q_proj",
@@ -97,8 +98,9 @@ def known_digest(model: VoCoModel) -> str | None:
 
 
 def model_digest(model: VoCoModel) -> str:
-    """sha256, hex, over all weights, the reader's included: models of one digest read alike."""
-    return weights_digest((name, _values_digest(name, tensor)) for name, tensor in model.state_dict().items())
+    """sha256, hex, over all weights that read, the reader's included: models of one digest read alike."""
+    reading = ((name, tensor) for name, tensor in model.state_dict().items() if not name.startswith(SEEING))
+    return weights_digest((name, _values_digest(name, tensor)) for name, tensor in reading)
 
 
 def compressor_fingerprint(model: VoCoModel, *, config: VoCoConfig | None = None, dtype: str | None = None) -> str:

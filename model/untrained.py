@@ -55,6 +55,6 @@ class Untrained(VoCoModel):
         for frame in frames.unbind(1):
             parts += [shared, frame] if parts else [frame]
         if self.config.has_newline:
-            newline: Tensor = self.projector.newline  # type: ignore[assignment]
+            newline: Tensor = self.projector.newline
             parts.append(newline.expand(len(frames), 1, -1).to(frames.dtype))
         return torch.cat(parts, dim=1)

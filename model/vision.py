@@ -24,13 +24,21 @@ def build_tower(config: VoCoConfig) -> Any:
     build: Any = AutoModel.from_config
     # Not in the dtype that a checkpoint's config may name.
     tower = build(config.vision.transformers(), dtype=torch.get_default_dtype())
-    if config.vision.model_type in ("clip_vision_model", "siglip_vision_model"):
-        tower.post_layernorm = nn.Identity()
-    if hasattr(tower, "head"):
-        tower.head = nn.Identity()
-    if config.vision.model_type == "internvl_vision" and config.connector["vision_feature_layer"] != -1:
-        tower.layernorm = nn.Identity()  # behind the last layer alone
+    for name in behind_the_feature(config):
+        part = name.removesuffix(".")
+        if name != part and hasattr(tower, part):
+            setattr(tower, part, nn.Identity())
     return tower
+
+
+def behind_the_feature(config: VoCoConfig) -> tuple[str, ...]:
+    """How the names of a tower's weights begin that its features do not need."""
+    if config.vision.model_type in ("clip_vision_model", "siglip_vision_model"):
+        return ("post_layernorm.", "head.")
+    if config.vision.model_type == "internvl_vision":
+        masked = () if config.vision.use_mask_token else ("embeddings.mask_token",)
+        return masked if config.connector["vision_feature_layer"] == -1 else (*masked, "layernorm.")
+    return ()
 
 
 def frame_features(config: VoCoConfig, tower: Any, pixels: Tensor, *, recompute: bool = False) -> Tensor:

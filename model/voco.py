@@ -31,10 +31,11 @@ IGNORED_LABEL = -100
 class VoCoModel(nn.Module):
     """A vision tower, a projector and a decoder that compresses with VoCo tokens.
 
-    Build it with `vococache.load_model`. `config` says which K and how many frames a segment has.
+    Build it with `vococache.load_model`. `config` says which K and how many frames a segment has. Without `tower` it
+    has neither tower nor projector: it reads caches, and cannot compress.
     """
 
-    def __init__(self, config: VoCoConfig) -> None:
+    def __init__(self, config: VoCoConfig, *, tower: bool = True) -> None:
         super().__init__()
         self.config = config
         self.tokenizer: Any = None  # a Hugging Face tokenizer, where the checkpoint has one
@@ -43,8 +44,8 @@ class VoCoModel(nn.Module):
         self.weights_digest: str | None = None
         self.weights_sum = 0
         self.gradient_checkpointing = False  # in training: compute again in the backward pass what a layer held
-        self.vision_tower = build_tower(config)
-        self.projector = build_projector(config)
+        self.vision_tower: Any = build_tower(config) if tower else None
+        self.projector: Any = build_projector(config) if tower else None
         self.language_model = Decoder(config.text)
         self.lm_head = nn.Linear(config.text.hidden_size, config.text.vocab_size, bias=False)
         if config.text.tie_word_embeddings:
@@ -92,6 +93,8 @@ class VoCoModel(nn.Module):
         """Pixels [S, F, 3, H, W] as the vision tower's features [S * F, patches, vision size], frames in order."""
         if pixel_values.dim() != 5:
             raise InputError(f"expected pixel values [S, F, 3, H, W], found the shape {tuple(pixel_values.shape)}")
+        if self.vision_tower is None:
+            raise ModelError(f"model {self.name!r} was loaded without its vision tower: it reads caches alone")
         pixels = pixel_values.flatten(0, 1).to(self.device, self.dtype)
         return frame_features(self.config, self.vision_tower, pixels, recompute=self.gradient_checkpointing)
 

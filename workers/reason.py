@@ -72,7 +72,7 @@ class ReasonStage:
     def of(
         cls, store: StoreReader, model: str | None = None, *, dtype: str | None = None, device: str | None = None
     ) -> "ReasonStage":
-        """The stage over `store` with the model of that name (None: that made it), compressing as the store's did."""
+        """The stage over `store` with the model of that name (None: that made it), which reads what it compressed."""
         header = store.header
         prefix = header.prompt.get("prefix_ids")
         asked: dict[str, Any] = {"compression": header.compression}
@@ -81,7 +81,7 @@ class ReasonStage:
                 "prefix_ids": prefix, "num_voco_tokens": header.tokens, "frames_per_segment": header.frames_per_segment,
                 "chat_template": header.prompt.get("chat_template"),
             }  # fmt: skip
-        return cls(load_model(model or header.model, dtype=dtype, device=device, **asked), store)
+        return cls(load_model(model or header.model, dtype=dtype, device=device, tower=False, **asked), store)
 
     def select(self, video: str, start: float | None, end: float | None) -> SegmentSpan:
         """The segments of `video` whose first frame lies in [start, end] seconds. Raises `InputError` if none do."""

@@ -20,8 +20,9 @@ import yaml
 
 from vococache.errors import InputError
 from vococache.model.baselines import with_compression
-from vococache.model.checkpoints import load_model, save_pretrained
+from vococache.model.checkpoints import load_model
 from vococache.model.generate import GenerationOptions, generate
+from vococache.model.saving import save_pretrained
 from vococache.model.voco import VoCoModel
 from vococache.pipeline.files import whole_file
 from vococache.pipeline.machine import machine

@@ -19,6 +19,7 @@ from vococache.workers.video.process import DecoderProcess
 from vococache.workers.video.sampling import FrameSampling
 
 if TYPE_CHECKING:
+    from vococache.model.voco import VoCoModel
     from vococache.workers.reason import ReasonStage
 
 ASKED = 5  # questions about each clip
@@ -31,7 +32,8 @@ def run_demo(out: Path, *, seed: int, clips: int, say: Callable[[str], None]) ->
     """
     from vococache.workers.compress import store_header
 
-    made_by = store_header(Compressor(model="synthetic").load(None)).fingerprint[:8]  # a release's own store
+    model = Compressor(model="synthetic").load(None)
+    made_by = store_header(model).fingerprint[:8]  # a release's own store
     folder, store = out / f"clips-{seed}-{clips}", str(out / f"store-{seed}-{clips}-{made_by}")
     scenes = split_scenes(f"demo-{seed}", clips)
     report = ingest_clips(scenes, folder, store)
@@ -50,7 +52,7 @@ def run_demo(out: Path, *, seed: int, clips: int, say: Callable[[str], None]) ->
     for row in trial.rows:
         say(f"  {row.video}  {row.question:58} {row.prediction!r} ({'right' if row.right else f'truth: {row.truth}'})")
     _tell_sizes(stage, paths, say)
-    _tell_times(stage, paths, trial.rows[0].question, say)
+    _tell_times(stage, model, paths, trial.rows[0].question, say)
     _tell_accuracy(trial, say)
     return {"accuracy": trial.accuracy, "rows": [asdict(row) for row in trial.rows], "store": store}
 
@@ -70,7 +72,9 @@ def _tell_sizes(stage: "ReasonStage", paths: Sequence[Path], say: Callable[[str]
     )
 
 
-def _tell_times(stage: "ReasonStage", paths: Sequence[Path], question: str, say: Callable[[str], None]) -> None:
+def _tell_times(
+    stage: "ReasonStage", model: "VoCoModel", paths: Sequence[Path], question: str, say: Callable[[str], None]
+) -> None:
     """Seconds to an answer: from the store, and from pixels (decode, compress, answer)."""
     import torch
 
@@ -87,9 +91,8 @@ def _tell_times(stage: "ReasonStage", paths: Sequence[Path], question: str, say:
             started = time.perf_counter()
             frames = [pixels for _, pixels in decoder.open(str(path), sampling, geometry)]
             with torch.inference_mode():
-                pixels = stage.model.pixel_values(torch.stack([torch.from_numpy(frame) for frame in frames])[:, None])
-                cache = stage.model.compress(pixels)
-                stage.model.generate_ids(cache, [question_ids(stage.model, question)], 1)
+                pixels = model.pixel_values(torch.stack([torch.from_numpy(frame) for frame in frames])[:, None])
+                model.generate_ids(model.compress(pixels), [question_ids(model, question)], 1)
             fresh.append(time.perf_counter() - started)
     a, b = statistics.median(cached), statistics.median(fresh)
     say(f"first token: {1000 * a:.0f} ms from the store, {1000 * b:.0f} ms from the video file: {b / a:.1f} x faster")

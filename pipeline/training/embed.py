@@ -2,7 +2,8 @@
 
 import sys
 
-from vococache.model.checkpoints import EMBEDDED, load_model, save_pretrained
+from vococache.model.checkpoints import EMBEDDED, load_model
+from vococache.model.saving import save_pretrained
 
 NAME = "synthetic"
 NOTE = "the embedded model knows only synthetic clips of moving shapes: about any other video its answers mean nothing"

@@ -14,10 +14,10 @@ from transformers import set_seed
 
 from vococache.errors import InputError
 from vococache.model.adapter import save_adapter
-from vococache.model.checkpoints import save_pretrained
 from vococache.model.decoder import fast_attention
 from vococache.model.fingerprint import dtype_name
 from vococache.model.objective import Objective
+from vococache.model.saving import save_pretrained
 from vococache.model.voco import VoCoModel
 from vococache.pipeline.training.card import write_card
 from vococache.pipeline.training.conversations import Conversation, read_conversations

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Trainer, set_seed
 
-from vococache.model.checkpoints import save_pretrained
 from vococache.model.config import VoCoConfig
 from vococache.model.decoder import fast_attention
+from vococache.model.saving import save_pretrained
 from vococache.model.scratch import byte_tokenizer, random_model, small_config
 from vococache.model.voco import IGNORED_LABEL, VoCoModel
 from vococache.pipeline.synthetic.questions import all_questions

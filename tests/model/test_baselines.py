@@ -6,7 +6,7 @@ import torch
 import vococache
 from vococache.errors import InputError, ModelError
 from vococache.model.baselines import COMPRESSIONS, with_compression
-from vococache.model.checkpoints import save_pretrained
+from vococache.model.saving import save_pretrained
 
 
 @pytest.fixture(params=[kind for kind in COMPRESSIONS if kind != "voco"])

@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 
 import vococache
 from vococache.errors import ModelError
-from vococache.model.checkpoints import resolve_dtype, save_pretrained, stored_dtype
+from vococache.model.checkpoints import resolve_dtype, stored_dtype
 from vococache.model.fingerprint import compressor_fingerprint
+from vococache.model.saving import save_pretrained
 from vococache.model.scratch import byte_tokenizer, random_model, small_config
 
 

@@ -10,10 +10,11 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, CLIPVisionModel, PreTrainedTokenizerFast
 
 from vococache.errors import ModelError
-from vococache.model.checkpoints import load_model, save_pretrained
+from vococache.model.checkpoints import load_model
 from vococache.model.compose import compose
 from vococache.model.convert import convert
 from vococache.model.fingerprint import current_weights_digest
+from vococache.model.saving import save_pretrained
 from vococache.model.scratch import byte_tokenizer
 
 CHATML = (

@@ -18,8 +18,8 @@ from transformers import (
 
 import vococache
 from vococache.errors import ModelError
-from vococache.model.checkpoints import save_pretrained
 from vococache.model.fingerprint import compressor_fingerprint, current_weights_digest
+from vococache.model.saving import save_pretrained
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import vococache
-from vococache.model.checkpoints import save_pretrained
 from vococache.model.fingerprint import compressor_fingerprint, current_weights_digest
+from vococache.model.saving import save_pretrained
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 TABLE = "language_model.embed_tokens.weight"

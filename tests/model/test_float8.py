@@ -8,9 +8,9 @@ from torch import nn
 
 import vococache
 from vococache.errors import ModelError
-from vococache.model.checkpoints import save_pretrained
 from vococache.model.fingerprint import compressor_fingerprint
 from vococache.model.float8 import Float8Linear, to_float8, use_float8
+from vococache.model.saving import save_pretrained
 
 
 def rows(count: int, width: int = 48) -> torch.Tensor:

@@ -18,7 +18,7 @@ from transformers import (
 import vococache
 from vococache.errors import ModelError
 from vococache.model.baselines import full_cache
-from vococache.model.checkpoints import save_pretrained
+from vococache.model.saving import save_pretrained
 
 TOWER = "model.vision_tower."
 

@@ -12,7 +12,8 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, Revi
 import vococache
 from vococache.errors import ModelError
 from vococache.model import hub
-from vococache.model.checkpoints import locate, save_pretrained
+from vococache.model.checkpoints import locate
+from vococache.model.saving import save_pretrained
 from vococache.storage import open_store
 from vococache.workers.answering import AnswerStage
 from vococache.workers.compress import store_header

@@ -19,7 +19,7 @@ from transformers import (
 
 import vococache
 from vococache.errors import ModelError
-from vococache.model.checkpoints import save_pretrained
+from vococache.model.saving import save_pretrained
 from vococache.workers.reason import question_ids
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<image>", "<video>", "<|im_start|>", "<|im_end|>", "<end_of_utterance>",

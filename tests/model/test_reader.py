@@ -5,8 +5,8 @@ import torch
 
 import vococache
 from vococache.errors import ModelError
-from vococache.model.checkpoints import save_pretrained
 from vococache.model.fingerprint import compressor_fingerprint, current_weights_digest
+from vococache.model.saving import save_pretrained
 
 LORA = {"kind": "lora", "r": 4, "lora_alpha": 8}
 

@@ -84,9 +84,8 @@ def test_without_bos_and_newline(kit, config_with):
 @pytest.mark.parametrize("tower", ["clip", "siglip"])
 def test_vision_tokens_are_the_projected_features_of_the_stock_tower(kit, tower):
     model = kit.model(tower=tower, frames_per_segment=2)
-    config = kit.vision_config(
-        tower, num_hidden_layers=4
-    ).transformers()  # the feature is the output of its second layer
+    # The feature is the output of its second layer.
+    config = kit.vision_config(tower, num_hidden_layers=4).transformers()
     stock = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}[tower](config).eval()
     kit.fill(stock, 5)
     missing = stock.load_state_dict(model.vision_tower.state_dict(), strict=False).missing_keys

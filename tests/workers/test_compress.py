@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vococache.errors import InputError, StoreMismatchError
-from vococache.model.checkpoints import save_pretrained
+from vococache.model.saving import save_pretrained
 from vococache.model.scratch import byte_tokenizer, random_model, small_config
 from vococache.model.voco import VoCoModel
 from vococache.storage import Intent, Store, open_store

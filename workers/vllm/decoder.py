@@ -73,9 +73,9 @@ class Decoder:
         return load_file(self.folder / OWN / PREFIX)["prefix"]
 
     def shapes(self) -> VoCoModel:
-        """The whole model without its weights: what questions are checked and encoded with."""
+        """The model that reads, without its weights: what questions are checked and encoded with."""
         with torch.device("meta"):
-            model = model_class(self.config)(self.config).to(getattr(torch, self.dtype))
+            model = model_class(self.config)(self.config, tower=False).to(getattr(torch, self.dtype))
         model.name, model.weights_digest = self.name, self.weights_digest
         model.tokenizer = load_tokenizer(self.folder, self.config.text)
         return model.eval()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tests.pipeline.stages import fill_store
 
-from vococache.model.checkpoints import save_pretrained
+from vococache.model.saving import save_pretrained
 from vococache.model.scratch import byte_tokenizer, random_model, small_config
 
 

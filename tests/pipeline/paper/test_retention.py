@@ -13,7 +13,8 @@ from click.testing import CliRunner
 
 from vococache.errors import InputError
 from vococache.model.cache import VoCoCache
-from vococache.model.checkpoints import load_model, save_pretrained
+from vococache.model.checkpoints import load_model
+from vococache.model.saving import save_pretrained
 from vococache.model.scratch import byte_tokenizer, random_model, small_config
 from vococache.model.voco import VoCoModel
 from vococache.pipeline.cli.command import cli

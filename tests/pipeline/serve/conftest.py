@@ -8,7 +8,7 @@ import pytest
 from tests.pipeline.serve.service import client, make_store, serving
 
 from vococache.model import load_model
-from vococache.model.checkpoints import save_pretrained
+from vococache.model.saving import save_pretrained
 from vococache.model.scratch import byte_tokenizer, random_model, small_config
 from vococache.pipeline.ask import open_reader
 from vococache.workers.reason import ReasonStage

@@ -24,8 +24,8 @@ import pytest
 from tests.pipeline.serve.service import client, keep
 
 from vococache.model import load_model
-from vococache.model.checkpoints import save_pretrained
 from vococache.model.parts import part_config
+from vococache.model.saving import save_pretrained
 from vococache.model.scratch import byte_tokenizer, random_model, small_config
 from vococache.pipeline import ask as asking
 from vococache.storage import open_store

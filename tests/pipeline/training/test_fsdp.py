@@ -11,8 +11,9 @@ from PIL import Image
 from tests.pipeline.training.test_job import TORCHRUN, in_process, losses, weights
 
 from vococache.errors import InputError
-from vococache.model.checkpoints import load_model, read_layout, save_pretrained
+from vococache.model.checkpoints import load_model, read_layout
 from vococache.model.fingerprint import compressor_fingerprint
+from vococache.model.saving import save_pretrained
 from vococache.model.scratch import random_model
 from vococache.pipeline.training.job import train
 from vococache.pipeline.training.trainer import training_arguments

@@ -20,8 +20,9 @@ from safetensors.torch import load_file
 
 import vococache
 from vococache.errors import InputError, StoreMismatchError
-from vococache.model.checkpoints import load_model, save_pretrained
+from vococache.model.checkpoints import load_model
 from vococache.model.fingerprint import compressor_fingerprint
+from vococache.model.saving import save_pretrained
 from vococache.model.voco import IGNORED_LABEL
 from vococache.pipeline.ask import ask, open_reader
 from vococache.pipeline.training import trainer

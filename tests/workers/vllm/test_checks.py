@@ -8,6 +8,7 @@ import torch
 
 from vococache.errors import InputError, ModelError, StoreMismatchError
 from vococache.model import load_model
+from vococache.model.parts import PartConfig
 from vococache.model.scratch import byte_tokenizer, random_model, small_config
 from vococache.storage import open_store
 from vococache.workers.compress import store_header
@@ -32,7 +33,7 @@ def engine(decoder: Decoder, **changes: Any) -> Any:
         "tensor_parallel_size": 1, "speculative_config": None, "kv_load_failure_policy": "fail",
     } | changes  # fmt: skip
     parts = SimpleNamespace(**settings)
-    parts.hf_text_config = type(text).from_dict(text.to_dict() | sizes)
+    parts.hf_text_config = PartConfig(**text.to_dict() | sizes)
     return SimpleNamespace(
         model_config=parts, parallel_config=parts, kv_transfer_config=parts, speculative_config=parts.speculative_config
     )
