@@ -18,7 +18,7 @@ from vococache.model.checkpoints import load_model, locate, read_layout
 from vococache.model.compose import compose
 from vococache.model.config import VoCoConfig
 from vococache.model.files import ADAPTER, read_json
-from vococache.model.foreign import load_tokenizer
+from vococache.model.tokenizer import stored_codec
 from vococache.model.voco import VoCoModel
 
 TARGETS = r"language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
@@ -113,7 +113,7 @@ def merged(folder: Path, base: str | Path | None = None) -> tuple[VoCoModel, str
     if config.compression != model.config.compression:
         model = with_compression(model, config.compression)
     model.config = config
-    model.tokenizer = load_tokenizer(folder, config.text)
+    model.codec = stored_codec(folder, config.text)
     model.requires_grad_(False)
     try:
         found: Any = PeftModel.from_pretrained(model, str(folder))

@@ -128,7 +128,7 @@ def with_compression(model: VoCoModel, kind: str, seed: int = 0) -> VoCoModel:
     for name, child in new.named_children():
         if name not in dict(model.named_children()):
             initialise(child.to_empty(device=model.device).to(model.dtype), seed)
-    new.tokenizer, new.name = model.tokenizer, model.name
+    new.codec, new.name = model.codec, model.name
     new.gradient_checkpointing = model.gradient_checkpointing
     if digest := known_digest(model):
         remember_digest(new, digest)

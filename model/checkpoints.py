@@ -30,6 +30,7 @@ from vococache.model.fingerprint import (
 )
 from vococache.model.float8 import FLOAT8, use_float8
 from vococache.model.reader import own_weights
+from vococache.model.tokenizer import TextCodec, stored_codec
 from vococache.model.vision import behind_the_feature
 from vococache.model.voco import VoCoModel
 
@@ -56,7 +57,7 @@ class Layout:
 
     config: VoCoConfig
     sources: tuple[tuple[Path, Rename], ...]
-    tokenizer: Any = None
+    codec: TextCodec | None = None
     new_rows: int = 0  # embedding rows to add for tokens that the checkpoint does not know
     spare_row: int | None = None  # one that is there for a new token, and may hold zeros
     extra: dict[str, Tensor] = field(default_factory=dict)  # weights, by our names, that no file has
@@ -137,7 +138,7 @@ def build(
         _restore_buffers(model.to(dtype), torch.device("cpu"))
     else:
         _fill(model, layout, folder, dtype, device, hashed)
-    model.tokenizer = layout.tokenizer
+    model.codec = layout.codec
     return model.eval().requires_grad_(False)
 
 
@@ -186,19 +187,20 @@ def _layout(folder: Path, data: dict[str, Any], compression: str | None, chat_te
         config = VoCoConfig.from_dict(data)
         if chat_template not in (None, config.prompt.chat_template):
             raise ModelError(f"{folder} has its prompt in config.json: no chat template replaces it")
-        return Layout(config, ((folder, lambda name: name),), foreign.load_tokenizer(folder, config.text))
+        return Layout(config, ((folder, lambda name: name),), stored_codec(folder, config.text))
     if kind == "llava_llama" or "mm_vision_tower" in data:
         official = foreign.official_config(folder, data, compression, chat_template)
         sources: tuple[tuple[Path, Rename], ...] = ((folder, foreign.official_name),)
         if official.tower is not None:
             sources = ((official.tower, foreign.vision_name), *sources)
-        return Layout(official.config, sources, official.tokenizer, official.new_rows)
+        return Layout(official.config, sources, TextCodec.of(official.tokenizer), official.new_rows)
     if kind in families.FAMILIES:
         stored = _stored_names(folder)
         config, tokenizer, new_rows = families.family_config(folder, data, compression, stored, chat_template)
-        rename = {"llava": families.llava_name, "llava_next_video": families.next_video_name}
+        renames = {"llava": families.llava_name, "llava_next_video": families.next_video_name}
+        rename = renames.get(config.family, families.family_name)
         spare = config.voco_token_id if not new_rows else None
-        return Layout(config, ((folder, rename.get(config.family, families.family_name)),), tokenizer, new_rows, spare)
+        return Layout(config, ((folder, rename),), TextCodec.of(tokenizer), new_rows, spare)
     if kind in REFUSED:
         raise ModelError(f"{folder} holds a {kind!r} model, which is not supported: {REFUSED[kind]}")
     raise ModelError(

@@ -13,7 +13,6 @@ from vococache.model.config import VoCoConfig
 from vococache.model.families import add_voco
 from vococache.model.files import read_json
 from vococache.model.foreign import (
-    load_tokenizer,
     official_name,
     tower_preprocessing,
     vicuna_prompt,
@@ -23,6 +22,7 @@ from vococache.model.foreign import (
 from vococache.model.initialise import initialise
 from vococache.model.parts import check_text_config, part_config
 from vococache.model.prompts import text_prompt
+from vococache.model.tokenizer import TextCodec, load_tokenizer
 from vococache.model.vision import build_projector
 from vococache.model.voco import VoCoModel
 
@@ -73,7 +73,7 @@ def compose(
     else:
         sources.append((Path(projector), _projector_name))
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    layout = Layout(config, tuple(sources), tokenizer, new_rows, None if new_rows else voco_id, extra)
+    layout = Layout(config, tuple(sources), TextCodec.of(tokenizer), new_rows, None if new_rows else voco_id, extra)
     model = build(layout, config, folder, resolve_dtype(dtype, where), where, hashed=hashed)
     model.name = name
     return model

@@ -15,7 +15,6 @@ from vococache.model.foreign import (
     CLIP_MEAN,
     CLIP_STD,
     VOCO_TOKEN,
-    load_tokenizer,
     vicuna_prompt,
     vision_config,
     vision_name,
@@ -23,6 +22,7 @@ from vococache.model.foreign import (
 from vococache.model.images import FrameGeometry
 from vococache.model.parts import PartConfig, part_config
 from vococache.model.prompts import chat_prompt, voco_prompt
+from vococache.model.tokenizer import load_tokenizer
 
 HALF = (0.5, 0.5, 0.5)
 # Of each family: the text and vision types where a config leaves them out, its feature layer, and the settings of its

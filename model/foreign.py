@@ -12,30 +12,13 @@ from vococache.model.files import read_json
 from vococache.model.images import FrameGeometry
 from vococache.model.parts import PartConfig, part_config
 from vococache.model.prompts import chat_prompt, voco_prompt
+from vococache.model.tokenizer import load_tokenizer
 
 VOCO_TOKEN = "<voco>"
 END = "</s>"  # in the Vicuna prompt, behind an earlier answer
 OFFICIAL_VOCO_ID = 32000
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-def load_tokenizer(folder: Path, text: PartConfig) -> Any:
-    """The tokenizer beside the weights of a decoder `text`, or None. Never fetched, never remote code."""
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
-        return None
-    from transformers import AutoTokenizer, LlamaTokenizer
-
-    try:
-        if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
-            # A SentencePiece model alone does not say how it is used: as Llama's, which such folders are.
-            return LlamaTokenizer.from_pretrained(folder, local_files_only=True, add_bos_token=True)  # nosec B615
-        # Nothing is downloaded, so there is no revision to pin.
-        return AutoTokenizer.from_pretrained(  # nosec B615
-            folder, config=text.transformers(), local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:  # whatever the tokenizer library raises
-        raise ModelError(f"the tokenizer in {folder} cannot be loaded: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,7 +176,9 @@ class Decoder(nn.Module):
 
     def __init__(self, config: PartConfig) -> None:
         super().__init__()
+        # Weights come later: random ones for a shape without storage would import PyTorch's compiler, a second.
+        table = torch.empty(config.vocab_size, config.hidden_size)
         padding = getattr(config, "pad_token_id", None)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=padding)
+        self.embed_tokens = nn.Embedding.from_pretrained(table, freeze=False, padding_idx=padding)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)

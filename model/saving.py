@@ -32,7 +32,7 @@ def save_pretrained(model: VoCoModel, folder: str | Path, *, note: str | None = 
     save_torch_state_dict(state, folder)
     for file in folder.glob("*.safetensors"):
         file.chmod(0o644)  # written private; a checkpoint is as readable as its folder
-    if model.tokenizer is not None:
+    if model.codec is not None:
         model.tokenizer.save_pretrained(folder)
     remember_digest(model, current_weights_digest(model))
     config = model.config.to_dict() | {

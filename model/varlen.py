@@ -16,8 +16,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
-from torch.nn.attention.varlen import varlen_attn
 
 # "meta" has shapes alone: there a step is counted as a GPU would run it.
 DEVICES = {"cuda", "meta"}
@@ -70,6 +68,8 @@ class Spans:
 
 def varlen(spans: Spans, query_NHD: Tensor, key_MGD: Tensor, value_MGD: Tensor, scale: float) -> Tensor:
     """All texts [N, H, D] in one call."""
+    from torch.nn.attention.varlen import varlen_attn
+
     grouped: dict[str, Any] = {"enable_gqa": True} if query_NHD.shape[1] != key_MGD.shape[1] else {}  # not before 2.12
     out = varlen_attn(
         query_NHD, key_MGD, value_MGD, spans.query_ends, spans.entry_ends, *spans.longest,
@@ -81,6 +81,8 @@ def varlen(spans: Spans, query_NHD: Tensor, key_MGD: Tensor, value_MGD: Tensor, 
 
 def one_by_one(spans: Spans, query_NHD: Tensor, key_MGD: Tensor, value_MGD: Tensor, scale: float) -> Tensor:
     """What `varlen` computes, text by text: slow, and everywhere the same."""
+    from torch.nn.attention.bias import causal_lower_right  # which imports the compiler: a second
+
     outs = []
     queries, entries = (ends.diff().tolist() for ends in (spans.query_ends, spans.entry_ends))
     parts = (torch.split(query_NHD, queries), torch.split(key_MGD, entries), torch.split(value_MGD, entries))

@@ -23,6 +23,7 @@ from vococache.model.layers import Decoder, Mask
 from vococache.model.packing import order, pack, positions_behind, visible
 from vococache.model.reader import build_reader
 from vococache.model.rope import Rope, rotate
+from vococache.model.tokenizer import TextCodec
 from vococache.model.vision import build_projector, build_tower, frame_features
 
 IGNORED_LABEL = -100
@@ -38,7 +39,7 @@ class VoCoModel(nn.Module):
     def __init__(self, config: VoCoConfig, *, tower: bool = True) -> None:
         super().__init__()
         self.config = config
-        self.tokenizer: Any = None  # a Hugging Face tokenizer, where the checkpoint has one
+        self.codec: TextCodec | None = None  # where the checkpoint has a tokenizer
         self.name = "unnamed"
         # Of the checkpoint that the weights came from, and their sum then (`fingerprint.remember_digest`).
         self.weights_digest: str | None = None
@@ -66,6 +67,15 @@ class VoCoModel(nn.Module):
     def reading(self) -> Any:
         """The decoder of stage 2."""
         return self.language_model if self.reader is None else self.reader
+
+    @property
+    def tokenizer(self) -> Any:
+        """Transformers' tokenizer, where the checkpoint has one."""
+        return None if self.codec is None else self.codec.tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Any) -> None:
+        self.codec = TextCodec.of(tokenizer)
 
     @property
     def device(self) -> torch.device:
@@ -315,6 +325,6 @@ class VoCoModel(nn.Module):
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of `text`, no special tokens added."""
-        if self.tokenizer is None:
+        if self.codec is None:
             raise ModelError(f"model {self.name!r} has no tokenizer beside its weights: texts cannot be encoded")
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
+        return self.codec.encode(text)

@@ -293,7 +293,7 @@ def question_ids(model: VoCoModel, question: str, history: Sequence[tuple[str, s
 
 def answer_text(model: VoCoModel, ids: Sequence[int]) -> str:
     """Text of generated ids, special tokens left out."""
-    return str(model.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+    return "" if model.codec is None else model.codec.decode(ids).strip()
 
 
 def prompt_text(prompt: PromptPieces, question: str, history: Sequence[tuple[str, str]]) -> str:

@@ -58,7 +58,7 @@ def starting_model(
             model = build(layout, config, folder, torch.float32, device)
         else:
             model = random_model(config, settings.seed)
-        model.tokenizer = layout.tokenizer
+        model.codec = layout.codec
     else:
         dtype = torch.float32 if settings.lora is None else computed
         model = base_model(
@@ -76,7 +76,7 @@ def base_of(settings: TrainSettings) -> dict[str, Any]:
 
 def _prepared(model: VoCoModel, settings: TrainSettings) -> VoCoModel:
     """The model with the compression and the reader of the settings, and the parts that learn marked."""
-    if model.tokenizer is None:
+    if model.codec is None:
         raise InputError(f"model {settings.model!r} has no tokenizer beside its weights: texts cannot be encoded")
     if settings.compression is not None:
         model = with_compression(model, settings.compression, settings.seed)

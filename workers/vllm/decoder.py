@@ -22,8 +22,8 @@ from vococache.model.baselines import model_class
 from vococache.model.config import PromptPieces, VoCoConfig
 from vococache.model.files import read_json
 from vococache.model.fingerprint import current_weights_digest, dtype_name, known_digest
-from vococache.model.foreign import load_tokenizer
 from vococache.model.reader import own_weights
+from vococache.model.tokenizer import stored_codec
 from vococache.model.voco import VoCoModel
 from vococache.workers.reason import question_ids
 
@@ -77,7 +77,7 @@ class Decoder:
         with torch.device("meta"):
             model = model_class(self.config)(self.config, tower=False).to(getattr(torch, self.dtype))
         model.name, model.weights_digest = self.name, self.weights_digest
-        model.tokenizer = load_tokenizer(self.folder, self.config.text)
+        model.codec = stored_codec(self.folder, self.config.text)
         return model.eval()
 
 
@@ -90,7 +90,7 @@ def export_decoder(model: VoCoModel, out: str | Path) -> bool:
     out = Path(out)
     if out.exists() and any(out.iterdir()):
         raise ModelError(f"{out} is not empty: expected a new folder")
-    if model.tokenizer is None:
+    if model.codec is None:
         raise ModelError(f"model {model.name!r} has no tokenizer beside its weights: questions cannot be encoded")
     placeholder = placeholder_id(model)
     out.mkdir(parents=True, exist_ok=True)

@@ -62,7 +62,7 @@ def test_shards_train_what_one_process_does_with_twice_the_batch(
     """With a teacher, whose weights are sharded too: the second process loads none."""
     layout = read_layout(blank, "voco")
     teacher = random_model(layout.config, 7)
-    teacher.tokenizer = layout.tokenizer
+    teacher.codec = layout.codec
     save_pretrained(teacher, tmp_path / "teacher")
     changes = {"teacher": str(tmp_path / "teacher"), "data": (mostly_text,)}
     train(settings(trainer={"max_steps": 5, "per_device_train_batch_size": 8}, **changes), tmp_path / "one")
@@ -98,7 +98,7 @@ def test_shards_of_a_checkpoint_with_tied_embeddings_and_a_reader(
     config = read_layout(blank, "voco").config
     config.text.tie_word_embeddings = True
     model = random_model(config, 0)
-    model.tokenizer = read_layout(blank, "voco").tokenizer
+    model.codec = read_layout(blank, "voco").codec
     save_pretrained(model, tmp_path / "start")
     changes = {"model": str(tmp_path / "start"), "from_scratch": False, "train": ("reader",)}
     changes |= {"reader": {"kind": "full"}}
