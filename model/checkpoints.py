@@ -302,10 +302,8 @@ def _fill(
             name = rename(stored)
             if name is None or name.startswith("reader.") or _unused(name, layers, model.config):
                 continue
-            if model.vision_tower is None and name.startswith(SEEING):  # a part of the fingerprint all the same
-                digests[name] = tensor_digest(name, tensor, model.config) if hashed else b""
-                continue
-            if name not in wanted:
+            left_out = model.vision_tower is None and name.startswith(SEEING)  # a part of the fingerprint all the same
+            if name not in wanted and not left_out:
                 raise ModelError(f"{folder}: weight {stored!r} has no place in this model")
             if layout.new_rows and name in EMBEDDINGS:
                 # A new token starts as the mean of the known ones.
@@ -313,7 +311,8 @@ def _fill(
                 tensor = torch.cat((tensor, mean.expand(layout.new_rows, -1)))
             elif layout.spare_row is not None and name in EMBEDDINGS:
                 tensor = _with_start(tensor, layout.spare_row)
-            state[name] = _checked(f"{folder}: weight {stored!r}", tensor, wanted[name], dtype, device)
+            if not left_out:
+                state[name] = _checked(f"{folder}: weight {stored!r}", tensor, wanted[name], dtype, device)
             if hashed and is_stage1(name, model.config):
                 digests[name] = tensor_digest(name, tensor, model.config)
     if missing := sorted(wanted.keys() - state.keys()):

@@ -81,7 +81,7 @@ def test_import_is_light(code, tmp_path):
 
 
 def test_a_model_loads_what_it_needs_alone(tmp_path):
-    """Else the first word waits for the code of families that nobody asked for, and of baselines."""
+    """Else a worker waits for the code of families that nobody asked for, and of baselines."""
     code = "import sys, vococache; vococache.load_model('synthetic', device='cpu'); print(*sys.modules)"
     loaded = run_python(code, tmp_path, PYTHONPATH=str(ROOT / "src")).split()
     families = ("blip_2", "idefics3", "internvl", "llava", "siglip", "qwen", "mistral")

@@ -139,8 +139,12 @@ def test_tokenizer_travels_along(kit, tmp_path):
     save_pretrained(model, tmp_path)
     again = vococache.load_model(tmp_path, device="cpu")
     text = "What is it?\n<voco>é"
-    assert again.encode_text(text) == tokenizer.encode(text, add_special_tokens=False)
+    ids = again.encode_text(text)
+    assert ids == tokenizer.encode(text, add_special_tokens=False)
+    assert again.codec.decode(ids) == tokenizer.decode(ids, skip_special_tokens=True) == "What is it?\né"
     assert again.tokenizer.decode(again.encode_text(text)) == text
+    again.tokenizer.add_tokens(["What"])
+    assert len(again.encode_text("What")) == 1, "what is added counts"
     model.tokenizer = None
     with pytest.raises(ModelError, match="no tokenizer"):
         model.encode_text("x")

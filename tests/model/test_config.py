@@ -7,6 +7,7 @@ from transformers import GemmaConfig, GPT2Config, ViTConfig
 
 from vococache.errors import ModelError
 from vococache.model.config import PromptPieces, VoCoConfig
+from vococache.model.parts import part_config, stored_part
 
 
 def test_derived_numbers(kit):
@@ -81,6 +82,21 @@ def test_partial_rotary_as_a_setting_of_its_own(kit):
     data["text_config"]["partial_rotary_factor"] = 0.5
     with pytest.raises(ModelError, match="partial rotary"):
         VoCoConfig.from_dict(data)
+
+
+@pytest.mark.parametrize("rope", ["default", "yarn"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+def test_what_we_stored_is_read_as_transformers_reads_it(kit, family, rope):
+    data = json.loads(json.dumps(kit.text_config(family, rope).to_dict()))
+    assert stored_part(data) == part_config(data)
+    assert stored_part(data).to_dict() == data
+
+
+@pytest.mark.parametrize("left_out", ["rms_norm_eps", "hidden_act", "rope_parameters", "transformers_version"])
+def test_what_is_not_stored_whole_has_its_default(kit, left_out):
+    data = kit.text_config("llama").to_dict()
+    del data[left_out]
+    assert stored_part(data) == part_config(data)
 
 
 def test_the_old_spelling_of_supported_rope(kit):

@@ -18,7 +18,7 @@ from transformers import (
 
 import vococache
 from vococache.errors import ModelError
-from vococache.model.fingerprint import compressor_fingerprint, current_weights_digest
+from vococache.model.fingerprint import compressor_fingerprint, current_weights_digest, model_digest
 from vococache.model.saving import save_pretrained
 
 
@@ -33,6 +33,22 @@ def test_saved_as_ours_it_is_the_same(make, inputs, name, tmp_path):
     assert again.weights_digest == current_weights_digest(again)
     pixels, _ = inputs(model)
     assert again.compress(pixels).data.equal(model.compress(pixels).data)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_without_its_tower_a_model_reads_the_same_caches(make, inputs, name, tmp_path):
+    made = make(name)
+    options = {"compression": "cover", "frames_per_segment": 2, "num_voco_tokens": 3}
+    model, reading = load(made, **options), load(made, tower=False, **options)
+    assert compressor_fingerprint(reading) == compressor_fingerprint(model)
+    assert model_digest(reading) == model_digest(model)
+    assert not [weight for weight in reading.state_dict() if weight.startswith(("vision_tower.", "projector."))]
+    pixels, text = inputs(model)
+    cache = model.compress(pixels)
+    assert reading.read(cache, text[None]).equal(model.read(cache, text[None]))
+    for refused in (lambda: reading.compress(pixels), lambda: save_pretrained(reading, tmp_path / "half")):
+        with pytest.raises(ModelError, match="without its vision tower"):
+            refused()
 
 
 def as_first_saved(name, family):
