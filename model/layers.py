@@ -178,7 +178,9 @@ class Decoder(nn.Module):
         super().__init__()
         # Weights come later: random ones for a shape without storage would import PyTorch's compiler, a second.
         table = torch.empty(config.vocab_size, config.hidden_size)
-        padding = getattr(config, "pad_token_id", None)
-        self.embed_tokens = nn.Embedding.from_pretrained(table, freeze=False, padding_idx=padding)
+        embedding: Any = nn.Embedding  # its method has no types
+        self.embed_tokens = embedding.from_pretrained(
+            table, freeze=False, padding_idx=getattr(config, "pad_token_id", None)
+        )
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
