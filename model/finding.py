@@ -72,9 +72,11 @@ def key_covariance(key_NGD: Tensor) -> Tensor:
 
 def weigh_queries(query_TGRD: Tensor, covariance_GDD: Tensor) -> Tensor:
     """`join_queries`, where it is known how the keys vary."""
-    weight = (query_TGRD @ covariance_GDD * query_TGRD).sum(-1)  # [T, G, R]
-    total = weight.sum(0).clamp(min=torch.finfo(weight.dtype).tiny)
-    return (query_TGRD * weight[..., None]).sum(0) / total[..., None]
+    query_GTRD = query_TGRD.transpose(0, 1)
+    varied = (query_GTRD.flatten(1, 2) @ covariance_GDD).view_as(query_GTRD)  # a product a head, not one a token
+    weight = (varied * query_GTRD).sum(-1, keepdim=True)  # [G, T, R, 1]
+    total = weight.sum(1).clamp(min=torch.finfo(weight.dtype).tiny)
+    return (query_GTRD * weight).sum(1) / total
 
 
 def key_scores(query_GRD: Tensor, keys_SKGD: npt.NDArray[np.float16]) -> Tensor:
