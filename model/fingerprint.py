@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vococache.errors import ModelError
 from vococache.model.config import VoCoConfig
 from vococache.model.float8 import E4M3, FLOAT8
 from vococache.model.voco import VoCoModel
@@ -85,7 +86,12 @@ def remember_digest(model: VoCoModel, digest: str) -> None:
 
 
 def current_weights_digest(model: VoCoModel) -> str:
-    """The digest of the weights as the model holds them now (training changes them)."""
+    """The digest of the weights as the model holds them now (training changes them).
+
+    Raises `ModelError` where it has not all of them.
+    """
+    if model.vision_tower is None:
+        raise ModelError(f"model {model.name!r} was loaded without its vision tower: its weights have no digest")
     used = [(name, tensor) for name, tensor in model.state_dict().items() if is_stage1(name, model.config)]
     return weights_digest((name, tensor_digest(name, tensor, model.config)) for name, tensor in used)
 
