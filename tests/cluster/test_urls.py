@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -39,14 +40,20 @@ def test_from_s3_to_s3(
 
     opened = open_store(store)
     assert not list(maintenance.verify(opened))
+    found = {without_generation(entry.key): opened.objects.get(entry.key) for entry in opened.objects.walk("videos")}
     for key, data in videos_content.items():
         if "/c." in key:
-            assert opened.objects.get(key) == data, "the bytes of a local store"
+            assert found[without_generation(key)] == data, "the bytes of a local store"
     code, out, err = voco("ask", store, "three_chunks", "What is it?", "--json", env=env).finish()
     assert code == 0
     assert json.loads(out)["answers"][0]["question"] == "What is it?"
     code, out, err = voco("ingest", f"{place}/videos/", "--store", store, "--fps", FPS, "--json", env=env).finish()
     assert len(json.loads(out)["up_to_date"]) == len(report["done"])
+
+
+def without_generation(key: str) -> str:
+    """A chunk's key but for what depends on where its video came from."""
+    return re.sub(r"\.[0-9a-f]{16}(?=/)", "", key)
 
 
 def test_a_store_in_memory_is_refused(voco: Callable[..., Command], videos: Path) -> None:
