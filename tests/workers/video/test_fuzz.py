@@ -168,4 +168,5 @@ def test_mutated_clips(bases: dict[str, bytes], tmp_path: Path, count: int) -> N
     assert outcomes["pyav refused"] > count / 20
     if count > 1000:
         early, late = memory[count // 10], memory[count]
-        assert all(after < 1.1 * before for before, after in zip(early, late, strict=True)), memory
+        # Over 7,000 clips the child goes up and down between 88 and 115 MiB.
+        assert all(after < before + (40 << 20) for before, after in zip(early, late, strict=True)), memory
