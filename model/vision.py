@@ -25,14 +25,13 @@ def build_tower(config: VoCoConfig) -> Any:
     # Not in the dtype that a checkpoint's config may name.
     tower = build(config.vision.transformers(), dtype=torch.get_default_dtype())
     for name in behind_the_feature(config):
-        part = name.removesuffix(".")
-        if name != part and hasattr(tower, part):
-            setattr(tower, part, nn.Identity())
+        if name.endswith(".") and hasattr(tower, name[:-1]):
+            setattr(tower, name[:-1], nn.Identity())
     return tower
 
 
 def behind_the_feature(config: VoCoConfig) -> tuple[str, ...]:
-    """How the names of a tower's weights begin that its features do not need."""
+    """How the names of a tower's weights begin that its features do not need; a module's with its dot."""
     if config.vision.model_type in ("clip_vision_model", "siglip_vision_model"):
         return ("post_layernorm.", "head.")
     if config.vision.model_type == "internvl_vision":
